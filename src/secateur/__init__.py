@@ -1,0 +1,1 @@
+"""Prune a trained PyTorch network in one cut, guided by a teacher."""

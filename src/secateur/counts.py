@@ -1,0 +1,56 @@
+"""How many weights a sparsity stands for: the only rounding rule in the library."""
+
+from __future__ import annotations
+
+import math
+from decimal import Decimal
+from fractions import Fraction
+
+from secateur.errors import InvalidArgument
+
+
+def check_fraction(name: str, value: float, *, below_one: bool = False) -> float:
+    """`value` itself if it is a finite number in [0, 1], or in [0, 1) with `below_one`.
+
+    Args:
+        name: What the number is, for the error message.
+        value: The number to check.
+        below_one: Refuse exactly 1.
+
+    Raises:
+        InvalidArgument: if it is not.
+    """
+    inside = math.isfinite(value) and 0 <= value and (value < 1 if below_one else value <= 1)
+    if not inside:
+        allowed = "[0, 1)" if below_one else "[0, 1]"
+        hint = f" {name} is a fraction: did you mean {value / 100:g}?" if 1 < value <= 100 else ""
+        raise InvalidArgument(f"{name} must be in {allowed}, got {value!r}.{hint}")
+    return value
+
+
+def n_prune(n: int, sparsity: float) -> int:
+    """Number of weights to remove from `n` at `sparsity`: ``n · sparsity`` rounded half up.
+
+    The sparsity counts as the decimal that a person wrote (``0.9``, not the binary number next to
+    it), and the product is exact, so 10 weights at 0.9 lose 9, never 8.
+
+    Args:
+        n: Number of weights, ≥ 0.
+        sparsity: Fraction removed, in [0, 1).
+
+    Returns:
+        An integer in [0, n].
+
+    Raises:
+        InvalidArgument: if `sparsity` is outside [0, 1) or `n` is negative.
+    """
+    check_fraction("sparsity", sparsity, below_one=True)
+    if n < 0:
+        raise InvalidArgument(f"a number of weights must be at least 0, got {n}.")
+    exact = n * Fraction(Decimal(repr(float(sparsity))))
+    return math.floor(exact + Fraction(1, 2))
+
+
+def n_keep(n: int, sparsity: float) -> int:
+    """Number of weights that stay: ``n - n_prune(n, sparsity)``."""
+    return n - n_prune(n, sparsity)

@@ -1,0 +1,65 @@
+"""Names for the shapes of data that pass between modules, and how a batch is taken apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeAlias, cast
+
+import torch
+from torch import Tensor
+
+from secateur.errors import DataError
+
+Named: TypeAlias = Mapping[str, Tensor]
+"""Tensors keyed by the state-dict name of the parameter they belong to."""
+
+Batches: TypeAlias = Iterable[Any]
+"""An iterable of batches, such as a DataLoader: ``(inputs, labels)`` pairs, or bare inputs."""
+
+Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""``loss(outputs, labels)``, a scalar averaged over the batch."""
+
+
+def split_batch(batch: object, device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Inputs and labels of one batch on `device`; labels are None where there are none.
+
+    Args:
+        batch: A tensor of inputs, or a tuple or list ``(inputs,)`` or ``(inputs, labels)``.
+        device: Where the model lives.
+
+    Raises:
+        DataError: for any other structure, and for an input that holds NaN or infinity.
+    """
+    if isinstance(batch, Tensor):
+        inputs, labels = batch, None
+    elif isinstance(batch, (tuple, list)) and 1 <= len(cast("list[object]", batch)) <= 2:
+        parts = cast("list[object]", list(batch))
+        inputs, labels = parts[0], parts[1] if len(parts) == 2 else None
+    else:
+        raise DataError(
+            f"a batch must be a tensor, (inputs,) or (inputs, labels), got {type(batch).__name__}. "
+            "Wrap your loader in a generator that yields such pairs."
+        )
+    if not isinstance(inputs, Tensor) or not (labels is None or isinstance(labels, Tensor)):
+        raise DataError(
+            "inputs and labels of a batch must be tensors, got "
+            f"{type(inputs).__name__} and {type(labels).__name__}."
+        )
+    if inputs.is_floating_point() and not bool(torch.isfinite(inputs).all()):
+        raise DataError("a batch of inputs holds NaN or infinity; clean the data before scoring or training.")
+    inputs = inputs.to(device, non_blocking=True)
+    return inputs, None if labels is None else labels.to(device, non_blocking=True)
+
+
+def split_batches(batches: Batches, device: torch.device) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """`split_batch` over a loader.
+
+    Raises:
+        DataError: if there is not a single batch, or a batch is not usable.
+    """
+    empty = True
+    for batch in batches:
+        empty = False
+        yield split_batch(batch, device)
+    if empty:
+        raise DataError("the loader yielded no batch; check that the data set is not empty.")

@@ -1,0 +1,105 @@
+"""Which tensors are pruned, and how they are looked up by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from secateur.errors import TargetError
+
+PRUNABLE_MODULES: tuple[type[nn.Module], ...] = (
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+    nn.Linear,
+)
+"""Modules whose ``weight`` is pruned by default: never biases, norms or embeddings."""
+
+_WRAPPERS = ("_orig_mod", "module")
+"""Name components that torch.compile and DistributedDataParallel put in front of a model."""
+
+
+def parameters_by_name(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters keyed by the state-dict name of the bare model, a shared one once.
+
+    The prefixes of ``torch.compile`` (``_orig_mod.``) and of ``DistributedDataParallel``
+    (``module.``) are left out, so names do not change when a model is wrapped.
+    """
+    return dict(unwrap(model).named_parameters())
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The bare model inside ``torch.compile`` and ``DistributedDataParallel`` wrappers."""
+    while True:
+        children = dict(model.named_children())
+        if len(children) != 1 or any(True for _ in model.parameters(recurse=False)):
+            return model
+        (name, child) = next(iter(children.items()))
+        if name not in _WRAPPERS or type(model).__name__ not in (
+            "OptimizedModule",
+            "DistributedDataParallel",
+        ):
+            return model
+        model = child
+
+
+def select_targets(
+    model: nn.Module, *, include: Sequence[str] = ("*",), exclude: Sequence[str] = ()
+) -> dict[str, nn.Parameter]:
+    """Prunable weights by state-dict name, in the order of the model.
+
+    These are the ``weight`` tensors of `PRUNABLE_MODULES` that are trainable. A weight that is
+    frozen (``requires_grad=False``) counts as one that must not be touched; a weight that is shared
+    with another kind of module, such as an embedding, is left out; a shared weight appears once.
+
+    Args:
+        model: Any module.
+        include: Shell patterns (``*``, ``?``, ``[…]``) of names to consider.
+        exclude: Shell patterns of names to leave dense; they win over `include`.
+
+    Raises:
+        TargetError: if a pattern matches no prunable weight, or nothing is left to prune.
+    """
+    candidates, frozen = _candidates(unwrap(model))
+    for pattern in (*(p for p in include if p != "*"), *exclude):
+        if not any(fnmatchcase(name, pattern) for name in candidates):
+            names = ", ".join(candidates) or "none"
+            raise TargetError(f"pattern {pattern!r} matches no prunable weight. Prunable here: {names}.")
+    chosen = {
+        name: weight
+        for name, weight in candidates.items()
+        if any(fnmatchcase(name, p) for p in include) and not any(fnmatchcase(name, p) for p in exclude)
+    }
+    if not chosen:
+        raise TargetError(_why_nothing(model, len(candidates), frozen))
+    return chosen
+
+
+def _candidates(model: nn.Module) -> tuple[dict[str, nn.Parameter], int]:
+    """Prunable trainable weights by name, and how many more are frozen."""
+    prunable: set[int] = set()
+    other: set[int] = set()
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            is_target = name == "weight" and isinstance(module, PRUNABLE_MODULES)
+            (prunable if is_target else other).add(id(parameter))
+    wanted = {n: p for n, p in model.named_parameters() if id(p) in prunable - other and p.numel()}
+    trainable = {n: p for n, p in wanted.items() if p.requires_grad}
+    return trainable, len(wanted) - len(trainable)
+
+
+def _why_nothing(model: nn.Module, n_candidates: int, n_frozen: int) -> str:
+    where = f"{type(model).__name__} has nothing to prune: "
+    if n_candidates:
+        return where + "include and exclude leave none of its prunable weights."
+    if n_frozen:
+        return where + (
+            f"its {n_frozen} prunable weights are frozen (requires_grad=False). "
+            "Call requires_grad_(True) on what may be pruned."
+        )
+    return where + "it holds no Conv, ConvTranspose or Linear weight."
