@@ -20,7 +20,7 @@ def check_fraction(name: str, value: float, *, below_one: bool = False) -> float
     Raises:
         InvalidArgument: if it is not.
     """
-    inside = math.isfinite(value) and 0 <= value and (value < 1 if below_one else value <= 1)
+    inside = math.isfinite(value) and value >= 0 and (value < 1 if below_one else value <= 1)
     if not inside:
         allowed = "[0, 1)" if below_one else "[0, 1]"
         hint = f" {name} is a fraction: did you mean {value / 100:g}?" if 1 < value <= 100 else ""
@@ -45,10 +45,28 @@ def n_prune(n: int, sparsity: float) -> int:
         InvalidArgument: if `sparsity` is outside [0, 1) or `n` is negative.
     """
     check_fraction("sparsity", sparsity, below_one=True)
+    return _part(n, sparsity)
+
+
+def n_floor(n: int, min_density: float) -> int:
+    """Number of weights a tensor of `n` never falls below: ``n · min_density``, or 1 if that rounds to 0.
+
+    Args:
+        n: Number of weights, ≥ 0.
+        min_density: Smallest fraction kept, in [0, 1].
+
+    Raises:
+        InvalidArgument: if `min_density` is outside [0, 1] or `n` is negative.
+    """
+    check_fraction("min_density", min_density)
+    return max(_part(n, min_density), 1 if n and min_density > 0 else 0)
+
+
+def _part(n: int, fraction: float) -> int:
+    """``n · fraction`` rounded half up, with the fraction taken as its shortest decimal."""
     if n < 0:
         raise InvalidArgument(f"a number of weights must be at least 0, got {n}.")
-    exact = n * Fraction(Decimal(repr(float(sparsity))))
-    return math.floor(exact + Fraction(1, 2))
+    return math.floor(n * Fraction(Decimal(repr(float(fraction)))) + Fraction(1, 2))
 
 
 def n_keep(n: int, sparsity: float) -> int:

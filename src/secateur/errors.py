@@ -10,6 +10,7 @@
     ├── DataError (ValueError)            a data set that cannot be found, read or used
     ├── ModelError (ValueError)           an unknown model, or weights that do not fit
     ├── CheckpointError (ValueError)      a file that is truncated, foreign or inconsistent
+    ├── TrainingError (RuntimeError)      training that cannot start, or a loss that left the numbers
     ├── RunError (RuntimeError)           a run folder that is in use, unwritable or incomplete
     └── MissingExtra (ImportError)        an optional package is not installed
 
@@ -53,6 +54,10 @@ class ModelError(SecateurError, ValueError):
 
 class CheckpointError(SecateurError, ValueError):
     """A checkpoint file is truncated, foreign or inconsistent."""
+
+
+class TrainingError(SecateurError, RuntimeError):
+    """Training cannot start, or its loss is no longer a number."""
 
 
 class RunError(SecateurError, RuntimeError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, TypeAlias, cast
+from typing import Any, NamedTuple, Protocol, TypeAlias, cast, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -18,6 +18,46 @@ Batches: TypeAlias = Iterable[Any]
 
 Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """``loss(outputs, labels)``, a scalar averaged over the batch."""
+
+
+class IndexedBatch(NamedTuple):
+    """A batch that knows which samples it holds, so that what is computed from them can be remembered.
+
+    Attributes:
+        inputs: Shape (batch, …).
+        labels: Shape (batch,), int64.
+        indices: Place of each sample in its split, shape (batch,), int64.
+        view: Which of the augmented views of the split this is: the same sample in the same view
+            always looks the same.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+    indices: Tensor
+    view: int
+
+
+@runtime_checkable
+class IndexedLoader(Protocol):
+    """A loader whose epochs are pure functions of their number, so training can stop and resume."""
+
+    @property
+    def n_samples(self) -> int:
+        """Number of samples in the split."""
+        ...
+
+    @property
+    def views(self) -> int:
+        """Number of augmented views that epochs cycle through; 0 = a new one each epoch."""
+        ...
+
+    def __len__(self) -> int:
+        """Number of batches in an epoch."""
+        ...
+
+    def epoch(self, number: int) -> Iterator[IndexedBatch]:
+        """The batches of epoch `number`, from 0."""
+        ...
 
 
 def split_batch(batch: object, device: torch.device) -> tuple[Tensor, Tensor | None]:

@@ -1,0 +1,79 @@
+"""Keeping masks: the one way a pruned weight stays pruned while any loop trains the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from secateur.errors import MaskError
+from secateur.masks import Masks, apply_masks
+
+
+@contextmanager
+def keep_masks(model: nn.Module, optimizer: Optimizer, masks: Masks) -> Generator[None]:
+    """Keep pruned weights at exactly 0.0 while the body trains `model` with `optimizer`.
+
+    On entry the pruned weights and whatever the optimizer remembers at their places (momentum,
+    second moments) are zeroed. While inside, their gradients are zeroed as soon as they are
+    accumulated, so neither clipping nor optimizer state ever sees them, and the weights are zeroed
+    after each step. On exit every hook is removed and the masks are checked. Nothing in the model
+    is renamed or wrapped, so state dicts, copies, ``torch.compile``, autocast and gradient scaling
+    work as ever.
+
+    Args:
+        model: The model in training, bare or wrapped by ``torch.compile`` or DistributedDataParallel.
+        optimizer: Any `torch.optim` optimizer that takes dense gradients, over parameters of `model`.
+        masks: What stays.
+
+    Raises:
+        MaskError: if the masks do not fit the model, if the optimizer trains none of its masked
+            weights, or if on exit a pruned weight is not zero.
+    """
+    pruned = {name: ~masks[name].to(parameter.device) for name, parameter in masks.match(model).items()}
+    _check_optimizer(optimizer, masks.match(model))
+    apply_masks(model, masks)
+    _zero_state(optimizer, masks.match(model), pruned)
+
+    def zero_weights(*_: object) -> None:
+        # Looked up by name: a wrapper may have replaced the parameter objects since.
+        with torch.no_grad():
+            for name, parameter in masks.match(model).items():
+                parameter.masked_fill_(pruned[name], 0.0)
+
+    with ExitStack() as stack:
+        for name, parameter in masks.match(model).items():
+            if parameter.requires_grad:
+                handle = parameter.register_post_accumulate_grad_hook(_gradient_masker(pruned[name]))
+                stack.callback(handle.remove)
+        stack.callback(optimizer.register_step_post_hook(zero_weights).remove)
+        yield
+        masks.check(model)
+
+
+def _gradient_masker(pruned: Tensor) -> Callable[[Tensor], None]:
+    def mask_gradient(parameter: Tensor) -> None:
+        if parameter.grad is not None:
+            parameter.grad.masked_fill_(pruned, 0.0)
+
+    return mask_gradient
+
+
+def _check_optimizer(optimizer: Optimizer, parameters: dict[str, nn.Parameter]) -> None:
+    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if not any(id(p) in trained for p in parameters.values()):
+        raise MaskError(
+            "the optimizer trains none of the masked weights. "
+            "Make it over the parameters of this very model, after any move or wrap."
+        )
+
+
+def _zero_state(optimizer: Optimizer, parameters: dict[str, nn.Parameter], pruned: dict[str, Tensor]) -> None:
+    """Zero what the optimizer remembers of pruned weights, wherever it is shaped like the weight."""
+    for name, parameter in parameters.items():
+        for value in optimizer.state.get(parameter, {}).values():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                value.masked_fill_(pruned[name], 0.0)

@@ -1,0 +1,107 @@
+"""What a network is worth: accuracy and loss, and BatchNorm statistics put right after a cut."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
+
+from secateur.errors import DataError
+from secateur.losses import logits_of
+from secateur.naming import Batches, Loss, split_batches
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Quality of a classifier on labelled data.
+
+    Attributes:
+        accuracy: Fraction of samples whose largest logit is the label, in [0, 1].
+        loss: Task loss averaged over samples.
+        n_samples: Number of samples.
+    """
+
+    accuracy: float
+    loss: float
+    n_samples: int
+
+
+@contextmanager
+def modes_kept(model: nn.Module) -> Generator[None]:
+    """Give every module back the training flag it had."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the first parameter of `model` lives; the CPU for a model without any."""
+    return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
+def evaluate(model: nn.Module, batches: Batches, *, task_loss: Loss = F.cross_entropy) -> Metrics:
+    """Accuracy and loss of `model` over labelled batches, in eval mode and the model's own precision.
+
+    Args:
+        model: Returns logits of shape (batch, classes).
+        batches: Iterable of ``(inputs, labels)``, labels of shape (batch,).
+        task_loss: Averaged over the batch.
+
+    Raises:
+        DataError: if there is no batch, or one without labels.
+    """
+    n, hits, total = 0, 0, 0.0
+    with modes_kept(model), torch.no_grad():
+        model.eval()
+        for x, y in split_batches(batches, device_of(model)):
+            if y is None:
+                raise DataError("evaluation needs labels, got a batch without.")
+            logits = logits_of(model(x))
+            hits += int((logits.argmax(dim=1) == y).sum())
+            total += float(task_loss(logits, y)) * len(y)
+            n += len(y)
+    return Metrics(accuracy=hits / n, loss=total / n, n_samples=n)
+
+
+def reestimate_batchnorm(model: nn.Module, batches: Batches) -> int:
+    """Replace BatchNorm running statistics by averages over `batches`, in place.
+
+    After a cut the activations no longer have the mean and variance that were recorded before it;
+    this alone often brings back much of the accuracy. Only BatchNorm layers run in training mode;
+    no weight changes.
+
+    Args:
+        model: Any module.
+        batches: Iterable of inputs or ``(inputs, labels)``; a few hundred inputs are enough.
+
+    Returns:
+        Number of BatchNorm layers re-estimated; with 0 the batches are not looked at.
+
+    Raises:
+        DataError: if there is no batch.
+    """
+    layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+    if not layers:
+        return 0
+    momenta = [layer.momentum for layer in layers]
+    with modes_kept(model), torch.no_grad():
+        model.eval()
+        try:
+            for layer in layers:
+                layer.reset_running_stats()
+                layer.momentum = None  # a plain average over all batches
+                layer.train()
+            for x, _ in split_batches(batches, device_of(model)):
+                model(x)
+        finally:
+            for layer, momentum in zip(layers, momenta, strict=True):
+                layer.momentum = momentum
+    return len(layers)

@@ -1,0 +1,197 @@
+"""Distillation losses: how far a student's outputs are from its teacher's. Functions only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from secateur.errors import InvalidArgument, ScoreError
+from secateur.naming import Loss
+
+KDKind: TypeAlias = Literal["forward", "reverse", "ca-kld", "mse", "cosine"]
+"""Built-in distances between student and teacher: three on logits, two on any matched outputs."""
+
+
+def check_temperature(temperature: float) -> float:
+    """`temperature` itself if it is finite and positive.
+
+    Raises:
+        InvalidArgument: if it is not.
+    """
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise InvalidArgument(f"temperature must be a finite number above 0, got {temperature!r}.")
+    return temperature
+
+
+def check_outputs(student: Tensor, teacher: Tensor) -> None:
+    """Refuse student and teacher outputs that cannot be compared element by element.
+
+    Raises:
+        ScoreError: if their shapes differ, with a hint when it is the number of classes.
+    """
+    if student.shape == teacher.shape:
+        return
+    shapes = f"student outputs have shape {tuple(student.shape)}, teacher outputs {tuple(teacher.shape)}"
+    if student.ndim == teacher.ndim == 2 and student.shape[0] == teacher.shape[0]:
+        raise ScoreError(
+            f"{shapes}: the student knows {student.shape[1]} classes, the teacher {teacher.shape[1]}. "
+            "Use a teacher trained on the same classes in the same order."
+        )
+    raise ScoreError(f"{shapes}; they must be equal. Pass a callable that matches them as the KD loss.")
+
+
+def standardize_logits(logits: Tensor) -> Tensor:
+    """Each sample's logits with mean 0 and standard deviation 1 over the classes.
+
+    The per-sample z-score of https://arxiv.org/abs/2403.01427; the authors of arXiv 2511.16653 use it
+    in recovery, not in scoring.
+
+    Args:
+        logits: Shape (batch, classes, …).
+    """
+    centred = logits - logits.mean(dim=1, keepdim=True)
+    return centred / (centred.pow(2).mean(dim=1, keepdim=True).sqrt() + 1e-7)
+
+
+def kd_loss(
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    temperature: float,
+    direction: Literal["forward", "reverse", "ca-kld"] = "forward",
+    beta: float = 0.5,
+    standardize: bool = False,
+) -> Tensor:
+    """Distillation loss between logits, averaged over the batch and scaled by T².
+
+    With p = softmax(z/T): forward is ``T²·KL(p_teacher ‖ p_student)`` (Hinton 2015,
+    https://arxiv.org/abs/1503.02531 §2; T² undoes the 1/T² in the gradient), reverse swaps the two
+    distributions, and ca-kld is ``β·reverse + (1−β)·forward`` (CA-KLD of
+    https://arxiv.org/abs/2402.10631, with the constant β of arXiv 2511.16653). No gradient flows to
+    `teacher`.
+
+    Args:
+        student: Logits, shape (batch, classes) or (batch, classes, …).
+        teacher: Logits of the frozen teacher, same shape and class order.
+        temperature: T > 0, dimensionless; 1 is plain KL.
+        direction: Which divergence.
+        beta: Weight of the reverse term in ca-kld, in [0, 1].
+        standardize: Standardise both logits per sample first, see `standardize_logits`.
+
+    Returns:
+        Scalar ≥ 0, in nats; 0 where the two distributions agree.
+
+    Raises:
+        InvalidArgument: if `temperature` is not finite and positive.
+        ScoreError: if the shapes differ.
+    """
+    check_temperature(temperature)
+    check_outputs(student, teacher)
+    teacher = teacher.detach()
+    if standardize:
+        student, teacher = standardize_logits(student), standardize_logits(teacher)
+    log_s = F.log_softmax(student / temperature, dim=1)
+    log_t = F.log_softmax(teacher / temperature, dim=1)
+    n = student.numel() / student.shape[1]
+    scale = temperature**2 / n
+    if direction == "forward":
+        return scale * F.kl_div(log_s, log_t, reduction="sum", log_target=True)
+    reverse = scale * F.kl_div(log_t, log_s, reduction="sum", log_target=True)
+    if direction == "reverse":
+        return reverse
+    forward = scale * F.kl_div(log_s, log_t, reduction="sum", log_target=True)
+    return beta * reverse + (1 - beta) * forward
+
+
+def mse_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean squared difference of matched outputs of any shape, such as embeddings.
+
+    Raises:
+        ScoreError: if the shapes differ.
+    """
+    check_outputs(student, teacher)
+    return F.mse_loss(student, teacher.detach())
+
+
+def cosine_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """``1 − cos(student, teacher)`` of each sample's flattened outputs, averaged over the batch.
+
+    Raises:
+        ScoreError: if the shapes differ.
+    """
+    check_outputs(student, teacher)
+    return (1 - F.cosine_similarity(student.flatten(1), teacher.detach().flatten(1), dim=1)).mean()
+
+
+def distillation(
+    kind: KDKind | Loss, *, temperature: float, beta: float = 0.5, standardize: bool = False
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """The loss ``f(student_outputs, teacher_outputs)`` that `kind` names.
+
+    Args:
+        kind: A built-in distance, or any callable with that signature.
+        temperature: T of the three distances on logits.
+        beta: See `kd_loss`.
+        standardize: See `kd_loss`.
+
+    Raises:
+        InvalidArgument: if `kind` is unknown or a number is out of range.
+    """
+    check_temperature(temperature)
+    if callable(kind):
+        return kind
+    if kind == "mse":
+        return mse_loss
+    if kind == "cosine":
+        return cosine_loss
+    if kind not in ("forward", "reverse", "ca-kld"):
+        raise InvalidArgument(
+            f"kd must be forward, reverse, ca-kld, mse, cosine or a callable, got {kind!r}."
+        )
+
+    def loss(student: Tensor, teacher: Tensor) -> Tensor:
+        return kd_loss(
+            student, teacher, temperature=temperature, direction=kind, beta=beta, standardize=standardize
+        )
+
+    return loss
+
+
+def logits_of(outputs: object) -> Tensor:
+    """The tensor that a model returned, or the ``logits`` of an output object as in `transformers`.
+
+    Raises:
+        ScoreError: if there is neither.
+    """
+    if isinstance(outputs, Tensor):
+        return outputs
+    logits = getattr(outputs, "logits", None)
+    if isinstance(logits, Tensor):
+        return logits
+    raise ScoreError(
+        f"a model must return a tensor or an object with .logits, got {type(outputs).__name__}. "
+        "Wrap it in a module that returns its logits."
+    )
+
+
+def check_finite(name: str, loss: Tensor, batch: int) -> None:
+    """Refuse a loss that is NaN or infinite.
+
+    Args:
+        name: What the loss is, for the message.
+        loss: A scalar.
+        batch: Index of the batch, from 0.
+
+    Raises:
+        ScoreError: naming the loss and the batch.
+    """
+    if not bool(torch.isfinite(loss)):
+        raise ScoreError(
+            f"the {name} loss of batch {batch} is {float(loss)}. "
+            "Check the inputs, the labels and the weights for NaN or infinity."
+        )

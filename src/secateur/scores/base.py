@@ -1,0 +1,112 @@
+"""What a criterion is: a frozen value that turns a model and calibration data into scores."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from secateur.errors import ScoreError
+from secateur.naming import Batches, Loss, Named, split_batches
+
+
+@dataclass(frozen=True)
+class ScoreInputs:
+    """What a criterion may look at.
+
+    Attributes:
+        model: The student, in eval mode.
+        targets: The weights to score, by state-dict name.
+        batches: Calibration batches, or None.
+        task_loss: ``f(outputs, labels)``, a scalar averaged over the batch.
+    """
+
+    model: nn.Module
+    targets: dict[str, nn.Parameter]
+    batches: Batches | None
+    task_loss: Loss
+
+    @property
+    def device(self) -> torch.device:
+        """Where the student lives."""
+        return next(iter(self.targets.values())).device
+
+    def stream(self) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """``(inputs, labels or None)`` of each batch, on the student's device.
+
+        Raises:
+            ScoreError: if there are no batches.
+            DataError: if the loader is empty or yields something unusable.
+        """
+        if self.batches is None:
+            raise ScoreError(
+                "this criterion needs calibration batches; pass an iterable of (inputs, labels)."
+            )
+        return split_batches(self.batches, self.device)
+
+
+class AbstractCriterion(abc.ABC):
+    """A rule that gives every weight a score; higher = keep.
+
+    Subclasses are frozen dataclasses whose fields are the hyper-parameters.
+    """
+
+    @abc.abstractmethod
+    def __call__(self, inputs: ScoreInputs) -> Named:
+        """Scores by parameter name: finite, floating, shaped like the weights, higher = keep."""
+
+
+@contextmanager
+def preserving(model: nn.Module) -> Generator[None]:
+    """Put `model` in eval mode, and give back modes, buffers, gradients and random state bit for bit.
+
+    Also after an exception. Parameters are never written by scoring, so they are not copied.
+    """
+    modes = {module: module.training for module in model.modules()}
+    grads = {p: p.grad for p in model.parameters()}
+    buffers = {b: b.detach().clone() for b in model.buffers()}
+    cuda = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
+    with torch.random.fork_rng(devices=cuda):
+        try:
+            for parameter in grads:
+                parameter.grad = None
+            model.eval()
+            yield
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+            for parameter, grad in grads.items():
+                parameter.grad = grad
+            with torch.no_grad():
+                for buffer, value in buffers.items():
+                    buffer.copy_(value)
+
+
+@contextmanager
+def gradients_to(
+    targets: dict[str, nn.Parameter], sink: Callable[[str, Tensor, Tensor], None]
+) -> Generator[None]:
+    """Hand each target's gradient to ``sink(name, weight, gradient)`` as backward reaches it, then free it.
+
+    So one layer's gradient is alive at a time, never the whole model's. The sink owns the gradient
+    and may overwrite it.
+    """
+
+    def hook_for(name: str) -> Callable[[Tensor], None]:
+        def hook(parameter: Tensor) -> None:
+            gradient = parameter.grad
+            if gradient is not None:
+                parameter.grad = None
+                sink(name, parameter.detach(), gradient)
+
+        return hook
+
+    with ExitStack() as stack:
+        for name, parameter in targets.items():
+            handle = parameter.register_post_accumulate_grad_hook(hook_for(name))
+            stack.callback(handle.remove)
+        yield

@@ -1,0 +1,168 @@
+"""Scores from the gradient of a loss: the accumulator they share, and the task-only criterion."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from secateur.counts import check_fraction
+from secateur.errors import InvalidArgument, ScoreError
+from secateur.losses import check_finite, logits_of
+from secateur.naming import Named
+from secateur.scores.base import AbstractCriterion, ScoreInputs, gradients_to
+
+Saliency: TypeAlias = Literal["grad", "grad*weight", "grad^2"]
+"""|g|, |w·g| or g²: what one batch's gradient says about a weight."""
+
+Accumulate: TypeAlias = Literal["mean", "ema"]
+"""How batches are combined."""
+
+
+def _absolute_gradient(gradient: Tensor, weight: Tensor) -> Tensor:
+    return gradient.abs_()
+
+
+def _gradient_times_weight(gradient: Tensor, weight: Tensor) -> Tensor:
+    return gradient.mul_(weight).abs_()
+
+
+def _squared_gradient(gradient: Tensor, weight: Tensor) -> Tensor:
+    return gradient.square_()
+
+
+SALIENCIES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "grad": _absolute_gradient,
+    "grad*weight": _gradient_times_weight,
+    "grad^2": _squared_gradient,
+}
+"""In place on the gradient, so that scoring needs no copy of it."""
+
+
+@dataclass(frozen=True)
+class Accumulation:
+    """How per-batch saliencies become one score.
+
+    Attributes:
+        saliency: What one batch's gradient says about a weight.
+        how: The plain mean over batches, or an exponential moving average started by the first batch.
+        momentum: Weight of the past in the moving average, in [0, 1).
+
+    Raises:
+        InvalidArgument: for an unknown name or a momentum out of range.
+    """
+
+    saliency: Saliency
+    how: Accumulate
+    momentum: float
+
+    def __post_init__(self) -> None:
+        if self.saliency not in SALIENCIES:
+            raise InvalidArgument(f"saliency must be one of {', '.join(SALIENCIES)}, got {self.saliency!r}.")
+        if self.how not in ("mean", "ema"):
+            raise InvalidArgument(f"accumulate must be mean or ema, got {self.how!r}.")
+        check_fraction("momentum", self.momentum, below_one=True)
+
+
+class Accumulator:
+    """Running score of one loss term: one tensor a weight, in at least float32.
+
+    Args:
+        targets: The weights by name.
+        rule: What is accumulated and how.
+    """
+
+    def __init__(self, targets: dict[str, nn.Parameter], rule: Accumulation) -> None:
+        self._rule = rule
+        self._saliency = SALIENCIES[rule.saliency]
+        self._n_batches = 0
+        self._sums = {
+            name: torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32), requires_grad=False)
+            for name, p in targets.items()
+        }
+
+    def add(self, name: str, weight: Tensor, gradient: Tensor) -> None:
+        """Take in one weight's gradient of the current batch; overwrites `gradient`."""
+        total, value = self._sums[name], self._saliency(gradient, weight)
+        if self._rule.how == "mean":
+            total.add_(value)
+        elif self._n_batches == 0:
+            total.copy_(value)
+        else:
+            total.mul_(self._rule.momentum).add_(value, alpha=1 - self._rule.momentum)
+
+    def end_batch(self) -> None:
+        """Count a batch."""
+        self._n_batches += 1
+
+    def result(self) -> dict[str, Tensor]:
+        """The score: the mean over batches, or the moving average. Ends the accumulator."""
+        if self._rule.how == "mean":
+            for total in self._sums.values():
+                total.div_(max(self._n_batches, 1))
+        return self._sums
+
+
+def backward_into(
+    accumulator: Accumulator, targets: dict[str, nn.Parameter], loss: Tensor, *, keep_graph: bool = False
+) -> None:
+    """Backpropagate `loss` to the targets only, feeding `accumulator`, and count the batch.
+
+    Args:
+        accumulator: Takes the gradients.
+        targets: The weights by name.
+        loss: A scalar.
+        keep_graph: Keep the graph for a second loss over the same forward pass.
+
+    Raises:
+        ScoreError: if the loss does not depend on the weights.
+    """
+    if not loss.requires_grad:
+        raise ScoreError(
+            "the loss does not depend on the model's weights; "
+            "the model may run under no_grad or detach its outputs."
+        )
+    with gradients_to(targets, accumulator.add):
+        loss.backward(retain_graph=keep_graph, inputs=list(targets.values()))
+    accumulator.end_batch()
+
+
+@dataclass(frozen=True)
+class TaskGradient(AbstractCriterion):
+    """Gradient of the task loss alone: by default |w·g|, SNIP's sensitivity on trained weights.
+
+    ``S_w = mean over batches of |w·∂L_task/∂w|`` (https://arxiv.org/abs/1810.02340 eq. 4–5). Deviations:
+    the absolute value is taken per batch, as in arXiv 2511.16653, and scores are not normalised by
+    their sum, which changes no ranking.
+
+    Attributes:
+        saliency: grad*weight (|w·g|), grad (|g|) or grad^2 (g²).
+        accumulate: Mean over batches, or ema.
+        momentum: Weight of the past in the moving average, in [0, 1); used by ema.
+    """
+
+    saliency: Saliency = "grad*weight"
+    accumulate: Accumulate = "mean"
+    momentum: float = 0.9
+
+    def __post_init__(self) -> None:
+        Accumulation(self.saliency, self.accumulate, self.momentum)
+
+    def __call__(self, inputs: ScoreInputs) -> Named:
+        """Scores from labelled batches.
+
+        Raises:
+            ScoreError: if a batch has no labels, or its loss is not finite.
+        """
+        rule = Accumulation(self.saliency, self.accumulate, self.momentum)
+        accumulator = Accumulator(inputs.targets, rule)
+        for index, (x, y) in enumerate(inputs.stream()):
+            if y is None:
+                raise ScoreError(f"TaskGradient needs labels, batch {index} has none.")
+            loss = inputs.task_loss(logits_of(inputs.model(x)), y)
+            check_finite("task", loss, index)
+            backward_into(accumulator, inputs.targets, loss)
+        return accumulator.result()

@@ -1,0 +1,43 @@
+"""The teacher's logits for training batches, paid once where a batch comes back looking the same."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from secateur.losses import logits_of
+from secateur.naming import Batches, IndexedBatch, IndexedLoader
+
+
+class TeacherLogits:
+    """A teacher's logits for training batches, remembered where a batch will look the same again.
+
+    Args:
+        teacher: Frozen network, put in eval mode while asked.
+        loader: The training loader; remembering needs an `IndexedLoader` with ``views > 0``.
+    """
+
+    def __init__(self, teacher: nn.Module, loader: Batches) -> None:
+        self._teacher = teacher.eval()
+        self._n_samples = loader.n_samples if isinstance(loader, IndexedLoader) and loader.views else 0
+        self._cache: dict[int, Tensor] = {}
+
+    def __call__(self, batch: IndexedBatch) -> Tensor:
+        """Logits of shape (batch, classes), without gradient."""
+        if not self._n_samples:
+            return self._compute(batch.inputs)
+        known = self._cache.get(batch.view)
+        if known is not None and not bool(known[batch.indices, 0].isnan().any()):
+            return known[batch.indices]
+        logits = self._compute(batch.inputs).float()
+        if known is None:
+            known = logits.new_full((self._n_samples, logits.shape[1]), math.nan)
+            self._cache[batch.view] = known
+        known[batch.indices] = logits
+        return logits
+
+    def _compute(self, inputs: Tensor) -> Tensor:
+        with torch.no_grad():
+            return logits_of(self._teacher(inputs))

@@ -1,0 +1,285 @@
+"""The one training loop: from scratch, or as recovery after a cut, with or without a teacher."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Generator, Iterator, Sized
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from secateur.counts import check_fraction
+from secateur.enforce import keep_masks
+from secateur.errors import InvalidArgument, TrainingError
+from secateur.evaluate import device_of, evaluate, modes_kept
+from secateur.losses import check_temperature, kd_loss, logits_of
+from secateur.masks import Masks
+from secateur.naming import Batches, IndexedBatch, IndexedLoader, Loss, split_batches
+from secateur.schedules import cosine_with_warmup
+from secateur.teacher_cache import TeacherLogits
+
+
+@dataclass(frozen=True)
+class Recovery:
+    """How a network is trained after the cut (or, with ``kd_weight=0``, from scratch).
+
+    SGD with Nesterov momentum, linear warm-up and a cosine to zero from the *original* peak rate:
+    rewinding the learning rate beats fine-tuning at a low one (https://arxiv.org/abs/2003.02389).
+    The loss is ``(1 − kd_weight)·task + kd_weight·KD``.
+    """
+
+    epochs: int = 10
+    """Passes over the training split; 0 skips training."""
+    kd_weight: float = 0.7
+    """Weight of the teacher's loss in [0, 1]; 0 trains on labels alone and needs no teacher."""
+    temperature: float = 4.0
+    """Temperature T > 0 of the teacher's loss."""
+    lr: float = 0.1
+    """Peak learning rate."""
+    momentum: float = 0.9
+    """Nesterov momentum in [0, 1)."""
+    weight_decay: float = 5e-4
+    """L2 penalty on all parameters."""
+    warmup: float = 0.1
+    """Fraction of the steps over which the learning rate rises, in [0, 1)."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the forward and backward pass; auto takes bf16 where the hardware has it."""
+    channels_last: bool = True
+    """Lay images out channels-last, which convolutions on CPU and GPU prefer."""
+    teacher_views: int = 0
+    """Augmented views of the data to cycle through, so that the teacher's logits are computed once
+    a view and then remembered; 0 = a new view and a teacher pass every epoch."""
+
+    def __post_init__(self) -> None:
+        check_fraction("kd_weight", self.kd_weight)
+        check_temperature(self.temperature)
+        check_fraction("momentum", self.momentum, below_one=True)
+        check_fraction("warmup", self.warmup, below_one=True)
+        for name, value in (("lr", self.lr), ("weight_decay", self.weight_decay)):
+            if not (math.isfinite(value) and value >= 0):
+                raise InvalidArgument(f"{name} must be a finite number of at least 0, got {value!r}.")
+        for name, count in (("epochs", self.epochs), ("teacher_views", self.teacher_views)):
+            if count < 0:
+                raise InvalidArgument(f"{name} must be at least 0, got {count}.")
+        if self.precision not in ("auto", "fp32", "bf16"):
+            raise InvalidArgument(f"precision must be auto, fp32 or bf16, got {self.precision!r}.")
+
+
+@dataclass
+class TrainState:
+    """All that is needed to go on after an epoch, bit for bit.
+
+    Attributes:
+        epochs_done: Number of finished epochs.
+        model: The model's state dict.
+        momentum: The optimizer's momentum buffers by parameter name.
+        best: State dict of the best epoch on the validation split so far.
+        best_epoch: Its number, from 1.
+        best_accuracy: Its validation accuracy; 0 without a validation split.
+    """
+
+    epochs_done: int = 0
+    model: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    momentum: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    best: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    best_epoch: int = 0
+    best_accuracy: float = -1.0
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What an epoch brought.
+
+    Attributes:
+        epoch: Its number, from 1.
+        loss: Training loss averaged over batches.
+        val_accuracy: Accuracy on the validation split, or None without one.
+        lr: Learning rate of its last step.
+        seconds: Wall time, validation included.
+    """
+
+    epoch: int
+    loss: float
+    val_accuracy: float | None
+    lr: float
+    seconds: float
+
+
+def resolve_precision(precision: str, device: torch.device) -> Literal["fp32", "bf16"]:
+    """bf16 or fp32: what ``auto`` means on `device`, the others unchanged."""
+    if precision == "bf16" or (precision == "auto" and _has_fast_bf16(device)):
+        return "bf16"
+    return "fp32"
+
+
+def _has_fast_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    capabilities = torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else ""
+    return "AVX512" in capabilities and torch.cpu._is_avx512_bf16_supported()  # pyright: ignore[reportPrivateUsage]
+
+
+def fit(
+    model: nn.Module,
+    train: Batches,
+    recipe: Recovery,
+    *,
+    masks: Masks | None = None,
+    teacher: nn.Module | None = None,
+    validation: Batches | None = None,
+    task_loss: Loss = F.cross_entropy,
+    state: TrainState | None = None,
+) -> Generator[Epoch]:
+    """Train `model` in place, yielding after each epoch; at the end it holds its best epoch.
+
+    Best is the highest validation accuracy, the later of equals; without `validation` it is the last
+    epoch. Random numbers are drawn by the loader alone: with an `IndexedLoader` a run that was
+    stopped and resumed from its `state` ends with the same bits.
+
+    Args:
+        model: Student, on its device; modes are left as they were.
+        train: Loader with a length; an `IndexedLoader` is asked for each epoch by number.
+        recipe: How to train.
+        masks: What stays; pruned weights never come back.
+        teacher: Needed if ``recipe.kd_weight > 0``.
+        validation: Labelled batches for choosing the epoch; never the test split.
+        task_loss: ``f(outputs, labels)``, a scalar averaged over the batch.
+        state: Continues from here, and is brought up to date before each yield.
+
+    Yields:
+        An `Epoch`.
+
+    Raises:
+        TrainingError: if the teacher is missing, the loader has no length or the loss is not finite.
+    """
+    if recipe.kd_weight > 0 and teacher is None:
+        raise TrainingError(f"kd_weight={recipe.kd_weight:g} needs a teacher; pass one or set kd_weight=0.")
+    if not isinstance(train, Sized) or len(train) == 0:
+        raise TrainingError("the training loader needs a length above 0, for the learning-rate schedule.")
+    state = TrainState() if state is None else state
+    device = device_of(model)
+    layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
+    bf16 = resolve_precision(recipe.precision, device) == "bf16"
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+    _set_layout(model, layout)
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        lr=recipe.lr,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        nesterov=recipe.momentum > 0,
+    )
+    _restore(state, model, optimizer)
+    guide = TeacherLogits(teacher, train) if teacher is not None and recipe.kd_weight > 0 else None
+
+    def loss_of(batch: IndexedBatch) -> Tensor:
+        if batch.inputs.ndim == 4:
+            batch = batch._replace(inputs=batch.inputs.contiguous(memory_format=layout))
+        with autocast:
+            logits = logits_of(model(batch.inputs))
+            guidance = guide(batch) if guide else None
+        task = task_loss(logits.float(), batch.labels)
+        if guidance is None:
+            return task
+        kd = kd_loss(logits.float(), guidance.float(), temperature=recipe.temperature)
+        return (1 - recipe.kd_weight) * task + recipe.kd_weight * kd
+
+    with modes_kept(model), keep_masks(model, optimizer, masks) if masks is not None else nullcontext():
+        for number in range(state.epochs_done, recipe.epochs):
+            started = time.perf_counter()
+            model.train()
+            rates = [_rate(recipe, number * len(train) + i, len(train)) for i in range(len(train))]
+            loss = _train_epoch(optimizer, _epoch(train, number, device), rates, loss_of)
+            if not math.isfinite(loss):
+                raise TrainingError(
+                    f"the training loss of epoch {number + 1} is {loss}. "
+                    f"Lower lr ({recipe.lr:g}) or set precision=fp32."
+                )
+            with autocast:
+                accuracy = None if validation is None else evaluate(model, validation).accuracy
+            _remember(state, model, optimizer, number + 1, accuracy)
+            yield Epoch(number + 1, loss, accuracy, rates[-1], time.perf_counter() - started)
+    _set_layout(model, torch.contiguous_format)
+    if state.best:
+        model.load_state_dict(state.best)
+
+
+def _train_epoch(
+    optimizer: torch.optim.Optimizer,
+    batches: Iterator[IndexedBatch],
+    rates: list[float],
+    loss_of: Callable[[IndexedBatch], Tensor],
+) -> float:
+    """One pass; returns the loss averaged over batches."""
+    total = torch.zeros(())
+    for rate, batch in zip(rates, batches, strict=True):
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        loss = loss_of(batch)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        total = total + loss.detach()  # stays on the device: no synchronisation within the epoch
+    return float(total) / len(rates)
+
+
+def _rate(recipe: Recovery, step: int, steps_per_epoch: int) -> float:
+    """Learning rate of a step, taken at its middle so that neither the first nor the last is 0."""
+    progress = (step + 0.5) / (steps_per_epoch * recipe.epochs)
+    return recipe.lr * cosine_with_warmup(progress, warmup=recipe.warmup)
+
+
+def _epoch(train: Batches, number: int, device: torch.device) -> Iterator[IndexedBatch]:
+    """The batches of one epoch, on `device`."""
+    if isinstance(train, IndexedLoader):
+        for batch in train.epoch(number):
+            yield batch._replace(inputs=batch.inputs.to(device), labels=batch.labels.to(device))
+        return
+    nowhere = torch.empty(0, dtype=torch.int64)
+    for index, (inputs, labels) in enumerate(split_batches(train, device)):
+        if labels is None:
+            raise TrainingError(f"training needs labels, batch {index} has none.")
+        yield IndexedBatch(inputs, labels, nowhere, number)
+
+
+def _set_layout(model: nn.Module, layout: torch.memory_format) -> None:
+    """Lay out 4-D parameters in place; parameters keep their identity."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 4:
+                parameter.data = parameter.data.contiguous(memory_format=layout)
+
+
+def _snapshot(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+
+
+def _remember(
+    state: TrainState, model: nn.Module, optimizer: torch.optim.Optimizer, epoch: int, accuracy: float | None
+) -> None:
+    """Bring `state` up to date after an epoch."""
+    state.epochs_done = epoch
+    state.model = _snapshot(model)
+    state.momentum = {
+        name: optimizer.state[p]["momentum_buffer"].detach().cpu().clone()
+        for name, p in model.named_parameters()
+        if optimizer.state.get(p, {}).get("momentum_buffer") is not None
+    }
+    if accuracy is None or accuracy >= state.best_accuracy:
+        state.best, state.best_epoch = state.model, epoch
+        state.best_accuracy = -1.0 if accuracy is None else accuracy
+
+
+def _restore(state: TrainState, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Put model and optimizer where `state` left them."""
+    if not state.epochs_done:
+        return
+    model.load_state_dict(state.model)
+    for name, parameter in model.named_parameters():
+        if name in state.momentum:
+            optimizer.state[parameter]["momentum_buffer"] = state.momentum[name].to(parameter.device).clone()
