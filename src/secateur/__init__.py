@@ -1,1 +1,109 @@
-"""Prune a trained PyTorch network in one cut, guided by a teacher."""
+"""Prune a trained PyTorch network in one cut, guided by a teacher.
+
+The path, each step of which is one function::
+
+    scores = score(student, batches, TeacherGuided(teacher))     # how much each weight is needed
+    masks  = allocate(scores, sparsity=0.9)                      # exactly what stays
+    apply_masks(student, masks)                                  # or cut(...): all three in one
+    reestimate_batchnorm(student, batches)
+    with keep_masks(student, optimizer, masks): ...              # train; no pruned weight comes back
+    save_sparse(student, "student.safetensors", masks=masks)
+
+or `prune` for all of it.
+"""
+
+from secateur.allocate import AbstractScope, Global, Layerwise, Unstructured, allocate
+from secateur.checkpoint import inspect_checkpoint, load_sparse, save_sparse, verify_checkpoint
+from secateur.data import Data, load_data
+from secateur.diagnostics import mask_overlap, split_half_overlap
+from secateur.enforce import keep_masks
+from secateur.errors import (
+    CheckpointError,
+    DataError,
+    EmptiedLayerWarning,
+    InvalidArgument,
+    MaskError,
+    MissingExtra,
+    ModelError,
+    RunError,
+    ScoreError,
+    SecateurError,
+    SecateurWarning,
+    TargetError,
+    TrainingError,
+)
+from secateur.evaluate import Metrics, evaluate, reestimate_batchnorm
+from secateur.losses import kd_loss
+from secateur.masks import Masks, apply_masks
+from secateur.models import build_model, load_weights
+from secateur.pipeline import cut, prune
+from secateur.result import Result
+from secateur.scores import (
+    AbstractCriterion,
+    GuidedScores,
+    Magnitude,
+    Random,
+    ScoreInputs,
+    TaskGradient,
+    TeacherGuided,
+    score,
+)
+from secateur.targets import select_targets
+from secateur.train import Epoch, Recovery, TrainState, fit
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AbstractCriterion",
+    "AbstractScope",
+    "CheckpointError",
+    "Data",
+    "DataError",
+    "EmptiedLayerWarning",
+    "Epoch",
+    "Global",
+    "GuidedScores",
+    "InvalidArgument",
+    "Layerwise",
+    "Magnitude",
+    "MaskError",
+    "Masks",
+    "Metrics",
+    "MissingExtra",
+    "ModelError",
+    "Random",
+    "Recovery",
+    "Result",
+    "RunError",
+    "ScoreError",
+    "ScoreInputs",
+    "SecateurError",
+    "SecateurWarning",
+    "TargetError",
+    "TaskGradient",
+    "TeacherGuided",
+    "TrainState",
+    "TrainingError",
+    "Unstructured",
+    "__version__",
+    "allocate",
+    "apply_masks",
+    "build_model",
+    "cut",
+    "evaluate",
+    "fit",
+    "inspect_checkpoint",
+    "kd_loss",
+    "keep_masks",
+    "load_data",
+    "load_sparse",
+    "load_weights",
+    "mask_overlap",
+    "prune",
+    "reestimate_batchnorm",
+    "save_sparse",
+    "score",
+    "select_targets",
+    "split_half_overlap",
+    "verify_checkpoint",
+]

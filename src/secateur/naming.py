@@ -46,17 +46,12 @@ class IndexedLoader(Protocol):
         """Number of samples in the split."""
         ...
 
-    @property
-    def views(self) -> int:
-        """Number of augmented views that epochs cycle through; 0 = a new one each epoch."""
-        ...
-
     def __len__(self) -> int:
         """Number of batches in an epoch."""
         ...
 
-    def epoch(self, number: int) -> Iterator[IndexedBatch]:
-        """The batches of epoch `number`, from 0."""
+    def epoch(self, number: int, *, view: int | None = None) -> Iterator[IndexedBatch]:
+        """The batches of epoch `number`, from 0, in its own order; `view` sets the look, by default too."""
         ...
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.losses import logits_of
-from secateur.naming import Batches, IndexedBatch, IndexedLoader
+from secateur.naming import IndexedBatch
 
 
 class TeacherLogits:
@@ -16,12 +16,12 @@ class TeacherLogits:
 
     Args:
         teacher: Frozen network, put in eval mode while asked.
-        loader: The training loader; remembering needs an `IndexedLoader` with ``views > 0``.
+        n_samples: Size of the training split if logits are to be remembered by view and index, else 0.
     """
 
-    def __init__(self, teacher: nn.Module, loader: Batches) -> None:
+    def __init__(self, teacher: nn.Module, *, n_samples: int) -> None:
         self._teacher = teacher.eval()
-        self._n_samples = loader.n_samples if isinstance(loader, IndexedLoader) and loader.views else 0
+        self._n_samples = n_samples
         self._cache: dict[int, Tensor] = {}
 
     def __call__(self, batch: IndexedBatch) -> Tensor:

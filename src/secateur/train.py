@@ -33,7 +33,7 @@ class Recovery:
     The loss is ``(1 − kd_weight)·task + kd_weight·KD``.
     """
 
-    epochs: int = 10
+    epochs: int = 40
     """Passes over the training split; 0 skips training."""
     kd_weight: float = 0.7
     """Weight of the teacher's loss in [0, 1]; 0 trains on labels alone and needs no teacher."""
@@ -134,6 +134,7 @@ def fit(
     validation: Batches | None = None,
     task_loss: Loss = F.cross_entropy,
     state: TrainState | None = None,
+    on_step: Callable[[], None] = lambda: None,
 ) -> Generator[Epoch]:
     """Train `model` in place, yielding after each epoch; at the end it holds its best epoch.
 
@@ -150,6 +151,7 @@ def fit(
         validation: Labelled batches for choosing the epoch; never the test split.
         task_loss: ``f(outputs, labels)``, a scalar averaged over the batch.
         state: Continues from here, and is brought up to date before each yield.
+        on_step: Called after each batch, for progress bars.
 
     Yields:
         An `Epoch`.
@@ -175,7 +177,7 @@ def fit(
         nesterov=recipe.momentum > 0,
     )
     _restore(state, model, optimizer)
-    guide = TeacherLogits(teacher, train) if teacher is not None and recipe.kd_weight > 0 else None
+    guide = TeacherLogits(teacher, n_samples=_remembered(train, recipe)) if teacher is not None and recipe.kd_weight > 0 else None
 
     def loss_of(batch: IndexedBatch) -> Tensor:
         if batch.inputs.ndim == 4:
@@ -194,7 +196,7 @@ def fit(
             started = time.perf_counter()
             model.train()
             rates = [_rate(recipe, number * len(train) + i, len(train)) for i in range(len(train))]
-            loss = _train_epoch(optimizer, _epoch(train, number, device), rates, loss_of)
+            loss = _train_epoch(optimizer, _epoch(train, recipe, number, device), rates, loss_of, on_step)
             if not math.isfinite(loss):
                 raise TrainingError(
                     f"the training loss of epoch {number + 1} is {loss}. "
@@ -214,6 +216,7 @@ def _train_epoch(
     batches: Iterator[IndexedBatch],
     rates: list[float],
     loss_of: Callable[[IndexedBatch], Tensor],
+    on_step: Callable[[], None],
 ) -> float:
     """One pass; returns the loss averaged over batches."""
     total = torch.zeros(())
@@ -225,6 +228,7 @@ def _train_epoch(
         loss.backward()
         optimizer.step()
         total = total + loss.detach()  # stays on the device: no synchronisation within the epoch
+        on_step()
     return float(total) / len(rates)
 
 
@@ -234,10 +238,23 @@ def _rate(recipe: Recovery, step: int, steps_per_epoch: int) -> float:
     return recipe.lr * cosine_with_warmup(progress, warmup=recipe.warmup)
 
 
-def _epoch(train: Batches, number: int, device: torch.device) -> Iterator[IndexedBatch]:
+def _remembered(train: Batches, recipe: Recovery) -> int:
+    """How many samples the teacher's logits are to be remembered for; 0 = none."""
+    if not recipe.teacher_views:
+        return 0
+    if not isinstance(train, IndexedLoader):
+        raise TrainingError(
+            f"teacher_views={recipe.teacher_views} needs a loader that knows its samples (IndexedLoader), "
+            f"got {type(train).__name__}. Set teacher_views=0 to ask the teacher every epoch."
+        )
+    return train.n_samples
+
+
+def _epoch(train: Batches, recipe: Recovery, number: int, device: torch.device) -> Iterator[IndexedBatch]:
     """The batches of one epoch, on `device`."""
     if isinstance(train, IndexedLoader):
-        for batch in train.epoch(number):
+        view = number % recipe.teacher_views if recipe.teacher_views else number
+        for batch in train.epoch(number, view=view):
             yield batch._replace(inputs=batch.inputs.to(device), labels=batch.labels.to(device))
         return
     nowhere = torch.empty(0, dtype=torch.int64)

@@ -1,0 +1,252 @@
+"""Look into a checkpoint: what it holds, what it saves, and whether all of it is right."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from secateur.checkpoint.container import DIGEST, Container, read
+from secateur.checkpoint.loading import SparseCheckpoint, decode, decode_checked, is_sparse
+from secateur.checkpoint.metadata import INDEX, VALUES
+from secateur.counts import n_prune
+from secateur.errors import CheckpointError
+
+
+@dataclass(frozen=True)
+class TensorRow:
+    """One tensor of a checkpoint.
+
+    Attributes:
+        name: State-dict name.
+        shape: Shape when loaded.
+        dtype: Safetensors code of its type in the file; narrower than the loaded one if saved so.
+        density: Fraction kept, in [0, 1]; without a mask, the fraction that is not zero.
+        coding: "bitmask", "rice-1" … "rice-7", "dense", or "alias of NAME".
+        size_bytes: Bytes in the file, without the header.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    density: float
+    coding: str
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What a checkpoint file holds.
+
+    Attributes:
+        path: The file.
+        kind: "sparse", or "dense" for plain safetensors.
+        size_bytes: Size of the file.
+        dense_size_bytes: Size of the same tensors as plain safetensors without metadata.
+        ratio: How many times smaller the file is than that.
+        sparsity: Fraction removed of the weights under masks, in [0, 1]; None for a dense file.
+        sparsity_all: Fraction removed of all parameters, in [0, 1]; None for a dense file.
+        sparsity_asked: Sparsity asked for; None if not recorded.
+        n_prune: Number of weights removed; None for a dense file.
+        n_parameters: Number of weights in all parameters; None for a dense file.
+        mask_digest: ``Masks.digest``; None for a dense file.
+        recipe: How the model was made; None if not recorded.
+        rows: The tensors, in order of name.
+    """
+
+    path: str
+    kind: str
+    size_bytes: int
+    dense_size_bytes: int
+    ratio: float
+    sparsity: float | None
+    sparsity_all: float | None
+    sparsity_asked: float | None
+    n_prune: int | None
+    n_parameters: int | None
+    mask_digest: str | None
+    recipe: Mapping[str, Any] | None
+    rows: tuple[TensorRow, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain values that JSON can hold."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One question asked of a checkpoint: its name, whether the answer is good, and the figures."""
+
+    name: str
+    ok: bool
+    detail: str
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Answers of `verify_checkpoint`.
+
+    Attributes:
+        path: The file.
+        checks: One entry a question, in the order they were asked.
+    """
+
+    path: str
+    checks: tuple[Check, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every answer is good."""
+        return all(check.ok for check in self.checks)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain values that JSON can hold, with ``ok``."""
+        return {**asdict(self), "ok": self.ok}
+
+
+def inspect_checkpoint(path: str | os.PathLike[str]) -> Inspection:
+    """What a sparse checkpoint or a plain safetensors file holds.
+
+    Raises:
+        CheckpointError: if the file is missing or damaged.
+    """
+    container = read(Path(path))
+    if not is_sparse(container):
+        return _inspect_dense(container, path)
+    checkpoint = decode_checked(container, path)
+    masks, metadata = checkpoint.masks, checkpoint.metadata
+    stored = {n: t for n, t in checkpoint.state_dict.items() if n not in metadata.aliases}
+    dense_size_bytes = len(save({name: tensor.contiguous() for name, tensor in stored.items()}))
+    return Inspection(
+        path=str(path),
+        kind="sparse",
+        size_bytes=container.size_bytes,
+        dense_size_bytes=dense_size_bytes,
+        ratio=dense_size_bytes / container.size_bytes,
+        sparsity=masks.sparsity,
+        sparsity_all=masks.n_prune / metadata.n_parameters if metadata.n_parameters else 0.0,
+        sparsity_asked=metadata.sparsity_asked,
+        n_prune=masks.n_prune,
+        n_parameters=metadata.n_parameters,
+        mask_digest=masks.digest,
+        recipe=metadata.recipe,
+        rows=tuple(_sparse_row(name, container, checkpoint) for name in sorted(checkpoint.state_dict)),
+    )
+
+
+def verify_checkpoint(path: str | os.PathLike[str]) -> Verification:
+    """Check everything that a sparse checkpoint claims.
+
+    The questions: can it be decoded, is the content what was written, do the masks have the
+    recorded digest, are pruned weights zero, are all numbers finite, and is exactly as much pruned
+    as was asked for (over all weights, or in each tensor).
+
+    Returns:
+        The answers. A file that is missing, cannot be decoded, or is no sparse checkpoint, has the
+        first one only, with the reason.
+    """
+    try:
+        container = read(Path(path))
+        checkpoint = decode(container, path)
+    except CheckpointError as error:
+        return Verification(str(path), (Check("decodes", False, str(error)),))
+    checks = [
+        Check(
+            "decodes", True, f"{len(checkpoint.state_dict)} tensors, {len(checkpoint.masks)} of them sparse"
+        )
+    ]
+    checks.append(_compare("content digest", container.content_digest, container.metadata[DIGEST]))
+    checks.append(_compare("mask digest", checkpoint.masks.digest, checkpoint.metadata.mask_digest))
+    questions: list[Callable[[SparseCheckpoint], Check]] = [_check_zeros, _check_finite, _check_sparsity]
+    return Verification(str(path), (*checks, *(question(checkpoint) for question in questions)))
+
+
+def _inspect_dense(container: Container, path: str | os.PathLike[str]) -> Inspection:
+    dense_size_bytes = len(save(dict(container.tensors)))
+    return Inspection(
+        path=str(path),
+        kind="dense",
+        size_bytes=container.size_bytes,
+        dense_size_bytes=dense_size_bytes,
+        ratio=dense_size_bytes / container.size_bytes,
+        sparsity=None,
+        sparsity_all=None,
+        sparsity_asked=None,
+        n_prune=None,
+        n_parameters=None,
+        mask_digest=None,
+        recipe=None,
+        rows=tuple(_dense_row(name, container) for name in sorted(container.tensors)),
+    )
+
+
+def _dense_row(name: str, container: Container) -> TensorRow:
+    tensor = container.tensors[name]
+    density = int((tensor != 0).sum()) / tensor.numel() if tensor.numel() else 1.0
+    return TensorRow(name, tuple(tensor.shape), container.dtypes[name], density, "dense", tensor.nbytes)
+
+
+def _sparse_row(name: str, container: Container, checkpoint: SparseCheckpoint) -> TensorRow:
+    metadata = checkpoint.metadata
+    if name in metadata.aliases:
+        primary = metadata.aliases[name]
+        row = _sparse_row(primary, container, checkpoint)
+        return TensorRow(name, row.shape, row.dtype, row.density, f"alias of {primary}", 0)
+    if name not in metadata.layouts:
+        return _dense_row(name, container)
+    layout = metadata.layouts[name]
+    return TensorRow(
+        name,
+        layout.shape,
+        container.dtypes[name + VALUES],
+        checkpoint.masks.density(name),
+        f"rice-{layout.rice}" if layout.rice else "bitmask",
+        container.tensors[name + VALUES].nbytes + container.tensors[name + INDEX].nbytes,
+    )
+
+
+def _compare(name: str, found: str, recorded: str) -> Check:
+    same = found == recorded
+    return Check(name, same, found if same else f"recomputed {found}, recorded {recorded[:80]}")
+
+
+def _check_zeros(checkpoint: SparseCheckpoint) -> Check:
+    revived = kept_zeros = 0
+    for name, mask in checkpoint.masks.items():
+        nonzero = checkpoint.state_dict[name] != 0
+        revived += int((nonzero & ~mask).sum())
+        kept_zeros += int((~nonzero & mask).sum())
+    pruned = checkpoint.masks.n_prune
+    detail = f"{pruned - revived} of {pruned} pruned weights are zero; {kept_zeros} kept weights are zero too"
+    return Check("zeros", revived == 0, detail)
+
+
+def _check_finite(checkpoint: SparseCheckpoint) -> Check:
+    bad = [name for name, tensor in checkpoint.state_dict.items() if not _is_finite(tensor)]
+    return Check("finite", not bad, f"NaN or infinity in {', '.join(bad)}" if bad else "no NaN, no infinity")
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        return True
+    # The 8-bit floats know few operations of their own.
+    return bool(torch.isfinite(tensor.float() if tensor.element_size() == 1 else tensor).all())
+
+
+def _check_sparsity(checkpoint: SparseCheckpoint) -> Check:
+    masks, asked = checkpoint.masks, checkpoint.metadata.sparsity_asked
+    achieved = f"{masks.n_prune} of {masks.numel} weights pruned"
+    if asked is None:
+        return Check("sparsity", True, f"{achieved}; what was asked is not recorded")
+    wanted = n_prune(masks.numel, asked)
+    if masks.n_prune == wanted:
+        return Check("sparsity", True, f"{achieved}, exactly the {asked:g} asked for")
+    if all(int((~mask).sum()) == n_prune(mask.numel(), asked) for mask in masks.values()):
+        return Check("sparsity", True, f"{achieved}, exactly the {asked:g} asked for in each tensor")
+    return Check("sparsity", False, f"{achieved}; the {asked:g} asked for is {wanted}")

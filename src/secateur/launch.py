@@ -1,0 +1,230 @@
+"""From a configuration to networks, data and a finished run folder."""
+
+from __future__ import annotations
+
+import copy
+import time
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import nn
+
+from secateur import provenance
+from secateur.allocate import SCOPES, allocate
+from secateur.config import RunConfig, Setup, SweepConfig, build_criterion, build_scope, run_id
+from secateur.data import Data, load_data
+from secateur.errors import InvalidArgument
+from secateur.evaluate import evaluate, reestimate_batchnorm
+from secateur.masks import Masks, apply_masks
+from secateur.models import build_model, load_weights
+from secateur.pipeline import check_fits, prune, train_stage
+from secateur.progress import Watcher
+from secateur.report import render_run, render_sweep
+from secateur.result import describe, describe_network
+from secateur.runs import RunFolder
+from secateur.scores import CRITERIA, GuidedScores, score
+
+
+@dataclass
+class Prepared:
+    """Data and networks of a run, loaded or trained.
+
+    Attributes:
+        data: The data set.
+        student: Trained, dense.
+        teacher: Trained, or None where the run needs none.
+        curves: Training curves of what was trained here, by stage.
+        seconds: Training time of what was trained here, by stage.
+    """
+
+    data: Data
+    student: nn.Module
+    teacher: nn.Module | None
+    curves: dict[str, list[dict[str, Any]] | None]
+    seconds: dict[str, float | None]
+
+
+def launch(config: RunConfig, folder: RunFolder, watcher: Watcher) -> dict[str, Any]:
+    """Run `config` in `folder`: train or load both networks, prune, recover, save, report.
+
+    A finished run is not repeated; one that was killed goes on from its last epoch.
+
+    Returns:
+        The content of ``result.json``.
+
+    Raises:
+        SecateurError: one of its kinds.
+    """
+    finished = folder.result()
+    if finished is not None:
+        return finished
+    ready = prepare(config.setup, folder, watcher, wants_teacher=config.wants_teacher)
+    result = prune(
+        ready.student,
+        data=ready.data,
+        sparsity=config.sparsity,
+        teacher=ready.teacher,
+        criterion=build_criterion(config.setup, alpha=config.alpha, teacher=ready.teacher),
+        scope=build_scope(config.setup),
+        recovery=config.recoveries,
+        batchnorm=config.batchnorm,
+        include=config.setup.include,
+        exclude=config.setup.exclude,
+        seed=config.setup.seed,
+        folder=folder,
+        watcher=watcher,
+    )
+    result.curves |= ready.curves
+    result.seconds |= ready.seconds
+    trained = sum(s for s in ready.seconds.values() if s)
+    result.seconds["total"] = (result.seconds["total"] or 0.0) + trained
+    content = {"format": "secateur-result", "run_id": run_id(config), **result.to_json()}
+    content["models"] = _name_networks(config.setup, ready)
+    folder.write("report.html", render_run(content))
+    folder.write_result(content)
+    return content
+
+
+def launch_sweep(config: SweepConfig, folder: RunFolder, watcher: Watcher) -> dict[str, Any]:
+    """Score once, then cut at every alpha and sparsity, each cut tried on the validation split.
+
+    Returns:
+        The content of ``sweep.json``.
+
+    Raises:
+        InvalidArgument: if alphas are given for a criterion whose alpha is fixed.
+    """
+    started = time.perf_counter()
+    setup = config.setup
+    ready = prepare(setup, folder, watcher, wants_teacher=setup.wants_teacher)
+    criterion = build_criterion(setup, alpha=None, teacher=ready.teacher)
+    calibration = watcher.track(ready.data.calibration, "score")
+    scored = time.perf_counter()
+    scores = score(ready.student, calibration, criterion, include=setup.include, exclude=setup.exclude)
+    score_seconds = time.perf_counter() - scored
+    if config.alphas and not isinstance(scores, GuidedScores):
+        raise InvalidArgument(
+            f"alpha can be swept for the separate form of teacher-guided only, not for "
+            f"{describe(criterion, CRITERIA)['name']!r}. Leave alpha out to sweep sparsities alone."
+        )
+    scope = build_scope(setup)
+    cells = [(alpha, sparsity) for alpha in config.alphas or (None,) for sparsity in config.sparsities]
+    rows: list[dict[str, Any]] = []
+    for alpha, sparsity in watcher.track(cells, "sweep"):
+        ranking = scores.at(alpha) if isinstance(scores, GuidedScores) and alpha is not None else scores
+        masks = allocate(ranking, sparsity=sparsity, scope=scope)
+        rows.append({"alpha": getattr(ranking, "alpha", None), "sparsity": sparsity, **_try(ready, masks)})
+    content: dict[str, Any] = {
+        "format": "secateur-sweep",
+        "version": 1,
+        "run_id": run_id(config),
+        "data": ready.data.describe(),
+        "models": _name_networks(setup, ready),
+        "criterion": describe(criterion, CRITERIA),
+        "scope": describe(scope, SCOPES),
+        "split": "validation",
+        "dense_accuracy": evaluate(ready.student, ready.data.val).accuracy,
+        "rows": rows,
+        "seconds": {"score": score_seconds, "total": time.perf_counter() - started},
+        "seed": setup.seed,
+        "versions": provenance.versions(),
+        "hardware": provenance.hardware(_device(setup)),
+        "commit": provenance.commit(),
+    }
+    folder.write("report.html", render_sweep(content))
+    folder.write_json("sweep.json", content)
+    return content
+
+
+def prepare(setup: Setup, folder: RunFolder, watcher: Watcher, *, wants_teacher: bool) -> Prepared:
+    """Load the data, and load or train teacher and student.
+
+    Raises:
+        SecateurError: one of its kinds, before any training where that can be known.
+    """
+    device = _device(setup)
+    data = load_data(setup.dataset, seed=setup.seed)
+    ready = Prepared(data, nn.Identity(), None, {}, {})
+    if wants_teacher:
+        ready.teacher = _network(setup, "teacher", ready, device, folder, watcher)
+    ready.student = _network(setup, "student", ready, device, folder, watcher)
+    return ready
+
+
+def _network(
+    setup: Setup, role: str, ready: Prepared, device: torch.device, folder: RunFolder, watcher: Watcher
+) -> nn.Module:
+    """The teacher or the student: built, and its weights loaded or trained."""
+    spec = _spec(setup, role, ready.data)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(setup.seed)
+        network = build_model(spec, num_classes=ready.data.n_classes, in_channels=ready.data.input_shape[0])
+    network.to(device)
+    stage = "teacher" if role == "teacher" else "dense"
+    weights = setup.teacher_weights if role == "teacher" else setup.student_weights
+    trained = folder.path / f"{stage}.safetensors"
+    if weights is not None:
+        load_weights(network, weights)
+    check_fits(network, ready.data, role)
+    if weights is not None:
+        return network.eval()
+    recipe = setup.pretrain if role == "student" else replace(setup.pretrain, kd_weight=0.0)
+    state, curve = train_stage(
+        network, ready.data, recipe, stage, teacher=ready.teacher, folder=folder, watcher=watcher
+    )
+    folder.write(trained.name, save({k: v.contiguous() for k, v in network.state_dict().items()}))
+    ready.curves[stage] = [asdict(epoch) for epoch in curve]
+    ready.seconds[stage] = sum(epoch.seconds for epoch in curve)
+    best = f"{state.best_accuracy:.2%} on validation after epoch {state.best_epoch}"
+    watcher.say(f"trained {role} {spec}: {best}")
+    return network.eval()
+
+
+def _try(ready: Prepared, masks: Masks) -> dict[str, Any]:
+    """Validation accuracy of one cut, before and after BatchNorm re-estimation; the student stays dense."""
+    trial = copy.deepcopy(ready.student)
+    apply_masks(trial, masks)
+    cut = evaluate(trial, ready.data.val).accuracy
+    n_layers = reestimate_batchnorm(trial, ready.data.calibration)
+    batchnorm = evaluate(trial, ready.data.val).accuracy if n_layers else None
+    return {"cut": cut, "batchnorm": batchnorm, "mask_digest": masks.digest}
+
+
+def _spec(setup: Setup, role: str, data: Data) -> str:
+    """The network that was asked for, or one that suits the size of the images."""
+    given = setup.teacher if role == "teacher" else setup.student
+    if given is not None:
+        return given
+    if data.input_shape[-1] < 32:
+        return "wide-cnn" if role == "teacher" else "small-cnn"
+    return "resnet56" if role == "teacher" else "resnet20"
+
+
+def _name_networks(setup: Setup, ready: Prepared) -> dict[str, Any]:
+    """Networks by the names they were asked for by."""
+    named: dict[str, Any] = {"student": None, "teacher": None}
+    for role, network in (("student", ready.student), ("teacher", ready.teacher)):
+        if network is not None:
+            named[role] = {**describe_network(network), "name": _spec(setup, role, ready.data)}
+    return named
+
+
+def _device(setup: Setup) -> torch.device:
+    """The device that was asked for.
+
+    Raises:
+        InvalidArgument: if it is unknown or not there.
+    """
+    if setup.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(setup.device)
+    except RuntimeError as error:
+        raise InvalidArgument(f"device must be auto, cpu, cuda or cuda:N, got {setup.device!r}.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InvalidArgument(
+            f"device {setup.device!r} asked for, but this torch sees no CUDA device. Use cpu."
+        )
+    return device

@@ -1,0 +1,112 @@
+"""Read trained weights from a file into a model, all of them or none."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import cast
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from secateur.errors import ModelError
+
+_TORCH_SUFFIXES = (".pt", ".pth", ".th", ".bin")
+_SHOWN = 5
+
+
+def load_weights(model: nn.Module, path: Path | str) -> None:
+    """Fill `model` from a file, in place.
+
+    ``.safetensors`` files may be plain or secateur's sparse format. Files of ``torch.save``
+    (``.pt``, ``.pth``, ``.th``, ``.bin``) are read without unpickling code; a dictionary inside
+    "state_dict" or "model" is taken out, and the prefix "module." of DataParallel dropped.
+
+    Every name and shape must fit. The one exception is ``num_batches_tracked``, a counter that
+    older files lack: it may be missing, and then stays as it is.
+
+    Args:
+        model: The model; it is untouched if anything is wrong.
+        path: The file.
+
+    Raises:
+        ModelError: if the file is missing or unreadable, or names or shapes differ from the model's.
+        CheckpointError: if a sparse checkpoint is malformed or does not fit.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ModelError(f"there is no weight file {str(path)!r}; check the path.")
+    if path.suffix == ".safetensors":
+        if _metadata(path).get("format") == "secateur-sparse":
+            from secateur.checkpoint import load_sparse
+
+            load_sparse(path, into=model)
+            return
+        state: Mapping[str, Tensor] = load_file(path)
+    elif path.suffix in _TORCH_SUFFIXES:
+        state = _read_torch(path)
+    else:
+        allowed = ", ".join((".safetensors", *_TORCH_SUFFIXES))
+        raise ModelError(f"weight file {path.name!r} ends in {path.suffix!r}; the ending must be {allowed}.")
+    _check(model, state, path)
+    model.load_state_dict(state, strict=False)  # strict but for the counters, see _check
+
+
+def _metadata(path: Path) -> Mapping[str, str]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except (SafetensorError, OSError) as cause:
+        raise ModelError(
+            f"{str(path)!r} is not a readable safetensors file ({cause}). Fetch or save it again."
+        ) from cause
+
+
+def _read_torch(path: Path) -> Mapping[str, Tensor]:
+    try:
+        found: object = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as cause:
+        reason = str(cause).partition("\n")[0]
+        raise ModelError(
+            f"{str(path)!r} is not a file of plain tensors ({reason}). "
+            "Save model.state_dict() with torch.save or safetensors."
+        ) from cause
+    for key in ("state_dict", "model"):
+        inner = cast("dict[str, object]", found).get(key) if isinstance(found, dict) else None
+        found = inner if isinstance(inner, Mapping) else found
+    if not isinstance(found, Mapping):
+        raise ModelError(f"{str(path)!r} holds a {type(found).__name__}, not a dictionary of tensors.")
+    state = cast("Mapping[str, object]", found)
+    wrong = [str(name) for name, value in state.items() if not isinstance(value, Tensor)]
+    if wrong:
+        raise ModelError(f"{str(path)!r} holds entries that are not tensors: {_some(wrong)}.")
+    tensors = cast("Mapping[str, Tensor]", state)
+    if tensors and all(name.startswith("module.") for name in tensors):
+        return {name.removeprefix("module."): value for name, value in tensors.items()}
+    return tensors
+
+
+def _check(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    own = model.state_dict()
+    missing = [n for n in own if n not in state and n.rpartition(".")[2] != "num_batches_tracked"]
+    unexpected = [n for n in state if n not in own]
+    misshapen = [
+        f"{n} {tuple(state[n].shape)} instead of {tuple(own[n].shape)}"
+        for n in own
+        if n in state and state[n].shape != own[n].shape
+    ]
+    lists = {"missing": missing, "unexpected": unexpected, "of another shape": misshapen}
+    problems = [f"{len(names)} {word}: {_some(names)}" for word, names in lists.items() if names]
+    if problems:
+        raise ModelError(
+            f"{str(path)!r} does not fit {type(model).__name__}. {'; '.join(problems)}. "
+            "Build the model these weights were trained in, with the same number of classes and channels."
+        )
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more

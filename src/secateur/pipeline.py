@@ -1,0 +1,343 @@
+"""The whole path: score, cut, re-estimate BatchNorm, recover, save."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+import time
+import warnings
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from secateur import provenance
+from secateur.allocate import SCOPES, AbstractScope, Global, allocate
+from secateur.checkpoint import inspect_checkpoint, save_sparse
+from secateur.data import Data, DataOptions, load_data
+from secateur.diagnostics import describe_scores, split_half_overlap
+from secateur.errors import DataError, InvalidArgument, SecateurWarning
+from secateur.evaluate import device_of, evaluate, modes_kept, reestimate_batchnorm
+from secateur.losses import logits_of
+from secateur.masks import Masks, apply_masks
+from secateur.naming import Batches, Loss, split_batches
+from secateur.progress import Watcher
+from secateur.result import Result, describe, describe_network, sparsities
+from secateur.runs import RunFolder
+from secateur.scores import CRITERIA, AbstractCriterion, TeacherGuided, score
+from secateur.train import Epoch, Recovery, TrainState, fit
+
+
+def cut(
+    student: nn.Module,
+    batches: Batches | None,
+    criterion: AbstractCriterion,
+    *,
+    sparsity: float,
+    scope: AbstractScope | None = None,
+    task_loss: Loss = F.cross_entropy,
+    include: Sequence[str] = ("*",),
+    exclude: Sequence[str] = (),
+) -> Masks:
+    """Score, allocate and apply in one call; `student` is pruned in place.
+
+    Args:
+        student: A trained network.
+        batches: Calibration batches, or None for a criterion that needs none.
+        criterion: What to score by.
+        sparsity: Fraction of the prunable weights to remove, in [0, 1).
+        scope: Where weights compete; `Global()` by default.
+        task_loss: ``f(outputs, labels)``, a scalar averaged over the batch.
+        include: Shell patterns of weights to prune.
+        exclude: Shell patterns of weights to leave dense.
+
+    Returns:
+        The masks; keep them with `keep_masks` in any training that follows.
+
+    Raises:
+        SecateurError: one of its kinds, before anything in `student` has changed.
+    """
+    scores = score(student, batches, criterion, task_loss=task_loss, include=include, exclude=exclude)
+    masks = allocate(scores, sparsity=sparsity, scope=scope)
+    apply_masks(student, masks)
+    return masks
+
+
+def prune(
+    student: nn.Module,
+    *,
+    data: Data | str,
+    sparsity: float,
+    teacher: nn.Module | None = None,
+    criterion: AbstractCriterion | None = None,
+    scope: AbstractScope | None = None,
+    recovery: Recovery | Sequence[Recovery] | None = None,
+    batchnorm: Literal["plain", "augmented", "off"] = "plain",
+    include: Sequence[str] = ("*",),
+    exclude: Sequence[str] = (),
+    seed: int = 0,
+    folder: RunFolder | None = None,
+    watcher: Watcher | None = None,
+) -> Result:
+    """The whole path on a trained student, in place: it ends pruned, and recovered if asked.
+
+    Args:
+        student: A trained classifier, on the device to work on.
+        data: Data, or the name of a data set such as "digits".
+        sparsity: Fraction of the prunable weights to remove, in [0, 1).
+        teacher: Network over the same classes, needed by `TeacherGuided` and by recovery with KD.
+        criterion: What to score by; `TeacherGuided(teacher)` by default.
+        scope: Where weights compete; `Global()` by default.
+        recovery: Trainings after the cut, each from the same cut; `student` ends with the last one.
+            None stops after the cut.
+        batchnorm: Data for BatchNorm re-estimation: plain calibration inputs, augmented training
+            inputs, or off.
+        include: Shell patterns of weights to prune.
+        exclude: Shell patterns of weights to leave dense.
+        seed: Of the data splits, if `data` is a name.
+        folder: Where to save the student and training in progress; None saves nothing.
+        watcher: Who is told of progress; by default nobody.
+
+    Returns:
+        A `Result`.
+
+    Raises:
+        SecateurError: one of its kinds; arguments are checked before any work.
+    """
+    if criterion is None:
+        if teacher is None:
+            raise InvalidArgument(
+                "prune needs a teacher, or a criterion that works without, such as Magnitude()."
+            )
+        criterion = TeacherGuided(teacher)
+    recipes = [recovery] if isinstance(recovery, Recovery) else list(recovery or ())
+    recipes = [recipe for recipe in recipes if recipe.epochs > 0]
+    _check_recoveries(recipes, teacher)
+    loaded = load_data(DataOptions(data=data), seed=seed) if isinstance(data, str) else data
+    scope = scope or Global()
+    for role, network in (("student", student), ("teacher", teacher)):
+        if network is not None:
+            check_fits(network, loaded, role)
+    job = _Job(student, teacher, loaded, criterion, scope, sparsity, include, exclude, watcher or Watcher())
+    return job.run(recipes, batchnorm=batchnorm, seed=seed, folder=folder)
+
+
+@dataclass
+class _Job:
+    """One run of `prune`: what its steps share."""
+
+    student: nn.Module
+    teacher: nn.Module | None
+    data: Data
+    criterion: AbstractCriterion
+    scope: AbstractScope
+    sparsity: float
+    include: Sequence[str]
+    exclude: Sequence[str]
+    watcher: Watcher
+
+    def run(
+        self, recipes: Sequence[Recovery], *, batchnorm: str, seed: int, folder: RunFolder | None
+    ) -> Result:
+        """All steps in order."""
+        started = time.perf_counter()
+        seconds: dict[str, float] = {}
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", SecateurWarning)
+            with _timed(seconds, "score"):
+                calibration = self.watcher.track(self.data.calibration, "score")
+                scores = score(
+                    self.student, calibration, self.criterion, include=self.include, exclude=self.exclude
+                )
+            with _timed(seconds, "allocate"):
+                masks = allocate(scores, sparsity=self.sparsity, scope=self.scope)
+        result = Result(
+            masks=masks,
+            n_parameters=sum(p.numel() for p in self.student.parameters()),
+            sparsity=sparsities(self.student, masks, self.sparsity),
+            about=self._about(seed),
+            warnings=[str(w.message) for w in caught],
+        )
+        for warning in caught:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+        result.accuracy["dense"] = self._test("dense student")
+        if self.teacher is not None:
+            result.accuracy["teacher"] = self._test("teacher", self.teacher)
+        result.diagnostics |= {
+            **describe_scores(scores, masks, self.scope),
+            "split_half": self._split_half(masks),
+        }
+        apply_masks(self.student, masks)
+        result.accuracy["cut"] = self._test("after the cut")
+        if batchnorm != "off":
+            with _timed(seconds, "batchnorm"):
+                n_layers = reestimate_batchnorm(self.student, self._batchnorm_batches(batchnorm))
+            result.accuracy["batchnorm"] = self._test("after BatchNorm") if n_layers else None
+        with _timed(seconds, "recovery"):
+            self._recover(recipes, masks, result, folder)
+        result.seconds |= {**seconds, "recovery": seconds["recovery"] if recipes else None}
+        self._measure_size(masks, result, folder)
+        result.seconds["total"] = time.perf_counter() - started
+        return result
+
+    def _about(self, seed: int) -> dict[str, Any]:
+        device = device_of(self.student)
+        return {
+            "criterion": describe(self.criterion, CRITERIA),
+            "scope": describe(self.scope, SCOPES),
+            "data": self.data.describe(),
+            "models": {
+                "student": describe_network(self.student),
+                "teacher": None if self.teacher is None else describe_network(self.teacher),
+            },
+            "seed": seed,
+            "versions": provenance.versions(),
+            "hardware": provenance.hardware(device),
+            "commit": provenance.commit(),
+        }
+
+    def _test(self, what: str, network: nn.Module | None = None) -> float:
+        batches = self.watcher.track(self.data.test, f"test: {what}")
+        accuracy = evaluate(network or self.student, batches).accuracy
+        self.watcher.say(f"  {what:<24} {accuracy:7.2%}")
+        return accuracy
+
+    def _batchnorm_batches(self, kind: str) -> Batches:
+        if kind == "plain":
+            return self.watcher.track(self.data.calibration, "BatchNorm")
+        n = sum(1 for _ in self.data.calibration)
+        return self.watcher.track(islice(self.data.train, n), "BatchNorm")
+
+    def _split_half(self, masks: Masks) -> dict[str, Any] | None:
+        n_batches = sum(1 for _ in self.data.calibration)
+        if n_batches < 2:
+            return None
+        with self.watcher.stage("split-half stability", n_batches) as step:
+            overlap = split_half_overlap(
+                self.student,
+                self.data.calibration,
+                self.criterion,
+                sparsity=self.sparsity,
+                scope=self.scope,
+                include=self.include,
+                exclude=self.exclude,
+                on_batch=step,
+            )
+        density = 1 - masks.sparsity
+        n_samples = self.data.describe()["n_calibration"]
+        return {
+            "mask_overlap": overlap,
+            "expected_random": density / (2 - density),
+            "n_samples_per_half": None if n_samples is None else n_samples // 2,
+        }
+
+    def _recover(
+        self, recipes: Sequence[Recovery], masks: Masks, result: Result, folder: RunFolder | None
+    ) -> None:
+        """Train from the same cut by each recipe; the student ends with the last."""
+        start = copy.deepcopy(self.student.state_dict())
+        for recipe in recipes:
+            name = recovery_name(recipe)
+            self.student.load_state_dict(start)
+            state, curve = train_stage(
+                self.student,
+                self.data,
+                recipe,
+                name,
+                masks=masks,
+                teacher=self.teacher,
+                folder=folder,
+                watcher=self.watcher,
+            )
+            result.curves[name] = [asdict(epoch) for epoch in curve]
+            result.selected_epoch[name] = state.best_epoch
+            what = "recovered with teacher" if recipe.kd_weight > 0 else "recovered on labels"
+            result.accuracy[name] = self._test(what)
+
+    def _measure_size(self, masks: Masks, result: Result, folder: RunFolder | None) -> None:
+        """Save the student, or only find out how large its file would be."""
+        with tempfile.TemporaryDirectory() as scratch:
+            path = (folder.path if folder else Path(scratch)) / "student.safetensors"
+            recipe = {"criterion": result.about["criterion"], "scope": result.about["scope"]}
+            save_sparse(self.student, path, masks=masks, sparsity_asked=self.sparsity, recipe=recipe)
+            found = inspect_checkpoint(path)
+            result.size_bytes = {"dense": found.dense_size_bytes, "sparse": found.size_bytes}
+
+
+def train_stage(
+    model: nn.Module,
+    data: Data,
+    recipe: Recovery,
+    name: str,
+    *,
+    masks: Masks | None = None,
+    teacher: nn.Module | None = None,
+    folder: RunFolder | None = None,
+    watcher: Watcher,
+) -> tuple[TrainState, list[Epoch]]:
+    """`fit` with a progress bar, a log line an epoch, and a state on disk to resume from.
+
+    Returns:
+        The final state, and one entry an epoch.
+    """
+    state, curve = folder.load_training(name) if folder else (TrainState(), [])
+    n_batches = len(data.train)  # type: ignore[arg-type]
+    with watcher.stage(f"train: {name}", n_batches * (recipe.epochs - state.epochs_done)) as step:
+        epochs = fit(
+            model,
+            data.train,
+            recipe,
+            masks=masks,
+            teacher=teacher,
+            validation=data.val,
+            state=state,
+            on_step=step,
+        )
+        for epoch in epochs:
+            curve.append(epoch)
+            if folder:
+                folder.save_training(name, state, curve)
+                folder.log("epoch", stage=name, **asdict(epoch))
+    return state, curve
+
+
+def recovery_name(recipe: Recovery) -> str:
+    """The key under which a recovery's figures stand."""
+    return "recovered_kd" if recipe.kd_weight > 0 else "recovered"
+
+
+def check_fits(network: nn.Module, data: Data, role: str) -> None:
+    """Refuse a network whose logits do not cover the data's classes.
+
+    Raises:
+        DataError: naming both numbers of classes.
+    """
+    inputs, _ = next(split_batches(data.calibration, device_of(network)))
+    with modes_kept(network), torch.no_grad():
+        logits = logits_of(network.eval()(inputs[:2]))
+    if logits.ndim != 2 or logits.shape[1] != data.n_classes:
+        raise DataError(
+            f"the {role} returns outputs of shape {tuple(logits.shape)} for 2 inputs, "
+            f"{data.name!r} has {data.n_classes} classes. They must be (2, {data.n_classes})."
+        )
+
+
+def _check_recoveries(recipes: Sequence[Recovery], teacher: nn.Module | None) -> None:
+    names = [recovery_name(recipe) for recipe in recipes]
+    if len(set(names)) != len(names):
+        raise InvalidArgument("recovery takes at most one recipe with a teacher and one without.")
+    if "recovered_kd" in names and teacher is None:
+        raise InvalidArgument("recovery with kd_weight > 0 needs a teacher; pass one or set kd_weight=0.")
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], name: str) -> Generator[None]:
+    started = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - started

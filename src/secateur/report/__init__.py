@@ -1,0 +1,72 @@
+"""Reports: results as one HTML page to look at, with no files beside it and nothing loaded from elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from secateur.errors import RunError
+from secateur.report.comparison import comparison_page
+from secateur.report.html import render
+from secateur.report.run import run_page
+from secateur.report.schema import read_run, read_sweep
+from secateur.report.sweep import sweep_page
+
+__all__ = ["render_comparison", "render_run", "render_sweep"]
+
+
+def render_run(result: Mapping[str, Any]) -> str:
+    """The report of one run as HTML.
+
+    The same result gives the same bytes.
+
+    Args:
+        result: A parsed ``result.json``. What was not run is null and is left out of the page.
+
+    Returns:
+        A complete document: styles and figures inside, no scripts, nothing loaded.
+
+    Raises:
+        RunError: naming the key, if it is missing, of the wrong type, or of another format.
+    """
+    return render(run_page(read_run(result)))
+
+
+def render_comparison(results: Sequence[Mapping[str, Any]]) -> str:
+    """The report over several runs: accuracy against sparsity by criterion, sizes, costs, a table.
+
+    Runs that differ only in their seed count as repeats and are averaged.
+
+    Args:
+        results: Parsed ``result.json`` files, at least one.
+
+    Returns:
+        A complete document, as `render_run` gives it.
+
+    Raises:
+        RunError: if there is no result, or one that `render_run` would refuse; says which.
+    """
+    if not results:
+        raise RunError("a comparison needs at least one result, got none. Name the run folders to compare.")
+    runs: list[Mapping[str, Any]] = []
+    for position, result in enumerate(results, start=1):
+        try:
+            runs.append(read_run(result))
+        except RunError as error:
+            raise RunError(f"result {position} of {len(results)}: {error}") from error
+    return render(comparison_page(runs))
+
+
+def render_sweep(sweep: Mapping[str, Any]) -> str:
+    """The report of a sweep: accuracy of every cut over alpha and sparsity.
+
+    Args:
+        sweep: A parsed sweep file, ``"format": "secateur-sweep"``.
+
+    Returns:
+        A complete document, as `render_run` gives it.
+
+    Raises:
+        RunError: naming the key, if it is missing, of the wrong type, or of another format.
+    """
+    return render(sweep_page(read_sweep(sweep)))

@@ -1,0 +1,71 @@
+"""Which runs belong together, and what tells them apart."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import mean, stdev
+from typing import Any
+
+from secateur.report.words import ABSENT, percent, value
+
+Run = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The runs of one label at one sparsity, usually one a seed.
+
+    Args:
+        sparsity: Mean over the runs of the fraction removed of prunable weights.
+        runs: At least one.
+    """
+
+    sparsity: float
+    runs: tuple[Run, ...]
+
+    def accuracies(self, stage: str) -> list[float]:
+        """Accuracy at `stage` of those runs that have it."""
+        found = (run["accuracy"][stage] for run in self.runs)
+        return [accuracy for accuracy in found if accuracy is not None]
+
+    def described(self, stage: str) -> str:
+        """Mean accuracy at `stage` as text, with the standard deviation where there are several runs."""
+        found = self.accuracies(stage)
+        if not found:
+            return ABSENT
+        spread = f" ± {100 * stdev(found):.1f}" if len(found) > 1 else ""
+        return f"{percent(mean(found)).split()[0]}{spread}"
+
+
+def labels(runs: Sequence[Run]) -> list[str]:
+    """A short name for each run: its criterion, and what sets it apart from others of that name."""
+    same_scope = len({value("scope", run["scope"]) for run in runs}) == 1
+    named: list[str] = []
+    for run in runs:
+        criterion = run["criterion"]
+        peers = [other["criterion"] for other in runs if other["criterion"]["name"] == criterion["name"]]
+        differing = [key for key in criterion if key != "seed" and _differs(key, peers)]
+        parts = [f"{key} {value(key, criterion[key])}" for key in differing]
+        parts += [] if same_scope else [str(run["scope"]["name"])]
+        named.append(" ".join([criterion["name"], *([f"({', '.join(parts)})"] if parts else [])]))
+    return named
+
+
+def _differs(key: str, peers: Sequence[Run]) -> bool:
+    return len({value(key, peer.get(key)) for peer in peers}) > 1
+
+
+def grouped(runs: Sequence[Run]) -> dict[str, list[Cell]]:
+    """Runs by label, in the order of their first run, and within a label by rising sparsity."""
+    table: dict[str, dict[float, list[Run]]] = defaultdict(lambda: defaultdict(list))
+    for label, run in zip(labels(runs), runs, strict=True):
+        table[label][run["sparsity"]["asked"]].append(run)
+    return {
+        label: [
+            Cell(mean(run["sparsity"]["prunable"] for run in found), tuple(found))
+            for _, found in sorted(by_sparsity.items())
+        ]
+        for label, by_sparsity in table.items()
+    }

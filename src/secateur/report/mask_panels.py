@@ -1,0 +1,197 @@
+"""Figures of what was removed: layers, scores, and how far the choice can be trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from secateur.report.canvas import ACCENT, BLUE, GREY, ORANGE
+from secateur.report.page import Panel, Table
+from secateur.report.plots import Bar, Mark, bars, histogram
+from secateur.report.words import layer_labels, number, percent, shorten
+
+Run = Mapping[str, Any]
+
+_DENSE_LAYOUT = 16
+
+
+def density_panel(run: Run) -> Panel:
+    """How much of each layer stays."""
+    layers: Sequence[Run] = run["layers"]
+    if not layers:
+        return Panel("density", "What each layer keeps", absent="the result names no layer")
+    labels = layer_labels([layer["name"] for layer in layers])
+    rows = [
+        Bar(
+            name,
+            layer["density"],
+            "emptied"
+            if layer["n_keep"] == 0
+            else f"{percent(layer['density'])} of {_compact(layer['numel'])}",
+            warn=layer["n_keep"] == 0,
+        )
+        for name, layer in zip(labels, layers, strict=True)
+    ]
+    overall = 1 - run["sparsity"]["prunable"]
+    most = max(layers, key=lambda layer: layer["density"])
+    least = min(layers, key=lambda layer: layer["density"])
+    finding = (
+        f"{shorten(most['name'], 40)} keeps the largest share ({percent(most['density'])}), "
+        f"{shorten(least['name'], 40)} the smallest ({percent(least['density'])})."
+    )
+    top = min(1.0, 1.05 * max(overall, *(layer["density"] for layer in layers), 0.01))
+    return Panel(
+        "density",
+        "What each layer keeps",
+        finding,
+        "A bar is the share of a layer's weights that stays, the dashed line that of the whole network; "
+        "long bars are layers that the score found hard to do without.",
+        bars(
+            "density",
+            finding,
+            rows,
+            limits=(0, top),
+            marks=[Mark(overall, f"whole network {percent(overall)}")],
+            fraction=True,
+            axis="share of weights kept",
+            pitch=_pitch(len(rows)),
+        ),
+        table=Table(
+            "Weights by layer",
+            ("layer", "shape", "weights", "kept", "zeros"),
+            tuple(
+                (
+                    layer["name"],
+                    " × ".join(str(side) for side in layer["shape"]),
+                    number(layer["numel"]),
+                    number(layer["n_keep"]),
+                    percent(1 - layer["density"]),
+                )
+                for layer in layers
+            ),
+        ),
+    )
+
+
+def _compact(n: int) -> str:
+    return number(n) if n < 10_000 else f"{n / 1e3:.3g}k" if n < 1e6 else f"{n / 1e6:.3g}M"
+
+
+def _pitch(n_rows: int) -> float:
+    return 21.0 if n_rows <= _DENSE_LAYOUT else 14.5
+
+
+def scores_panel(run: Run) -> Panel:
+    """How the scores spread, and where the line was drawn."""
+    found = run["diagnostics"]["score_histogram"]
+    if found is None:
+        return Panel(
+            "scores", "How the scores spread", absent="this criterion gives no single list of scores"
+        )
+    terms = found["terms"]
+    outlines = [
+        (f"{name} term", terms[name]["counts"], colour)
+        for name, colour in (("task", BLUE), ("teacher", ORANGE))
+        if terms
+    ]
+    threshold = found["log10_threshold"]
+    line = f"Weights that scored below {10**threshold:.2g} were removed" if threshold is not None else ""
+    zeros = f"{number(found['n_zero'])} weights score exactly 0 and are left of the picture"
+    finding = f"{line}; {zeros}." if line and found["n_zero"] else f"{line or zeros}."
+    how = "A hill is a heap of weights with similar scores; those left of the line were removed"
+    return Panel(
+        "scores",
+        "How the scores spread",
+        finding,
+        f"{how}; the outlines are the two terms that the score is made of." if outlines else f"{how}.",
+        histogram(
+            "scores",
+            finding,
+            found["log10_edges"],
+            found["counts"],
+            outlines=outlines,
+            threshold=threshold,
+        ),
+    )
+
+
+def split_half_panel(run: Run) -> Panel:
+    """Whether another half of the calibration data would have kept the same weights."""
+    found = run["diagnostics"]["split_half"]
+    if found is None:
+        return Panel(
+            "split-half",
+            "Is the choice stable?",
+            absent="this criterion reads no data, or it was not measured",
+        )
+    overlap, chance, half = found["mask_overlap"], found["expected_random"], found["n_samples_per_half"]
+    samples = f" ({number(half)} samples each)" if half is not None else ""
+    finding = (
+        f"Two masks from separate halves of the calibration data{samples} share {percent(overlap, 0)} "
+        f"of the weights that either keeps; two random masks would share {percent(chance, 0)}."
+    )
+    rows = [
+        Bar("two halves", overlap, percent(overlap)),
+        Bar("two random masks", chance, percent(chance), colour=GREY),
+    ]
+    return Panel(
+        "split-half",
+        "Is the choice stable?",
+        finding,
+        "The longer the first bar against the second, the less the choice depends on which samples were seen.",
+        bars(
+            "split-half",
+            finding,
+            rows,
+            limits=(0, 1),
+            fraction=True,
+            axis="weights kept by both, of those kept by either",
+        ),
+        table=Table("Overlap of masks", ("masks", "overlap"), tuple((row.name, row.text) for row in rows)),
+    )
+
+
+def agreement_panel(run: Run) -> Panel:
+    """Whether the labels and the teacher rank the weights alike."""
+    found = run["diagnostics"]["agreement"]
+    if found is None:
+        return Panel(
+            "agreement",
+            "Do task and teacher agree?",
+            absent="this criterion has no task term beside a teacher term",
+        )
+    layers: Sequence[Run] = found["layers"]
+    ranks = [("all layers", found["spearman"])]
+    ranks += zip(
+        layer_labels([layer["name"] for layer in layers]),
+        (layer["spearman"] for layer in layers),
+        strict=True,
+    )
+    rows = [
+        Bar(name, rank, "–" if rank is None else f"{rank:.2f}", colour=ACCENT if index == 0 else BLUE)
+        for index, (name, rank) in enumerate(ranks)
+    ]
+    low = min(0.0, *(rank for _, rank in ranks if rank is not None), 0.0)
+    overlap = found["mask_overlap"]
+    parts = [f"The rank correlation is {rows[0].text}"] if found["spearman"] is not None else []
+    if overlap is not None:
+        parts.append(f"cut by either term alone, {percent(overlap, 0)} of the kept weights would be the same")
+    finding = f"{'; '.join(parts)}." if parts else "The two terms could not be compared."
+    return Panel(
+        "agreement",
+        "Do task and teacher agree?",
+        finding[0].upper() + finding[1:],
+        "1 means that labels and teacher rank the weights alike, 0 that they have nothing in common; "
+        "short bars are layers where the teacher says something new.",
+        bars(
+            "agreement",
+            finding,
+            rows,
+            limits=(max(-1.0, 1.1 * low), 1),
+            axis="rank correlation (Spearman) of task and teacher term",
+            pitch=_pitch(len(rows)),
+        ),
+        table=Table(
+            "Rank correlation by layer", ("layer", "Spearman"), tuple((row.name, row.text) for row in rows)
+        ),
+    )

@@ -1,0 +1,107 @@
+"""The page of one run."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from secateur.report.facts import provenance
+from secateur.report.mask_panels import agreement_panel, density_panel, scores_panel, split_half_panel
+from secateur.report.notices import notices
+from secateur.report.outcome_panels import (
+    accuracy_panel,
+    curve_panels,
+    final_stage,
+    seconds_panel,
+    size_panel,
+)
+from secateur.report.page import Command, Page, Section, Stat
+from secateur.report.words import STAGES, duration, percent, times
+
+Run = Mapping[str, Any]
+
+
+def run_page(run: Run) -> Page:
+    """What the report of one run says.
+
+    Args:
+        run: As `secateur.report.schema.read_run` returns it.
+    """
+    return Page(
+        title=f"secateur: {run['criterion']['name']} on {run['data']['name']}, run {run['run_id']}",
+        kicker=f"run {run['run_id']}",
+        headline=_headline(run),
+        lede=_lede(run),
+        density=1 - run["sparsity"]["prunable"],
+        notices=notices(run),
+        sections=(
+            Section(
+                "What it costs, what it saves",
+                "How accurate the network still is, how small its file became, and how long that took.",
+                (accuracy_panel(run), size_panel(run), seconds_panel(run)),
+            ),
+            Section(
+                "What was removed, and why",
+                "Every weight gets a score, the highest scores stay. These figures show where the line fell "
+                "and how far the score can be trusted.",
+                (density_panel(run), scores_panel(run), split_half_panel(run), agreement_panel(run)),
+            ),
+            Section("How it learned", "Training before the cut, and recovery after it.", curve_panels(run)),
+        ),
+        facts=provenance(run),
+        commands=_commands(run),
+    )
+
+
+def _headline(run: Run) -> tuple[Stat, ...]:
+    stats = [Stat(percent(run["sparsity"]["prunable"]), "of the prunable weights removed")]
+    stage, dense = final_stage(run), run["accuracy"]["dense"]
+    if stage is not None:
+        before = f"{percent(dense)} → " if dense is not None else ""
+        stats.append(Stat(before + percent(run["accuracy"][stage]), "accuracy"))
+    size = run["size_bytes"]
+    if size["dense"] is not None and size["sparse"]:
+        stats.append(Stat(times(size["dense"] / size["sparse"]), "smaller on disk"))
+    return tuple(stats)
+
+
+def _lede(run: Run) -> str:
+    models, data, total = run["models"], run["data"], run["seconds"]["total"]
+    student = models["student"].get("name", "the student")
+    teacher = f", with {models['teacher'].get('name', 'a teacher')} as teacher" if models["teacher"] else ""
+    took = f" The whole run took {duration(total)}." if total is not None else ""
+    stage = final_stage(run)
+    where = f" The last accuracy is that of the network {_PHRASES[stage]}." if stage is not None else ""
+    return (
+        f"{student} on {data['name']}{teacher}, "
+        f"cut by {run['criterion']['name']} with {run['scope']['name']} scope. "
+        "Sparsity over all parameters, biases and norms included, "
+        f"is {percent(run['sparsity']['all'])}.{where}{took}"
+    )
+
+
+_PHRASES = {
+    "cut": STAGES["cut"],
+    "batchnorm": "after the cut, with BatchNorm statistics re-estimated",
+    "recovered": "recovered without distillation (KD)",
+    "recovered_kd": "recovered with distillation (KD)",
+}
+
+
+def _commands(run: Run) -> tuple[Command, ...]:
+    density = 1 - run["sparsity"]["asked"]
+    near = [1 - factor * density for factor in (2, 1, 0.5) if factor * density < 1]
+    alpha = " --alpha 0:1:0.1" if run["criterion"].get("alpha") is not None else ""
+    data = shlex.quote(run["data"]["name"])
+    return (
+        Command("secateur inspect student.safetensors", "what the sparse file holds, tensor by tensor"),
+        Command(
+            "secateur verify student.safetensors",
+            "that the file is whole and its zeros are where the masks say",
+        ),
+        Command(
+            f"secateur sweep --data {data}{alpha} --sparsity {','.join(f'{value:.4g}' for value in near)}",
+            "how the accuracy after the cut depends on " + ("alpha and sparsity" if alpha else "sparsity"),
+        ),
+    )

@@ -1,0 +1,210 @@
+"""What a result file must hold before a report is drawn from it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from types import NoneType
+from typing import Any, cast
+
+from secateur.errors import RunError
+from secateur.report.words import STAGES
+
+Types = tuple[type, ...]
+
+TEXT: Types = (str,)
+NUMBER: Types = (int, float)
+WHOLE: Types = (int,)
+OBJECT: Types = (Mapping,)
+LIST: Types = (list, tuple)
+CURVES = ("teacher", "dense", "recovered", "recovered_kd")
+
+
+def _or_null(types: Types) -> Types:
+    return (*types, NoneType)
+
+
+_SHARED: Mapping[str, Types] = {
+    "run_id": TEXT,
+    "criterion.name": TEXT,
+    "data.name": TEXT,
+    "models.student": OBJECT,
+    "models.teacher": _or_null(OBJECT),
+    "versions": OBJECT,
+    "hardware": OBJECT,
+    "seed": _or_null(WHOLE),
+    "seconds.total": _or_null(NUMBER),
+}
+_RUN: Mapping[str, Types] = {
+    **_SHARED,
+    **{f"accuracy.{stage}": _or_null(NUMBER) for stage in STAGES},
+    "sparsity.asked": NUMBER,
+    "sparsity.prunable": NUMBER,
+    "sparsity.all": NUMBER,
+    "n_prune": WHOLE,
+    "n_prunable": WHOLE,
+    "n_parameters": WHOLE,
+    "mask_digest": TEXT,
+    "size_bytes.dense": _or_null(NUMBER),
+    "size_bytes.sparse": _or_null(NUMBER),
+    "commit": _or_null(TEXT),
+    "scope.name": TEXT,
+    "data.n_test": _or_null(WHOLE),
+    "data.n_classes": _or_null(WHOLE),
+    "layers": LIST,
+    **{f"curves.{name}": _or_null(LIST) for name in CURVES},
+    "selected_epoch.recovered": _or_null(WHOLE),
+    "selected_epoch.recovered_kd": _or_null(WHOLE),
+    "diagnostics.score_histogram": _or_null(OBJECT),
+    "diagnostics.agreement": _or_null(OBJECT),
+    "diagnostics.split_half": _or_null(OBJECT),
+    "warnings": LIST,
+}
+_SWEEP: Mapping[str, Types] = {**_SHARED, "dense_accuracy": _or_null(NUMBER), "rows": LIST}
+
+_TERM: Mapping[str, Types] = {"counts": LIST, "n_zero": WHOLE}
+_PARTS: Mapping[str, Mapping[str, Types]] = {
+    "diagnostics.score_histogram": {
+        **_TERM,
+        "log10_edges": LIST,
+        "log10_threshold": _or_null(NUMBER),
+        "terms": _or_null(OBJECT),
+    },
+    "diagnostics.score_histogram.terms": {"task": OBJECT, "teacher": OBJECT},
+    "diagnostics.score_histogram.terms.task": _TERM,
+    "diagnostics.score_histogram.terms.teacher": _TERM,
+    "diagnostics.agreement": {
+        "spearman": _or_null(NUMBER),
+        "mask_overlap": _or_null(NUMBER),
+        "layers": LIST,
+    },
+    "diagnostics.split_half": {
+        "mask_overlap": NUMBER,
+        "expected_random": NUMBER,
+        "n_samples_per_half": _or_null(WHOLE),
+    },
+}
+_EPOCH: Mapping[str, Types] = {
+    "epoch": NUMBER,
+    "loss": _or_null(NUMBER),
+    "val_accuracy": _or_null(NUMBER),
+}
+_ITEMS: Mapping[str, Mapping[str, Types]] = {
+    "layers": {"name": TEXT, "shape": LIST, "numel": WHOLE, "n_keep": WHOLE, "density": NUMBER},
+    **{f"curves.{name}": _EPOCH for name in CURVES},
+    "diagnostics.agreement.layers": {"name": TEXT, "spearman": _or_null(NUMBER)},
+    "rows": {
+        "alpha": _or_null(NUMBER),
+        "sparsity": NUMBER,
+        "cut": _or_null(NUMBER),
+        "batchnorm": _or_null(NUMBER),
+    },
+}
+
+
+def read_run(result: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A ``result.json`` that is known to hold all that a report needs.
+
+    Args:
+        result: The parsed file, ``"format": "secateur-result"``.
+
+    Returns:
+        A copy in which NaN and infinities are null.
+
+    Raises:
+        RunError: for another format or version, and for a key that is missing or of another type.
+    """
+    return _read(result, "secateur-result", _RUN)
+
+
+def read_sweep(sweep: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Like `read_run`, for a ``"format": "secateur-sweep"`` file.
+
+    Raises:
+        RunError: for another format or version, a missing key, or a sweep without rows.
+    """
+    checked = _read(sweep, "secateur-sweep", _SWEEP)
+    if not checked["rows"]:
+        raise RunError(
+            "key 'rows' of the sweep is empty, so there is nothing to draw. "
+            "Run `secateur sweep` with at least one --sparsity."
+        )
+    return checked
+
+
+def _read(source: Mapping[str, Any], format_name: str, spec: Mapping[str, Types]) -> Mapping[str, Any]:
+    found = source.get("format")
+    if found != format_name:
+        raise RunError(
+            f"key 'format' must be {format_name!r}, got {found!r}. "
+            "Give the result file that secateur wrote into the run folder."
+        )
+    if source.get("version") != 1:
+        raise RunError(
+            f"key 'version' must be 1, got {source.get('version')!r}. "
+            "The file was written by another release of secateur: use that one, or run again."
+        )
+    checked = cast("Mapping[str, Any]", _finite(source))
+    _check_keys(checked, spec, "")
+    for path, part in _PARTS.items():
+        if isinstance(found := _find(checked, path), Mapping):
+            _check_keys(cast("Mapping[str, Any]", found), part, f"{path}.")
+    for path, item in _ITEMS.items():
+        entries = cast("Sequence[Any]", _find(checked, path) or ())
+        for index, entry in enumerate(entries):
+            _check_keys(entry, item, f"{path}[{index}].")
+    _check_histogram(checked)
+    return checked
+
+
+def _finite(item: object) -> object:
+    if isinstance(item, float):
+        return item if math.isfinite(item) else None
+    if isinstance(item, Mapping):
+        return {key: _finite(part) for key, part in cast("Mapping[str, object]", item).items()}
+    if isinstance(item, (list, tuple)):
+        return [_finite(part) for part in cast("list[object]", item)]
+    return item
+
+
+def _find(source: object, path: str) -> object:
+    for key in path.split("."):
+        if not isinstance(source, Mapping):
+            return None
+        source = cast("Mapping[str, object]", source).get(key)
+    return source
+
+
+def _check_keys(source: object, spec: Mapping[str, Types], prefix: str) -> None:
+    for path, types in spec.items():
+        part: object = source
+        walked = prefix
+        for key in path.split("."):
+            walked += key
+            if not isinstance(part, Mapping) or key not in part:
+                raise RunError(
+                    f"key {walked!r} is missing, so no report can be drawn. "
+                    "The file is incomplete or was edited: run the command that wrote it again."
+                )
+            part = cast("Mapping[str, object]", part)[key]
+            walked += "."
+        if not isinstance(part, types) or isinstance(part, bool):
+            allowed = " or ".join("null" if kind is NoneType else kind.__name__ for kind in types)
+            raise RunError(
+                f"key {prefix + path!r} must be {allowed}, got {part!r}. "
+                "The file is damaged or was edited: run the command that wrote it again."
+            )
+
+
+def _check_histogram(checked: Mapping[str, Any]) -> None:
+    histogram = cast("Mapping[str, Any] | None", _find(checked, "diagnostics.score_histogram"))
+    if histogram is None:
+        return
+    n_bins = len(histogram["log10_edges"]) - 1
+    terms = {"": histogram, **{f"terms.{name}.": term for name, term in (histogram["terms"] or {}).items()}}
+    for name, term in terms.items():
+        if len(term["counts"]) != n_bins:
+            raise RunError(
+                f"key 'diagnostics.score_histogram.{name}counts' must have {n_bins} entries, one fewer than "
+                f"'log10_edges', got {len(term['counts'])}. Run the command that wrote the file again."
+            )

@@ -1,0 +1,149 @@
+"""Run folders: one run, one folder, written so that a killed run loses at most an epoch."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from secateur.errors import CheckpointError, RunError
+from secateur.files import atomic_write, read_json, write_json
+from secateur.train import Epoch, TrainState
+
+_PARTS = ("model", "momentum", "best")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a run keeps its files.
+
+    ::
+
+        config.yaml   result.json   student.safetensors   report.html   log.jsonl
+        teacher.safetensors, dense.safetensors     networks that were trained here
+        checkpoint/                                training in progress, while running
+
+    Attributes:
+        path: The folder.
+    """
+
+    path: Path
+
+    @classmethod
+    def create(cls, path: str | Path, *, run_id: str, config: str, resume: bool = False) -> RunFolder:
+        """Claim a folder for a run, or with `resume` go on in the one that holds it.
+
+        Args:
+            path: The folder; made if it is not there.
+            run_id: What tells this run from others.
+            config: The run's configuration as YAML, kept as ``config.yaml``.
+            resume: Accept a folder that holds the same run already.
+
+        Raises:
+            RunError: if the folder cannot be written, or holds something else or another run.
+        """
+        folder = cls(Path(path))
+        title = f"# run {run_id}"
+        try:
+            folder.path.mkdir(parents=True, exist_ok=True)
+            used = sorted(p.name for p in folder.path.iterdir())
+        except OSError as error:
+            raise RunError(
+                f"cannot use {str(path)!r} as a run folder: {error}. Choose another --out."
+            ) from error
+        if not used:
+            folder.write("config.yaml", f"{title}\n{config}")
+        elif not resume:
+            raise RunError(
+                f"the run folder {str(path)!r} is already used (it holds {', '.join(used[:4])}). "
+                "Choose another --out, or --resume to go on with the run in it."
+            )
+        else:
+            folder._check_holds(title)
+        return folder
+
+    def _check_holds(self, title: str) -> None:
+        path = self.path / "config.yaml"
+        if not path.is_file():
+            raise RunError(f"{str(self.path)!r} holds no config.yaml, so there is no run to resume.")
+        held = path.read_text().partition("\n")[0]
+        if held != title:
+            raise RunError(
+                f"{str(self.path)!r} holds {held.lstrip('# ')}, these options make {title.lstrip('# ')}. "
+                f"Resume with --config {path}, or choose another --out."
+            )
+
+    def result(self) -> dict[str, Any] | None:
+        """The result of a finished run, or None."""
+        path = self.path / "result.json"
+        return read_json(path) if path.is_file() else None
+
+    def log(self, event: str, **values: object) -> None:
+        """Append a line to ``log.jsonl``."""
+        with (self.path / "log.jsonl").open("a") as file:
+            file.write(json.dumps({"event": event, **values}, allow_nan=False) + "\n")
+
+    def write(self, name: str, content: str | bytes) -> Path:
+        """Write a file of the run atomically."""
+        atomic_write(self.path / name, content)
+        return self.path / name
+
+    def write_json(self, name: str, content: dict[str, Any]) -> None:
+        """Write a JSON file of the run atomically."""
+        write_json(self.path / name, content)
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        """Write ``result.json`` and drop what was only for resuming."""
+        write_json(self.path / "result.json", result)
+        shutil.rmtree(self.path / "checkpoint", ignore_errors=True)
+
+    def save_training(self, stage: str, state: TrainState, curve: list[Epoch]) -> None:
+        """Keep the state of a training in progress."""
+        tensors: dict[str, Tensor] = {}
+        for part in _PARTS:
+            tensors |= {f"{part}/{name}": t.contiguous() for name, t in getattr(state, part).items()}
+        about = {
+            "epochs_done": state.epochs_done,
+            "best_epoch": state.best_epoch,
+            "best_accuracy": state.best_accuracy,
+            "curve": [asdict(epoch) for epoch in curve],
+        }
+        path = self._training(stage)
+        path.parent.mkdir(exist_ok=True)
+        # The best epoch may be the last one: the same tensors under two names, which the format refuses.
+        tensors = {name: t.clone() for name, t in tensors.items()}
+        atomic_write(path, save(tensors, metadata={"training": json.dumps(about)}))
+
+    def load_training(self, stage: str) -> tuple[TrainState, list[Epoch]]:
+        """Where a training stopped; a fresh state if it never started.
+
+        Raises:
+            CheckpointError: if the file is damaged.
+        """
+        path = self._training(stage)
+        if not path.is_file():
+            return TrainState(), []
+        try:
+            with safe_open(path, framework="pt") as file:
+                about = json.loads((file.metadata() or {})["training"])
+                parts: dict[str, dict[str, Tensor]] = {part: {} for part in _PARTS}
+                for key in file.keys():  # noqa: SIM118 - not a mapping
+                    part, name = key.split("/", 1)
+                    parts[part][name] = file.get_tensor(key)
+        except (SafetensorError, KeyError, ValueError) as error:
+            raise CheckpointError(
+                f"{str(path)!r} is damaged ({error}); delete it to train this stage anew."
+            ) from error
+        curve = [Epoch(**entry) for entry in about.pop("curve")]
+        state = TrainState(**about)
+        state.model, state.momentum, state.best = (parts[part] for part in _PARTS)
+        return state, curve
+
+    def _training(self, stage: str) -> Path:
+        return self.path / "checkpoint" / f"{stage}.safetensors"
