@@ -167,7 +167,7 @@ def describe_scores(scores: Named, masks: Masks, scope: AbstractScope) -> dict[s
     histogram: dict[str, Any] = {
         "log10_edges": edges,
         **asdict(log_histogram(scores, edges)),
-        "log10_threshold": math.log10(threshold) if threshold else None,
+        "log10_threshold": math.log10(threshold) if threshold and threshold > 0 else None,
         "terms": {name: asdict(log_histogram(term, edges)) for name, term in terms.items()} or None,
     }
     agreement = None

@@ -17,8 +17,8 @@ from secateur.masks import Masks, apply_masks
 def keep_masks(model: nn.Module, optimizer: Optimizer, masks: Masks) -> Generator[None]:
     """Keep pruned weights at exactly 0.0 while the body trains `model` with `optimizer`.
 
-    On entry the pruned weights and whatever the optimizer remembers at their places (momentum,
-    second moments) are zeroed. While inside, their gradients are zeroed as soon as they are
+    On entry the pruned weights, their gradients and whatever the optimizer remembers at their places
+    (momentum, second moments) are zeroed. While inside, their gradients are zeroed as soon as they are
     accumulated, so neither clipping nor optimizer state ever sees them, and the weights are zeroed
     after each step. On exit every hook is removed and the masks are checked. Nothing in the model
     is renamed or wrapped, so state dicts, copies, ``torch.compile``, autocast and gradient scaling
@@ -36,6 +36,8 @@ def keep_masks(model: nn.Module, optimizer: Optimizer, masks: Masks) -> Generato
     pruned = {name: ~masks[name].to(parameter.device) for name, parameter in masks.match(model).items()}
     _check_optimizer(optimizer, masks.match(model))
     apply_masks(model, masks)
+    for name, parameter in masks.match(model).items():
+        _gradient_masker(pruned[name])(parameter)
     _zero_state(optimizer, masks.match(model), pruned)
 
     def zero_weights(*_: object) -> None:

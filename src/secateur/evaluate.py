@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
@@ -56,7 +57,7 @@ def evaluate(model: nn.Module, batches: Batches, *, task_loss: Loss = F.cross_en
         task_loss: Averaged over the batch.
 
     Raises:
-        DataError: if there is no batch, or one without labels.
+        DataError: if there is no batch or no sample, or labels are missing or not of that shape.
     """
     n, hits, total = 0, 0, 0.0
     with modes_kept(model), torch.no_grad():
@@ -64,10 +65,14 @@ def evaluate(model: nn.Module, batches: Batches, *, task_loss: Loss = F.cross_en
         for x, y in split_batches(batches, device_of(model)):
             if y is None:
                 raise DataError("evaluation needs labels, got a batch without.")
+            if y.ndim != 1:
+                raise DataError(f"labels must have shape (batch,), got {tuple(y.shape)}.")
             logits = logits_of(model(x))
             hits += int((logits.argmax(dim=1) == y).sum())
             total += float(task_loss(logits, y)) * len(y)
             n += len(y)
+    if not n:
+        raise DataError("the loader yielded batches without a sample; check that the data set is not empty.")
     return Metrics(accuracy=hits / n, loss=total / n, n_samples=n)
 
 
@@ -76,14 +81,14 @@ def reestimate_batchnorm(model: nn.Module, batches: Batches) -> int:
 
     After a cut the activations no longer have the mean and variance that were recorded before it;
     this alone often brings back much of the accuracy. Only BatchNorm layers run in training mode;
-    no weight changes.
+    no weight changes. A layer that no batch reaches keeps its statistics, and after an exception all do.
 
     Args:
         model: Any module.
         batches: Iterable of inputs or ``(inputs, labels)``; a few hundred inputs are enough.
 
     Returns:
-        Number of BatchNorm layers re-estimated; with 0 the batches are not looked at.
+        Number of BatchNorm layers re-estimated; without any in the model, the batches are not looked at.
 
     Raises:
         DataError: if there is no batch.
@@ -91,17 +96,24 @@ def reestimate_batchnorm(model: nn.Module, batches: Batches) -> int:
     layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     if not layers:
         return 0
-    momenta = [layer.momentum for layer in layers]
-    with modes_kept(model), torch.no_grad():
+    reached: list[_BatchNorm] = []
+    with ExitStack() as stack, modes_kept(model), torch.no_grad():
         model.eval()
-        try:
-            for layer in layers:
-                layer.reset_running_stats()
-                layer.momentum = None  # a plain average over all batches
-                layer.train()
-            for x, _ in split_batches(batches, device_of(model)):
-                model(x)
-        finally:
-            for layer, momentum in zip(layers, momenta, strict=True):
-                layer.momentum = momentum
-    return len(layers)
+        for layer in layers:
+            stack.callback(_give_back, layer, layer.momentum, copy.deepcopy(layer.state_dict()), reached)
+            layer.reset_running_stats()
+            layer.momentum = None  # a plain average over all batches
+            layer.train()
+        for x, _ in split_batches(batches, device_of(model)):
+            model(x)
+        reached += [layer for layer in layers if layer.num_batches_tracked]
+    return len(reached)
+
+
+def _give_back(
+    layer: _BatchNorm, momentum: float | None, before: dict[str, Tensor], reached: list[_BatchNorm]
+) -> None:
+    """Restore momentum, and the statistics of a layer that has no new ones."""
+    layer.momentum = momentum
+    if not any(layer is other for other in reached):
+        layer.load_state_dict(before)

@@ -10,6 +10,8 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from types import ModuleType
 
+from torch import nn
+
 from secateur.errors import DataError, InvalidArgument, MissingExtra, ModelError, SecateurError
 
 _ERRORS: Mapping[str, type[SecateurError]] = {"model": ModelError, "data": DataError}
@@ -41,8 +43,9 @@ def load_object(spec: str, *, kind: str) -> Callable[..., object]:
             public = ", ".join(n for n in vars(found) if not n.startswith("_")) or "nothing"
             raise error(f"{kind} {spec!r}: {_name_of(found)} has no attribute {name!r}. It holds: {public}.")
         found = getattr(found, name)
-    if not callable(found):
-        raise error(f"{kind} {spec!r} is a {type(found).__name__}; name a function or a class to call.")
+    if not callable(found) or isinstance(found, nn.Module):
+        what = type(found).__name__
+        raise error(f"{kind} {spec!r} is an object of type {what}; name a function or a class to call.")
     return found
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from secateur.counts import check_fraction
 from secateur.errors import InvalidArgument, ScoreError
 from secateur.naming import Loss
 
@@ -55,7 +56,8 @@ def standardize_logits(logits: Tensor) -> Tensor:
         logits: Shape (batch, classes, …).
     """
     centred = logits - logits.mean(dim=1, keepdim=True)
-    return centred / (centred.pow(2).mean(dim=1, keepdim=True).sqrt() + 1e-7)
+    # std, not sqrt(mean(x²)): its gradient is finite where all logits of a sample are equal
+    return centred / (logits.std(dim=1, keepdim=True, correction=0) + 1e-7)
 
 
 def kd_loss(
@@ -87,11 +89,20 @@ def kd_loss(
         Scalar ≥ 0, in nats; 0 where the two distributions agree.
 
     Raises:
-        InvalidArgument: if `temperature` is not finite and positive.
-        ScoreError: if the shapes differ.
+        InvalidArgument: if `temperature` is not finite and positive, `beta` is outside [0, 1], or the
+            direction is unknown.
+        ScoreError: if the shapes differ, or there are fewer than two classes.
     """
     check_temperature(temperature)
+    check_fraction("beta", beta)
+    if direction not in ("forward", "reverse", "ca-kld"):
+        raise InvalidArgument(f"direction must be forward, reverse or ca-kld, got {direction!r}.")
     check_outputs(student, teacher)
+    if student.ndim < 2 or student.shape[1] < 2:
+        raise ScoreError(
+            f"logits must have shape (batch, classes, …) with 2 classes or more, got {tuple(student.shape)}. "
+            "Outputs that are not logits need another distance, such as kd='mse'."
+        )
     teacher = teacher.detach()
     if standardize:
         student, teacher = standardize_logits(student), standardize_logits(teacher)
@@ -143,6 +154,7 @@ def distillation(
         InvalidArgument: if `kind` is unknown or a number is out of range.
     """
     check_temperature(temperature)
+    check_fraction("beta", beta)
     if callable(kind):
         return kind
     if kind == "mse":
@@ -180,18 +192,22 @@ def logits_of(outputs: object) -> Tensor:
 
 
 def check_finite(name: str, loss: Tensor, batch: int) -> None:
-    """Refuse a loss that is NaN or infinite.
+    """Refuse a loss that is not a scalar, or is NaN or infinite.
 
     Args:
         name: What the loss is, for the message.
-        loss: A scalar.
+        loss: What should be a scalar.
         batch: Index of the batch, from 0.
 
     Raises:
         ScoreError: naming the loss and the batch.
     """
+    if loss.numel() != 1:
+        raise ScoreError(
+            f"the {name} loss must be a scalar, got shape {tuple(loss.shape)}. Average it over the batch."
+        )
     if not bool(torch.isfinite(loss)):
         raise ScoreError(
-            f"the {name} loss of batch {batch} is {float(loss)}. "
+            f"the {name} loss of batch {batch} is {float(loss.detach())}. "
             "Check the inputs, the labels and the weights for NaN or infinity."
         )

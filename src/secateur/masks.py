@@ -54,7 +54,15 @@ class Masks(Mapping[str, Tensor]):
         return f"Masks({len(self)} tensors, sparsity={self.sparsity:.4f}, {self.n_keep} of {self.numel} kept)"
 
     def __and__(self, other: Masks) -> Masks:
-        """What both keep; a tensor that only one of them names keeps that one's mask."""
+        """What both keep; a tensor that only one of them names keeps that one's mask.
+
+        Raises:
+            MaskError: if a tensor has two shapes.
+        """
+        for name in self:
+            if name in other and self[name].shape != other[name].shape:
+                shapes = f"{tuple(self[name].shape)} and {tuple(other[name].shape)}"
+                raise MaskError(f"masks of {name!r} have shapes {shapes}; they were made for two models.")
         return Masks({**self, **other, **{name: self[name] & other[name] for name in self if name in other}})
 
     @property

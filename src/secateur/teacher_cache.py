@@ -15,7 +15,7 @@ class TeacherLogits:
     """A teacher's logits for training batches, remembered where a batch will look the same again.
 
     Args:
-        teacher: Frozen network, put in eval mode while asked.
+        teacher: Frozen network; it is put in eval mode and left there.
         n_samples: Size of the training split if logits are to be remembered by view and index, else 0.
     """
 
@@ -25,15 +25,17 @@ class TeacherLogits:
         self._cache: dict[int, Tensor] = {}
 
     def __call__(self, batch: IndexedBatch) -> Tensor:
-        """Logits of shape (batch, classes), without gradient."""
+        """Logits of shape (batch, classes, …), without gradient."""
         if not self._n_samples:
             return self._compute(batch.inputs)
         known = self._cache.get(batch.view)
-        if known is not None and not bool(known[batch.indices, 0].isnan().any()):
-            return known[batch.indices]
+        if known is not None:
+            remembered = known[batch.indices]
+            if not bool(remembered.isnan().any()):
+                return remembered
         logits = self._compute(batch.inputs).float()
         if known is None:
-            known = logits.new_full((self._n_samples, logits.shape[1]), math.nan)
+            known = logits.new_full((self._n_samples, *logits.shape[1:]), math.nan)
             self._cache[batch.view] = known
         known[batch.indices] = logits
         return logits

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Generator, Iterator, Sized
-from contextlib import nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -80,7 +80,7 @@ class TrainState:
         momentum: The optimizer's momentum buffers by parameter name.
         best: State dict of the best epoch on the validation split so far.
         best_epoch: Its number, from 1.
-        best_accuracy: Its validation accuracy; 0 without a validation split.
+        best_accuracy: Its validation accuracy; −1 without a validation split.
     """
 
     epochs_done: int = 0
@@ -139,15 +139,16 @@ def fit(
     """Train `model` in place, yielding after each epoch; at the end it holds its best epoch.
 
     Best is the highest validation accuracy, the later of equals; without `validation` it is the last
-    epoch. Random numbers are drawn by the loader alone: with an `IndexedLoader` a run that was
-    stopped and resumed from its `state` ends with the same bits.
+    epoch. With an `IndexedLoader` a run that was stopped and resumed from its `state` ends with the
+    same bits, if the loader alone draws random numbers (a model with dropout draws others).
 
     Args:
-        model: Student, on its device; modes are left as they were.
+        model: Student, on its device. Modes are left as they were, 4-D weights contiguous, also after
+            an exception and if the generator is closed early.
         train: Loader with a length; an `IndexedLoader` is asked for each epoch by number.
         recipe: How to train.
         masks: What stays; pruned weights never come back.
-        teacher: Needed if ``recipe.kd_weight > 0``.
+        teacher: Needed if ``recipe.kd_weight > 0``; another object than `model`.
         validation: Labelled batches for choosing the epoch; never the test split.
         task_loss: ``f(outputs, labels)``, a scalar averaged over the batch.
         state: Continues from here, and is brought up to date before each yield.
@@ -157,31 +158,22 @@ def fit(
         An `Epoch`.
 
     Raises:
-        TrainingError: if the teacher is missing, the loader has no length or the loss is not finite.
+        TrainingError: if the teacher is missing, all parameters are frozen, the loader has no length, a
+            batch has no labels, or the loss is not finite.
+        ScoreError: if student and teacher outputs cannot be compared.
     """
-    if recipe.kd_weight > 0 and teacher is None:
-        raise TrainingError(f"kd_weight={recipe.kd_weight:g} needs a teacher; pass one or set kd_weight=0.")
+    guiding = _teacher_in_use(model, recipe, teacher)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise TrainingError("the model has no trainable parameter; call requires_grad_(True) on some.")
     if not isinstance(train, Sized) or len(train) == 0:
         raise TrainingError("the training loader needs a length above 0, for the learning-rate schedule.")
     state = TrainState() if state is None else state
     device = device_of(model)
-    layout = torch.channels_last if recipe.channels_last else torch.contiguous_format
     bf16 = resolve_precision(recipe.precision, device) == "bf16"
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
-    _set_layout(model, layout)
-    optimizer = torch.optim.SGD(
-        model.parameters(),
-        lr=recipe.lr,
-        momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay,
-        nesterov=recipe.momentum > 0,
-    )
-    _restore(state, model, optimizer)
-    guide = TeacherLogits(teacher, n_samples=_remembered(train, recipe)) if teacher is not None and recipe.kd_weight > 0 else None
+    guide: TeacherLogits | None = None
 
     def loss_of(batch: IndexedBatch) -> Tensor:
-        if batch.inputs.ndim == 4:
-            batch = batch._replace(inputs=batch.inputs.contiguous(memory_format=layout))
         with autocast:
             logits = logits_of(model(batch.inputs))
             guidance = guide(batch) if guide else None
@@ -191,7 +183,24 @@ def fit(
         kd = kd_loss(logits.float(), guidance.float(), temperature=recipe.temperature)
         return (1 - recipe.kd_weight) * task + recipe.kd_weight * kd
 
-    with modes_kept(model), keep_masks(model, optimizer, masks) if masks is not None else nullcontext():
+    with ExitStack() as stack:
+        stack.enter_context(_laid_out(model, _layout(recipe)))
+        stack.enter_context(modes_kept(model))
+        optimizer = torch.optim.SGD(
+            model.parameters(),
+            lr=recipe.lr,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            nesterov=recipe.momentum > 0,
+        )
+        _restore(state, model, optimizer)
+        if masks is not None:
+            stack.enter_context(keep_masks(model, optimizer, masks))
+        if guiding is not None:
+            stack.enter_context(modes_kept(guiding))
+            guide = TeacherLogits(guiding, n_samples=_remembered(train, recipe))
+            with autocast:
+                _recall(guide, train, recipe, state, device)
         for number in range(state.epochs_done, recipe.epochs):
             started = time.perf_counter()
             model.train()
@@ -206,9 +215,21 @@ def fit(
                 accuracy = None if validation is None else evaluate(model, validation).accuracy
             _remember(state, model, optimizer, number + 1, accuracy)
             yield Epoch(number + 1, loss, accuracy, rates[-1], time.perf_counter() - started)
-    _set_layout(model, torch.contiguous_format)
     if state.best:
         model.load_state_dict(state.best)
+
+
+def _teacher_in_use(model: nn.Module, recipe: Recovery, teacher: nn.Module | None) -> nn.Module | None:
+    """The teacher that the recipe asks for, or None if it asks for none."""
+    if recipe.kd_weight == 0:
+        return None
+    if teacher is None:
+        raise TrainingError(f"kd_weight={recipe.kd_weight:g} needs a teacher; pass one or set kd_weight=0.")
+    if teacher is model:
+        raise TrainingError(
+            "the teacher is the very model in training; pass copy.deepcopy(model) as the teacher."
+        )
+    return teacher
 
 
 def _train_epoch(
@@ -250,8 +271,31 @@ def _remembered(train: Batches, recipe: Recovery) -> int:
     return train.n_samples
 
 
+def _recall(
+    guide: TeacherLogits, train: Batches, recipe: Recovery, state: TrainState, device: torch.device
+) -> None:
+    """After a resume, remember the teacher's logits as the epochs before saw them.
+
+    They come from the same batches as then, since a sample's last bits can depend on its batch.
+    """
+    if state.epochs_done < recipe.epochs:
+        for number in range(min(state.epochs_done, recipe.teacher_views)):
+            for batch in _epoch(train, recipe, number, device):
+                guide(batch)
+
+
 def _epoch(train: Batches, recipe: Recovery, number: int, device: torch.device) -> Iterator[IndexedBatch]:
-    """The batches of one epoch, on `device`."""
+    """The batches of one epoch, on `device` and in the recipe's layout."""
+    for batch in _indexed_batches(train, recipe, number, device):
+        inputs = batch.inputs
+        if inputs.ndim == 4:
+            inputs = inputs.contiguous(memory_format=_layout(recipe))
+        yield batch._replace(inputs=inputs)
+
+
+def _indexed_batches(
+    train: Batches, recipe: Recovery, number: int, device: torch.device
+) -> Iterator[IndexedBatch]:
     if isinstance(train, IndexedLoader):
         view = number % recipe.teacher_views if recipe.teacher_views else number
         for batch in train.epoch(number, view=view):
@@ -262,6 +306,20 @@ def _epoch(train: Batches, recipe: Recovery, number: int, device: torch.device) 
         if labels is None:
             raise TrainingError(f"training needs labels, batch {index} has none.")
         yield IndexedBatch(inputs, labels, nowhere, number)
+
+
+def _layout(recipe: Recovery) -> torch.memory_format:
+    return torch.channels_last if recipe.channels_last else torch.contiguous_format
+
+
+@contextmanager
+def _laid_out(model: nn.Module, layout: torch.memory_format) -> Generator[None]:
+    """4-D parameters in `layout` while inside, contiguous afterwards."""
+    _set_layout(model, layout)
+    try:
+        yield
+    finally:
+        _set_layout(model, torch.contiguous_format)
 
 
 def _set_layout(model: nn.Module, layout: torch.memory_format) -> None:

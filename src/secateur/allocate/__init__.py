@@ -56,7 +56,7 @@ def allocate(
     if emptied:
         warnings.warn(
             f"sparsity={sparsity:g} leaves no weight in {', '.join(emptied)}. "
-            "Guard with scope=Global(min_density=0.01) or use Layerwise().",
+            "Guard with scope=Global(min_density=0.01), or exclude it.",
             EmptiedLayerWarning,
             stacklevel=2,
         )

@@ -67,7 +67,10 @@ class Global(AbstractScope):
 
 @dataclass(frozen=True)
 class Layerwise(AbstractScope):
-    """Each tensor in a ranking of its own, all at the same sparsity: no layer can be emptied."""
+    """Each tensor in a ranking of its own, all at the same sparsity.
+
+    Only a tensor so small that its share rounds to all of it can be emptied.
+    """
 
     def __call__(self, scores: Named, sparsity: float) -> dict[str, Tensor]:
         """Masks with exactly ``n_prune(numel, sparsity)`` zeros in every tensor.

@@ -8,6 +8,7 @@ than sorting a concatenation.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -28,7 +29,7 @@ class Threshold:
     """Where a ranking is cut.
 
     Attributes:
-        value: The smallest score that may stay; all below it go.
+        value: The smallest score that may stay; all below it go. Infinite if nothing stays.
         n_ties: How many scores equal to `value` go too, the first ones in (tensor order, flat index).
     """
 
@@ -44,7 +45,7 @@ def find_threshold(scores: Named, n_prune: int) -> Threshold:
 
     Args:
         scores: Floating tensors of any shapes.
-        n_prune: How many to remove, at least 0 and less than the number of scores.
+        n_prune: How many to remove, from 0 to the number of scores.
 
     Raises:
         ScoreError: naming the tensor that holds NaN or infinity.
@@ -54,6 +55,8 @@ def find_threshold(scores: Named, n_prune: int) -> Threshold:
         histogram = _high_histogram(tensor)
         _refuse_non_finite(name, histogram)
         high += histogram
+    if n_prune == int(high.sum()):
+        return Threshold(math.inf, 0)
     high_bin, rank = _bin_of_rank(_in_float_order(high), n_prune)
     low = torch.zeros(_BINS, dtype=torch.int64)
     for tensor in scores.values():

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from secateur.checkpoint.container import DIGEST, Container, read
 from secateur.checkpoint.loading import SparseCheckpoint, decode, decode_checked, is_sparse
-from secateur.checkpoint.metadata import INDEX, VALUES
 from secateur.counts import n_prune
 from secateur.errors import CheckpointError
 
@@ -28,7 +27,7 @@ class TensorRow:
         shape: Shape when loaded.
         dtype: Safetensors code of its type in the file; narrower than the loaded one if saved so.
         density: Fraction kept, in [0, 1]; without a mask, the fraction that is not zero.
-        coding: "bitmask", "rice-1" … "rice-7", "dense", or "alias of NAME".
+        coding: That of its index, "bitmask" or "rice-1" … "rice-7"; else "dense" or "alias of NAME".
         size_bytes: Bytes in the file, without the header.
     """
 
@@ -204,10 +203,10 @@ def _sparse_row(name: str, container: Container, checkpoint: SparseCheckpoint) -
     return TensorRow(
         name,
         layout.shape,
-        container.dtypes[name + VALUES],
+        layout.value_dtype,
         checkpoint.masks.density(name),
-        f"rice-{layout.rice}" if layout.rice else "bitmask",
-        container.tensors[name + VALUES].nbytes + container.tensors[name + INDEX].nbytes,
+        f"rice-{layout.index[0]}" if layout.index[0] else "bitmask",
+        container.tensors[name].nbytes,
     )
 
 

@@ -10,14 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from secateur.checkpoint.coding import decode_tensor
 from secateur.checkpoint.container import DIGEST, Container, read
-from secateur.checkpoint.index_coding import decode_index
 from secateur.checkpoint.metadata import (
     DTYPES,
     FORMAT,
-    INDEX,
-    NARROW,
-    VALUES,
     VERSION,
     Metadata,
     SparseLayout,
@@ -121,18 +118,11 @@ def decode(container: Container, path: str | os.PathLike[str]) -> SparseCheckpoi
 
 def _decode(container: Container) -> SparseCheckpoint:
     metadata = from_strings(container.metadata)
-    sparse = {name + suffix for name in metadata.layouts for suffix in (VALUES, INDEX)}
-    missing = sorted(sparse - container.tensors.keys())
-    if missing:
-        raise ValueError(f"entry {missing[0]!r} is missing")
-    state = {name: tensor for name, tensor in container.tensors.items() if name not in sparse}
-    extra = sorted(name for name in state if name.endswith((VALUES, INDEX)) or name in metadata.layouts)
-    if extra:
-        raise ValueError(f"entry {extra[0]!r} should not be there")
+    state = dict(container.tensors)
     masks: dict[str, Tensor] = {}
     for name, layout in metadata.layouts.items():
         try:
-            state[name], masks[name] = _decode_tensor(container, name, layout)
+            state[name], masks[name] = _decode_entry(container, name, layout)
         except ValueError as error:
             raise ValueError(f"tensor {name!r}: {error}") from error
     for alias, name in metadata.aliases.items():
@@ -145,19 +135,22 @@ def _decode(container: Container) -> SparseCheckpoint:
     return SparseCheckpoint(state, found, metadata)
 
 
-def _decode_tensor(container: Container, name: str, layout: SparseLayout) -> tuple[Tensor, Tensor]:
+def _decode_entry(container: Container, name: str, layout: SparseLayout) -> tuple[Tensor, Tensor]:
     """The dense tensor and its mask."""
-    values, index = container.tensors[name + VALUES], container.tensors[name + INDEX]
-    stored, target = container.dtypes[name + VALUES], DTYPES[layout.dtype]
-    narrowed = stored in NARROW and DTYPES[stored].itemsize < target.itemsize
-    if values.ndim != 1 or not (stored == layout.dtype or narrowed):
-        raise ValueError(f"its values have type {stored} and shape {tuple(values.shape)}")
-    if index.ndim != 1 or index.dtype is not torch.uint8:
-        raise ValueError("its index must be one row of U8")
-    flat = decode_index(index.numpy().tobytes(), numel=layout.numel, n_keep=values.numel(), rice=layout.rice)
-    mask = torch.from_numpy(flat)
-    weight = torch.zeros(layout.numel, dtype=target)
-    weight[mask] = values.to(target)
+    entry = container.tensors.get(name)
+    if entry is None:
+        raise ValueError("it is missing")
+    if entry.ndim != 1 or entry.dtype is not torch.uint8:
+        raise ValueError("its entry must be one row of U8")
+    values, mask = decode_tensor(
+        entry.numpy().tobytes(),
+        index=layout.index,
+        heads=layout.heads,
+        numel=layout.numel,
+        dtype=DTYPES[layout.value_dtype],
+    )
+    weight = torch.zeros(layout.numel, dtype=DTYPES[layout.dtype])
+    weight[mask] = values.to(weight.dtype)
     return weight.reshape(layout.shape), mask.reshape(layout.shape)
 
 

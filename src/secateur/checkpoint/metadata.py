@@ -5,19 +5,20 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, cast
 
 import torch
 
+from secateur.checkpoint.coding import Part
 from secateur.checkpoint.container import DIGEST
+from secateur.checkpoint.rice import MAX_RICE
 from secateur.counts import check_fraction
 from secateur.errors import InvalidArgument
 from secateur.files import parse_json
 
 FORMAT = "secateur-sparse"
 VERSION = "1"
-VALUES, INDEX = "#values", "#index"
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """Types that a pruned tensor may have, by their safetensors code."""
@@ -36,12 +37,16 @@ class SparseLayout:
     Attributes:
         shape: Its shape.
         dtype: The safetensors code of its type when loaded, a key of `DTYPES`.
-        rice: Parameter of the code of its index; 0 is a flat bitmask.
+        value_dtype: The code of the type of its values in the file: the same, or a narrower one.
+        index: Rice parameter and length in bytes of the index; parameter 0 is a flat bitmask.
+        heads: The same of the heads of the values.
     """
 
     shape: tuple[int, ...]
     dtype: str
-    rice: int
+    value_dtype: str
+    index: Part
+    heads: Part
 
     @property
     def numel(self) -> int:
@@ -78,10 +83,7 @@ def to_strings(metadata: Metadata) -> dict[str, str]:
     Raises:
         InvalidArgument: if the recipe is not JSON.
     """
-    layouts = {
-        name: {"shape": layout.shape, "dtype": layout.dtype, "rice": layout.rice}
-        for name, layout in metadata.layouts.items()
-    }
+    layouts = {name: asdict(layout) for name, layout in metadata.layouts.items()}
     strings = {"format": FORMAT, "version": VERSION, "tensors": _compact(layouts)}
     if metadata.aliases:
         strings["aliases"] = _compact(metadata.aliases)
@@ -92,6 +94,7 @@ def to_strings(metadata: Metadata) -> dict[str, str]:
     if metadata.recipe is not None:
         try:
             strings["recipe"] = _compact(dict(metadata.recipe))
+            strings["recipe"].encode()
         except (TypeError, ValueError, RecursionError) as error:
             raise InvalidArgument(
                 f"the recipe must be JSON, got one that is not: {error}. Keep to text, finite numbers, lists "
@@ -125,21 +128,38 @@ def from_strings(strings: Mapping[str, str]) -> Metadata:
 
 
 def _layout(name: str, entry: object) -> SparseLayout:
-    if not isinstance(entry, dict) or set(cast("dict[str, object]", entry)) != {"shape", "dtype", "rice"}:
-        raise ValueError(f"the layout of {name!r} must have shape, dtype and rice, nothing else")
-    fields = cast("dict[str, object]", entry)
-    shape, dtype, rice = fields["shape"], fields["dtype"], fields["rice"]
-    if not isinstance(shape, list) or not all(_is_count(size) for size in cast("list[object]", shape)):
-        raise ValueError(f"the shape of {name!r} must be a list of whole numbers, got {str(shape)[:80]}")
-    sizes = tuple(cast("list[int]", shape))
+    keys = [key.name for key in fields(SparseLayout)]
+    if not isinstance(entry, dict) or sorted(cast("dict[str, object]", entry)) != sorted(keys):
+        raise ValueError(f"the layout of {name!r} must have {', '.join(keys)}, and nothing else")
+    shape, dtype, values, index, heads = (cast("dict[str, object]", entry)[key] for key in keys)
+    sizes = _counts(name, "shape", shape)
     # An empty dimension hides the others from the count of weights, not from the strides of a tensor.
     if len(sizes) > _MAX_DIMS or math.prod(max(size, 1) for size in sizes) >= 2**63:
         raise ValueError(f"the shape of {name!r} is too large for a tensor")
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise ValueError(f"the type of {name!r} must be one of {', '.join(DTYPES)}, got {str(dtype)[:80]}")
-    if not _is_count(rice):
-        raise ValueError(f"the Rice parameter of {name!r} must be a whole number, got {str(rice)[:80]}")
-    return SparseLayout(sizes, dtype, cast("int", rice))
+    if values != dtype and (values not in NARROW or DTYPES[dtype].itemsize <= 2):
+        raise ValueError(f"{dtype} values of {name!r} cannot be stored as {str(values)[:80]}")
+    return SparseLayout(
+        shape=sizes,
+        dtype=dtype,
+        value_dtype=cast("str", values),
+        index=_part(name, "index", index),
+        heads=_part(name, "heads", heads),
+    )
+
+
+def _part(name: str, key: str, value: object) -> Part:
+    numbers = _counts(name, key, value)
+    if len(numbers) != 2 or numbers[0] > MAX_RICE:
+        raise ValueError(f"the {key} of {name!r} must be [Rice parameter ≤ {MAX_RICE}, number of bytes]")
+    return numbers[0], numbers[1]
+
+
+def _counts(name: str, key: str, value: object) -> tuple[int, ...]:
+    if not isinstance(value, list) or not all(_is_count(size) for size in cast("list[object]", value)):
+        raise ValueError(f"the {key} of {name!r} must be a list of whole numbers, got {str(value)[:80]}")
+    return tuple(cast("list[int]", value))
 
 
 def _is_count(value: object) -> bool:

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from secateur.checkpoint.coding import encode_tensor
 from secateur.checkpoint.container import pack
-from secateur.checkpoint.index_coding import encode_index
-from secateur.checkpoint.metadata import DTYPES, INDEX, NARROW, VALUES, Metadata, SparseLayout, to_strings
+from secateur.checkpoint.metadata import DTYPES, NARROW, Metadata, SparseLayout, to_strings
 from secateur.errors import CheckpointError, InvalidArgument
 from secateur.files import atomic_write
 from secateur.masks import Masks, masks_from_zeros
@@ -31,8 +31,9 @@ def save_sparse(
 ) -> None:
     """Write a pruned model as one small safetensors file, in the format of `docs/format.md`.
 
-    Each masked tensor is stored as its kept weights and a coded index; all else in the state dict
-    as it is. The same model gives the same bytes. The file is written atomically.
+    Each masked tensor is stored as a coded index and its kept weights, without loss unless
+    `value_dtype` asks for it; all else in the state dict as it is. The same model gives
+    the same bytes. The file is written atomically.
 
     Args:
         model: The model, on any device, bare or wrapped by ``torch.compile`` or DistributedDataParallel.
@@ -64,12 +65,11 @@ def save_sparse(
     for name, tensor in stored.items():
         if name in masks:
             values = _convert(name, tensor[masks[name].to(tensor.device)], value_dtype)
-            index, rice = encode_index(masks[name].cpu().numpy().reshape(-1))
-            entries[name + VALUES] = values.cpu()
-            entries[name + INDEX] = (
-                torch.frombuffer(bytearray(index), dtype=torch.uint8) if index else _NOTHING
+            data, index, heads = encode_tensor(values.cpu(), masks[name].cpu())
+            entries[name] = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else _NOTHING
+            layouts[name] = SparseLayout(
+                tuple(tensor.shape), _CODES[tensor.dtype], _CODES[values.dtype], index, heads
             )
-            layouts[name] = SparseLayout(tuple(tensor.shape), _CODES[tensor.dtype], rice)
         else:
             # A copy, as safetensors refuses tensors that share memory, such as the parts of one flat buffer.
             entries[name] = tensor.cpu().clone(memory_format=torch.contiguous_format)
@@ -99,15 +99,13 @@ def _checked_state(model: nn.Module) -> dict[str, Tensor]:
         if value.is_meta or value.layout is not torch.strided:
             kind = "has no data (device meta)" if value.is_meta else f"has layout {value.layout}"
             raise CheckpointError(f"tensor {name!r} {kind}. Only ordinary dense tensors can be stored.")
-        if name.endswith((VALUES, INDEX)) or name == "__metadata__":
-            raise CheckpointError(
-                f"tensor name {name!r} is reserved by the format. Rename the module or buffer."
-            )
+        if name == "__metadata__":
+            raise CheckpointError(f"tensor name {name!r} is reserved by safetensors. Rename the buffer.")
     return state
 
 
 def _split_shared(state: Mapping[str, Tensor], masks: Masks) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Each tensor once, under its masked or else its first name, and the further names of it."""
+    """Each tensor once, under its masked names or else its first one, and the further names of it."""
     stored: dict[str, Tensor] = {}
     aliases: dict[str, str] = {}
     first: dict[tuple[object, ...], str] = {}
@@ -121,7 +119,7 @@ def _split_shared(state: Mapping[str, Tensor], masks: Masks) -> tuple[dict[str, 
             )
     for name in sorted(state, key=lambda name: name not in masks):
         primary = first.setdefault(identity(state[name]), name)
-        if primary == name:
+        if primary == name or name in masks:
             stored[name] = state[name]
         else:
             aliases[name] = primary

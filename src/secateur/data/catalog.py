@@ -49,7 +49,8 @@ CATALOG: Mapping[str, DatasetSpec] = {
         size=8,
         mean=(0.5,),
         std=(0.5,),
-        augmentation=Augmentation(crop_padding=1, flip=False),
+        # Moving 8-pixel digits by one pixel raised the validation loss in every setting tried.
+        augmentation=Augmentation(crop_padding=0, flip=False),
         classes=tuple("0123456789"),
     ),
     "cifar10": DatasetSpec(

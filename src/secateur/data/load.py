@@ -93,7 +93,8 @@ def _from_factory(options: DataOptions, seed: int) -> Data:
     data = call_factory(options.data, offered, kind="data")
     if not isinstance(data, Data):
         raise DataError(
-            f"data factory {options.data!r} returned a {type(data).__name__}, not a secateur.data.Data."
+            f"data factory {options.data!r} returned an object of type {type(data).__name__}, "
+            "not a secateur.data.Data."
         )
     return data
 
@@ -124,8 +125,8 @@ def _find(options: DataOptions) -> tuple[DatasetSpec, Source]:
 
 def _unknown(name: str) -> str:
     known = [*CATALOG, "imagefolder"]
-    close = difflib.get_close_matches(name.lower(), known, n=1)
-    hint = f" Did you mean {close[0]}?" if close else f" Did you mean hf:{name}?" if "/" in name else ""
+    close = [f"hf:{name}"] if "/" in name else difflib.get_close_matches(name.lower(), known, n=1)
+    hint = f" Did you mean {close[0]}?" if close else ""
     return f"unknown data {name!r}.{hint} Known: {', '.join(known)}, hf:OWNER/NAME, pkg.mod:factory."
 
 

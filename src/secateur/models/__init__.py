@@ -71,7 +71,8 @@ def build_model(spec: str, *, num_classes: int, in_channels: int) -> nn.Module:
     offered = {"num_classes": num_classes, "in_channels": in_channels}
     model = call_factory(spec, offered, kind="model")
     if not isinstance(model, nn.Module):
-        raise ModelError(f"model factory {spec!r} returned a {type(model).__name__}, not a torch.nn.Module.")
+        what = type(model).__name__
+        raise ModelError(f"model factory {spec!r} returned an object of type {what}, not a torch.nn.Module.")
     return model
 
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from statistics import mean
 from typing import Any
 
 from secateur.report.canvas import SERIES
-from secateur.report.comparison_words import contest, disagreements, lede
+from secateur.report.comparison_words import common_stage, comparable, contest, disagreements, lede
 from secateur.report.facts import shared
 from secateur.report.grouping import Cell, grouped, labels
-from secateur.report.outcome_panels import final_stage
 from secateur.report.page import Command, Page, Panel, Section, Stat, Table
 from secateur.report.plots import Bar, Line, Mark, bars, lines
-from secateur.report.words import ABSENT, duration, percent, shorten, times, value
+from secateur.report.words import ABSENT, STAGES, duration, listing, percent, shorten, times, value
 
 Run = Mapping[str, Any]
 Groups = Mapping[str, Sequence[Cell]]
@@ -24,6 +24,10 @@ _TITLES = {
     "batchnorm": "After BatchNorm re-estimation",
     "cut": "Right after the cut",
 }
+_ONE = "All runs are cut to the same sparsity, so the longer bar chose better."
+_SEVERAL = "The further right, the more weights are gone. A curve that stays up longer chooses better."
+_SEEDS = "Where several seeds were run, their mean is drawn, and a thin line for their range."
+_COLUMNS = ("cut", "batchnorm", "recovered", "recovered_kd")
 
 
 def comparison_page(runs: Sequence[Run]) -> Page:
@@ -33,6 +37,7 @@ def comparison_page(runs: Sequence[Run]) -> Page:
         runs: At least one, as `secateur.report.schema.read_run` returns them.
     """
     groups = grouped(runs)
+    data = listing(list(dict.fromkeys(run["data"]["name"] for run in runs)))
     sparsities = sorted(run["sparsity"]["prunable"] for run in runs)
     ends = [percent(sparsity) for sparsity in (sparsities[0], sparsities[-1])]
     span = ends[0] if ends[0] == ends[1] else f"{ends[0].split()[0]} to {ends[1]}"
@@ -43,7 +48,7 @@ def comparison_page(runs: Sequence[Run]) -> Page:
     )
     return Page(
         title=f"secateur: comparison of {len(runs)} runs",
-        kicker=f"comparison on {runs[0]['data']['name']}",
+        kicker=f"comparison on {data}",
         headline=(
             Stat(str(len(runs)), "run" if len(runs) == 1 else "runs"),
             Stat(
@@ -58,8 +63,7 @@ def comparison_page(runs: Sequence[Run]) -> Page:
         sections=(
             Section(
                 "Accuracy against sparsity",
-                "The further right, the more weights are gone. A curve that stays up longer chooses better. "
-                "Where several seeds were run, a point is their mean and a line through it their range.",
+                f"{_ONE if _at_one_sparsity(groups) else _SEVERAL} {_SEEDS if tables else ''}",
                 tuple(_stage_panel(groups, stage, runs) for stage in _TITLES),
                 tuple(tables),
             ),
@@ -87,45 +91,52 @@ def comparison_page(runs: Sequence[Run]) -> Page:
 
 def _stage_panel(groups: Groups, stage: str, runs: Sequence[Run]) -> Panel:
     key, title = stage.replace("_", "-"), _TITLES[stage]
-    measured = {
-        label: [cell for cell in cells if cell.accuracies(stage)]
-        for label, cells in groups.items()
-        if any(cell.accuracies(stage) for cell in cells)
-    }
-    if not measured:
+    measured = {label: [cell for cell in cells if cell.accuracies(stage)] for label, cells in groups.items()}
+    if not any(measured.values()):
         return Panel(key, title, absent="none of the runs has this stage")
     finding = contest(measured, stage, runs)
-    dense = [run["accuracy"]["dense"] for run in runs if run["accuracy"]["dense"] is not None]
-    marks = [Mark(mean(dense), f"dense student {percent(mean(dense))}")] if dense else []
-    if len({round(cell.sparsity, 4) for cells in measured.values() for cell in cells}) == 1:
-        svg = bars(
-            key,
-            finding,
-            _stage_bars(measured, stage),
-            limits=(0, 1),
-            marks=marks,
-            fraction=True,
-            axis="test accuracy",
-        )
-        return Panel(key, title, finding, "Longer is better; whiskers are the range over seeds.", svg)
+    label = f"{title}. {finding}".strip()
+    mark = _dense_mark(runs)
+    dashed = "; the dashed line is the network before the cut" if mark else ""
+    if _at_one_sparsity(groups):
+        rows = [
+            _stage_bar(name, cells[0], stage, colour)
+            for (name, cells), colour in zip(measured.items(), cycle(SERIES), strict=False)
+            if cells
+        ]
+        marks = [mark] if mark else []
+        svg = bars(key, label, rows, limits=(0, 1), marks=marks, fraction=True, axis="test accuracy")
+        return Panel(key, title, finding, f"Longer is better{dashed}.", svg)
+    curves = [_stage_line(index, *item, stage) for index, item in enumerate(measured.items()) if item[1]]
     svg = lines(
         key,
-        finding,
-        [_stage_line(index, label, cells, stage) for index, (label, cells) in enumerate(measured.items())],
+        label,
+        curves,
         x_label="zeros among prunable weights",
         y_label="test accuracy",
         fraction=True,
-        x_fraction=True,
-        mark=marks[0] if marks else None,
+        x_axis="percent",
+        mark=mark,
     )
-    return Panel(key, title, finding, "Higher is better; the dashed line is the network before the cut.", svg)
+    return Panel(key, title, finding, f"Higher is better{dashed}.", svg)
+
+
+def _dense_mark(runs: Sequence[Run]) -> Mark | None:
+    dense = [run["accuracy"]["dense"] for run in runs if run["accuracy"]["dense"] is not None]
+    if not dense or not comparable(runs):
+        return None
+    return Mark(mean(dense), f"dense student {percent(mean(dense))}")
+
+
+def _at_one_sparsity(groups: Groups) -> bool:
+    return len({round(cell.sparsity, 4) for cells in groups.values() for cell in cells}) == 1
 
 
 def _stage_line(index: int, label: str, cells: Sequence[Cell], stage: str) -> Line:
     found = [cell.accuracies(stage) for cell in cells]
     return Line(
         shorten(label, 44),
-        [cell.sparsity for cell in cells],
+        [round(cell.sparsity, 4) for cell in cells],
         [mean(accuracies) for accuracies in found],
         SERIES[index % len(SERIES)],
         index,
@@ -133,45 +144,38 @@ def _stage_line(index: int, label: str, cells: Sequence[Cell], stage: str) -> Li
     )
 
 
-def _stage_bars(groups: Groups, stage: str) -> list[Bar]:
-    rows: list[Bar] = []
-    for index, (label, cells) in enumerate(groups.items()):
-        found = [accuracy for cell in cells for accuracy in cell.accuracies(stage)]
-        ends = (min(found), max(found)) if len(found) > 1 else None
-        rows.append(Bar(shorten(label), mean(found), percent(mean(found)), SERIES[index % len(SERIES)], ends))
-    return rows
+def _stage_bar(label: str, cell: Cell, stage: str, colour: str) -> Bar:
+    found = cell.accuracies(stage)
+    ends = (min(found), max(found)) if len(found) > 1 else None
+    return Bar(shorten(label), mean(found), percent(mean(found)), colour, ends)
 
 
 def _size_panel(groups: Groups) -> Panel:
+    key, title = "file-size", "Accuracy against file size"
+    stage = common_stage(groups)
+    if stage is None:
+        return Panel(key, title, absent="no stage was measured for every way of choosing weights")
     curves: list[Line] = []
     for index, (label, cells) in enumerate(groups.items()):
-        points = sorted(
-            (run["size_bytes"]["dense"] / run["size_bytes"]["sparse"], run["accuracy"][stage])
-            for cell in cells
-            for run in cell.runs
-            if run["size_bytes"]["dense"] and run["size_bytes"]["sparse"] and (stage := final_stage(run))
-        )
-        if points:
-            x, y = zip(*points, strict=True)
+        if places := [place for cell in cells if (place := _size_and_accuracy(cell, stage))]:
+            x, y = zip(*sorted(places), strict=True)
             curves.append(Line(shorten(label, 44), x, y, SERIES[index % len(SERIES)], index))
-    if not curves:
-        return Panel("file-size", "Accuracy against file size", absent="no sparse files were written")
-    most = max(x for curve in curves for x in curve.x)
-    finding = f"The smallest file is {times(most)} smaller than the dense one."
-    return Panel(
-        "file-size",
-        "Accuracy against file size",
-        finding,
-        "Up and to the right is better; each point is the accuracy at the end of one run.",
-        lines(
-            "file-size",
-            finding,
-            curves,
-            x_label="times smaller on disk",
-            y_label="test accuracy",
-            fraction=True,
-        ),
-    )
+    ratios = {round(x, 1) for curve in curves for x in curve.x}
+    if len(ratios) < 2:
+        return Panel(key, title, absent="the files are of one size" if ratios else "no file was written")
+    finding = f"The smallest file is {times(max(ratios))} smaller than the dense one."
+    how = f"Up and to the right is better; accuracy is that of the stage “{STAGES[stage]}”."
+    svg = lines(key, finding, curves, x_label="times smaller on disk", y_label="test accuracy", fraction=True)
+    return Panel(key, title, finding, how, svg)
+
+
+def _size_and_accuracy(cell: Cell, stage: str) -> tuple[float, float] | None:
+    known = [
+        (run["size_bytes"]["dense"] / run["size_bytes"]["sparse"], run["accuracy"][stage])
+        for run in cell.runs
+        if run["size_bytes"]["dense"] and run["size_bytes"]["sparse"] and run["accuracy"][stage] is not None
+    ]
+    return (mean(x for x, _ in known), mean(y for _, y in known)) if known else None
 
 
 def _cost_panel(groups: Groups, key: str, title: str, parts: Sequence[str]) -> Panel:
@@ -202,14 +206,9 @@ def _spent(run: Run, parts: Sequence[str]) -> float | None:
 def _seeds_table(groups: Groups) -> Table:
     return Table(
         "Test accuracy in percent, mean ± standard deviation over seeds",
-        ("criterion", "zeros", "seeds", *(title.lower() for title in _TITLES.values())),
+        ("criterion", "zeros", "seeds", "cut", "BatchNorm", "without KD", "with KD"),
         tuple(
-            (
-                label,
-                percent(cell.sparsity),
-                str(len(cell.runs)),
-                *(cell.described(stage) for stage in _TITLES),
-            )
+            (label, percent(cell.sparsity), str(len(cell.runs)), *map(cell.described, _COLUMNS))
             for label, cells in groups.items()
             for cell in cells
         ),
@@ -217,28 +216,13 @@ def _seeds_table(groups: Groups) -> Table:
 
 
 def _runs_table(runs: Sequence[Run]) -> Table:
-    head = (
-        "run",
-        "criterion",
-        "zeros",
-        "dense",
-        "cut",
-        "BatchNorm",
-        "without KD",
-        "with KD",
-        "smaller",
-        "time",
-        "seed",
-    )
+    stages = ("dense", "cut", "BatchNorm", "without KD", "with KD")
+    head = ("criterion", "zeros", *stages, "smaller", "time", "seed", "run")
     rows: list[tuple[str, ...]] = []
     for label, run in zip(labels(runs), runs, strict=True):
-        accuracy, n_bytes = run["accuracy"], run["size_bytes"]
-        ratio = (
-            times(n_bytes["dense"] / n_bytes["sparse"]) if n_bytes["dense"] and n_bytes["sparse"] else ABSENT
-        )
-        shown = (
-            percent(accuracy[stage]) for stage in ("dense", "cut", "batchnorm", "recovered", "recovered_kd")
-        )
+        dense, sparse = run["size_bytes"]["dense"], run["size_bytes"]["sparse"]
+        ratio = times(dense / sparse) if dense and sparse else ABSENT
+        shown = (percent(run["accuracy"][stage]) for stage in ("dense", *_COLUMNS))
         zeros, total = percent(run["sparsity"]["prunable"]), duration(run["seconds"]["total"])
-        rows.append((run["run_id"], label, zeros, *shown, ratio, total, value("seed", run["seed"])))
-    return Table("All runs: test accuracy at each stage", head, tuple(rows))
+        rows.append((label, zeros, *shown, ratio, total, value("seed", run["seed"]), run["run_id"]))
+    return Table("Test accuracy of each run, stage by stage", head, tuple(rows))

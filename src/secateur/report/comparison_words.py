@@ -9,10 +9,23 @@ from typing import Any
 from secateur.report.grouping import Cell
 from secateur.report.outcome_panels import wilson
 from secateur.report.page import Notice
-from secateur.report.words import FINAL_STAGES, listing, percent, points, value
+from secateur.report.words import FINAL_STAGES, STAGES, listing, percent, points, value
 
 Run = Mapping[str, Any]
 Groups = Mapping[str, Sequence[Cell]]
+
+
+def comparable(runs: Sequence[Run]) -> bool:
+    """Whether all runs pruned the same network on the same data."""
+    return all(len(_distinct(runs, what)) == 1 for what in ("data", "student"))
+
+
+def _distinct(runs: Sequence[Run], what: str) -> dict[str, str]:
+    """Names of the different data sets, students or teachers, by their full description."""
+    found = [run["data"] if what == "data" else run["models"][what] for run in runs]
+    # How much data was scored on is a choice of the method, not another data set.
+    whole = [{key: item for key, item in part.items() if key != "n_calibration"} for part in found if part]
+    return {value(what, part): str(part.get("name")) for part in whole}
 
 
 def disagreements(runs: Sequence[Run]) -> tuple[Notice, ...]:
@@ -21,16 +34,14 @@ def disagreements(runs: Sequence[Run]) -> tuple[Notice, ...]:
 
 
 def _disagreements(runs: Sequence[Run]) -> Iterator[Notice]:
-    for what, found in (
-        ("data", [value("data", run["data"]) for run in runs]),
-        ("student", [value("student", run["models"]["student"]) for run in runs]),
-        ("teacher", [value("teacher", run["models"]["teacher"]) for run in runs if run["models"]["teacher"]]),
-    ):
-        if len(distinct := list(dict.fromkeys(found))) > 1:
+    for what in ("data", "student", "teacher"):
+        if len(distinct := _distinct(runs, what)) > 1:
+            names = list(dict.fromkeys(distinct.values()))
+            shown = listing(names) if len(names) > 1 else "; ".join(distinct)
             yield Notice(
                 "warning",
                 f"Not the same {what}",
-                f"These runs are not like for like: {'; '.join(distinct)}. Compare only runs that share it.",
+                f"These runs are not like for like: {shown}. Compare only runs that share it.",
             )
     for curve in ("recovered", "recovered_kd"):
         epochs = sorted({len(run["curves"][curve]) for run in runs if run["curves"][curve]})
@@ -48,27 +59,39 @@ def _disagreements(runs: Sequence[Run]) -> Iterator[Notice]:
 
 
 def lede(groups: Groups, runs: Sequence[Run]) -> str:
-    """The result in a sentence, at the furthest stage that was run."""
-    stage = next(
-        (stage for stage in FINAL_STAGES if any(run["accuracy"][stage] is not None for run in runs)), None
-    )
+    """The result in a sentence, at the last stage that all groups were run to."""
+    stage = common_stage(groups)
+    if not comparable(runs):
+        return "These runs differ in data or student: read each for itself, there is no winner between them."
     if stage is None:
-        return "No accuracy was measured in these runs."
-    return contest(
-        {label: [cell for cell in cells if cell.accuracies(stage)] for label, cells in groups.items()},
-        stage,
-        runs,
-    )
+        return "No stage was measured for every way of choosing weights, so there is no winner."
+    measured = {label: [cell for cell in cells if cell.accuracies(stage)] for label, cells in groups.items()}
+    name = STAGES[stage]
+    return f"{name[0].upper()}{name[1:]}: {contest(measured, stage, runs)}"
+
+
+def common_stage(groups: Groups) -> str | None:
+    """The last stage that every group was run to; None if there is none."""
+    reached = [
+        stage
+        for stage in FINAL_STAGES
+        if all(any(cell.accuracies(stage) for cell in cells) for cells in groups.values())
+    ]
+    return reached[0] if reached else None
 
 
 def contest(groups: Groups, stage: str, runs: Sequence[Run]) -> str:
     """Who leads at the highest sparsity that at least two groups reach, and whether the lead means anything.
+
+    Empty if the runs are not comparable.
 
     Args:
         groups: Cells by label, each with an accuracy at `stage`.
         stage: A key of ``accuracy``.
         runs: All runs, for the size of the test set.
     """
+    if not comparable(runs):
+        return ""
     at: dict[float, list[tuple[float, str, int]]] = {}
     for label, cells in groups.items():
         for cell in cells:
@@ -76,8 +99,12 @@ def contest(groups: Groups, stage: str, runs: Sequence[Run]) -> str:
             at.setdefault(round(cell.sparsity, 3), []).append((mean(found), label, len(found)))
     shared = sorted(sparsity for sparsity, entries in at.items() if len(entries) > 1)
     if not shared:
-        (accuracy, label, _), sparsity = max((max(entries), sparsity) for sparsity, entries in at.items())
-        return f"The most accurate is {label} with {percent(accuracy)} at {percent(sparsity)} zeros."
+        if sum(bool(cells) for cells in groups.values()) > 1:
+            return "No two were cut to the same sparsity, so there is no winner."
+        sparsity = max(at)
+        accuracy, label, _ = at[sparsity][0]
+        alone = "; no other way was run to this stage" if len(groups) > 1 else ""
+        return f"{label} holds {percent(accuracy)} at {percent(sparsity)} zeros{alone}."
     sparsity = shared[-1]
     (best, label, n_seeds), (second, rival, _), *_ = sorted(at[sparsity], reverse=True)
     text = (

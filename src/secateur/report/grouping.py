@@ -40,21 +40,28 @@ class Cell:
 
 
 def labels(runs: Sequence[Run]) -> list[str]:
-    """A short name for each run: its criterion, and what sets it apart from others of that name."""
-    same_scope = len({value("scope", run["scope"]) for run in runs}) == 1
+    """A short name for each run: its criterion, and what sets it apart from others of that name.
+
+    Runs that differ in nothing but their seed and their sparsity get the same name.
+    """
     named: list[str] = []
     for run in runs:
-        criterion = run["criterion"]
-        peers = [other["criterion"] for other in runs if other["criterion"]["name"] == criterion["name"]]
-        differing = [key for key in criterion if key != "seed" and _differs(key, peers)]
-        parts = [f"{key} {value(key, criterion[key])}" for key in differing]
-        parts += [] if same_scope else [str(run["scope"]["name"])]
-        named.append(" ".join([criterion["name"], *([f"({', '.join(parts)})"] if parts else [])]))
+        name, settings = run["criterion"]["name"], _settings(run)
+        peers = [_settings(other) for other in runs if other["criterion"]["name"] == name]
+        differing = [key for key in settings if any(settings[key] != other.get(key) for other in peers)]
+        parts = [f"{key} {settings[key]}" for key in differing]
+        named.append(f"{name} ({', '.join(parts)})" if parts else name)
     return named
 
 
-def _differs(key: str, peers: Sequence[Run]) -> bool:
-    return len({value(key, peer.get(key)) for peer in peers}) > 1
+def _settings(run: Run) -> dict[str, str]:
+    """All that may be varied on purpose, as text."""
+    criterion, scope = run["criterion"], run["scope"]
+    return {
+        **{key: value(key, item) for key, item in criterion.items() if key not in ("name", "seed")},
+        **{"scope" if key == "name" else key: value(key, item) for key, item in scope.items()},
+        "samples": value("n_calibration", run["data"].get("n_calibration")),
+    }
 
 
 def grouped(runs: Sequence[Run]) -> dict[str, list[Cell]]:

@@ -95,10 +95,14 @@ def scores_panel(run: Run) -> Panel:
         if terms
     ]
     threshold = found["log10_threshold"]
-    line = f"Weights that scored below {10**threshold:.2g} were removed" if threshold is not None else ""
-    zeros = f"{number(found['n_zero'])} weights score exactly 0 and are left of the picture"
-    finding = f"{line}; {zeros}." if line and found["n_zero"] else f"{line or zeros}."
-    how = "A hill is a heap of weights with similar scores; those left of the line were removed"
+    parts = [f"{number(sum(found['counts']))} weights have a score above 0"]
+    if found["n_zero"]:
+        parts.append(f"{number(found['n_zero'])} score 0 or less and lie left of the picture")
+    if threshold is not None:
+        parts.append(f"those below {10**threshold:.2g} were removed")
+    finding = f"{'; '.join(parts)}."
+    how = "A hill is a heap of weights with similar scores"
+    how += "; those left of the line were removed" if threshold is not None else ""
     return Panel(
         "scores",
         "How the scores spread",
@@ -138,14 +142,14 @@ def split_half_panel(run: Run) -> Panel:
         "split-half",
         "Is the choice stable?",
         finding,
-        "The longer the first bar against the second, the less the choice depends on which samples were seen.",
+        "The longer the first bar against the second, the less it matters which samples were seen.",
         bars(
             "split-half",
             finding,
             rows,
             limits=(0, 1),
             fraction=True,
-            axis="weights kept by both, of those kept by either",
+            axis="share of kept weights in common",
         ),
         table=Table("Overlap of masks", ("masks", "overlap"), tuple((row.name, row.text) for row in rows)),
     )
@@ -188,7 +192,7 @@ def agreement_panel(run: Run) -> Panel:
             finding,
             rows,
             limits=(max(-1.0, 1.1 * low), 1),
-            axis="rank correlation (Spearman) of task and teacher term",
+            axis="rank correlation of the two terms",
             pitch=_pitch(len(rows)),
         ),
         table=Table(

@@ -171,7 +171,7 @@ def _scores(run: Run) -> Iterator[Notice]:
         yield Notice(
             "warning",
             "More weights score zero than were removed",
-            f"{number(scores['n_zero'])} score exactly 0 and {number(run['n_prune'])} were removed: which of "
+            f"{number(scores['n_zero'])} score 0 or less and {number(run['n_prune'])} were removed: which of "
             "them go is decided by their order alone. Give more calibration data, or score in another way.",
         )
 
@@ -183,7 +183,7 @@ def _above_chance(split: Run) -> float:
 
 def _size(run: Run) -> Iterator[Notice]:
     dense, sparse = run["size_bytes"]["dense"], run["size_bytes"]["sparse"]
-    if dense is not None and sparse is not None and sparse >= dense:
+    if dense and sparse and sparse >= dense:
         yield Notice(
             "warning",
             "The sparse file is no smaller",

@@ -129,7 +129,7 @@ def _accuracy_finding(run: Run) -> str:
 def size_panel(run: Run) -> Panel:
     """Bytes on disk, dense against sparse."""
     dense, sparse = run["size_bytes"]["dense"], run["size_bytes"]["sparse"]
-    if dense is None or sparse is None:
+    if not dense or not sparse:
         return Panel("size", "Size on disk", absent="no sparse file was written")
     finding = (
         f"The sparse file takes {size(sparse)} instead of {size(dense)}: {times(dense / sparse)} smaller."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from markupsafe import Markup
 from matplotlib.axes import Axes
@@ -17,6 +18,8 @@ from secateur.report.words import compact, percent
 
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _MARKERS = "osD^vP"
+_DASHES = ("-", (0, (4, 2)), (0, (1, 1.6)), (0, (6, 2, 1, 2)))
+_MAX_MARKED_POINTS = 15
 _MAX_LABELLED_COLUMNS = 12
 
 
@@ -53,14 +56,23 @@ class Mark:
 
 @dataclass(frozen=True)
 class Line:
-    """One curve; `highlight` is the index of a point to ring, `spread` a (low, high) pair for each point."""
+    """One curve.
+
+    Args:
+        name: In the legend.
+        x: Places along the horizontal axis.
+        y: Values; None leaves a gap.
+        colour: One of the stand-ins of `secateur.report.canvas`.
+        index: Position in the legend; tells marker and dashes.
+        highlight: Index of a point to ring.
+        spread: A (low, high) pair for each point.
+    """
 
     name: str
     x: Sequence[float]
     y: Sequence[float | None]
     colour: str
     index: int = 0
-    dashed: bool = False
     highlight: int | None = None
     spread: Sequence[tuple[float, float]] = field(default=())
 
@@ -159,9 +171,9 @@ def lines(
     x_label: str,
     y_label: str,
     fraction: bool = False,
-    x_fraction: bool = False,
+    x_axis: Literal["whole", "number", "percent"] = "whole",
     mark: Mark | None = None,
-    height: float = 235.0,
+    height: float = 200.0,
 ) -> Markup:
     """Curves over a shared axis; colour, marker and dashes tell them apart.
 
@@ -172,7 +184,7 @@ def lines(
         x_label: What the horizontal axis counts.
         y_label: What the vertical axis counts.
         fraction: The vertical axis shows percent.
-        x_fraction: The horizontal axis shows percent.
+        x_axis: The horizontal axis has ticks at whole numbers, or at every x that occurs (as percent).
         mark: A horizontal reference line.
         height: In points, without the legend.
     """
@@ -180,7 +192,7 @@ def lines(
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
         for curve in curves:
-            _line(axes, curve)
+            _line(axes, curve, marked=max(len(curve.y) for curve in curves) <= _MAX_MARKED_POINTS)
         axes.grid(axis="y")
         axes.tick_params(length=0)
         axes.set_xlabel(x_label)
@@ -189,11 +201,12 @@ def lines(
         axes.margins(x=0.04, y=0.08)
         if fraction:
             axes.yaxis.set_major_formatter(_whole_percent)
-        if x_fraction:
-            axes.set_xticks(sorted({x for curve in curves for x in curve.x}))
-            axes.xaxis.set_major_formatter(_whole_percent)
-        else:
+        if x_axis == "whole":
             axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+        else:
+            places = sorted({x for curve in curves for x in curve.x})
+            shown = [f"{x:g}" if x_axis == "number" else _whole_percent(x, 0) for x in places]
+            axes.set_xticks(places, shown)
         if mark is not None:
             axes.axhline(mark.value, color=INK, linewidth=1, linestyle=(0, (4, 3)))
             axes.annotate(
@@ -206,18 +219,19 @@ def lines(
                 color=MUTED,
                 fontsize=FONT - 1.5,
             )
-        longest = max(len(curve.name) for curve in curves)
-        columns = min(len(curves), 1 if longest > 24 else 2 if longest > 13 else 3)
-        figure.legend(loc="outside upper left", ncols=columns, handlelength=2.2, columnspacing=1.2)
+        if len(curves) > 1:
+            figure.legend(loc="outside upper left", ncols=columns, handlelength=2.2, columnspacing=1.2)
 
-    return draw(key, label, height + 7.0 * len(curves), paint)
+    longest = max(len(curve.name) for curve in curves)
+    columns = min(len(curves), 1 if longest > 19 else 2 if longest > 11 else 3)
+    n_rows = math.ceil(len(curves) / columns)
+    return draw(key, label, height + 14.0 * n_rows, paint)
 
 
-def _line(axes: Axes, curve: Line) -> None:
+def _line(axes: Axes, curve: Line, *, marked: bool) -> None:
     y = [math.nan if value is None else value for value in curve.y]
-    dashes = ((4, 2), (1, 1.6), (6, 2, 1, 2))[curve.index // len(_MARKERS) % 3]
-    style = (0, dashes) if curve.dashed or curve.index >= len(_MARKERS) else "-"
-    marker = _MARKERS[curve.index % len(_MARKERS)] if len(y) <= 30 else ""
+    marker = _MARKERS[curve.index % len(_MARKERS)] if marked else ""
+    style = _DASHES[(curve.index // len(_MARKERS) if marked else curve.index) % len(_DASHES)]
     axes.plot(curve.x, y, color=curve.colour, linestyle=style, marker=marker, label=curve.name)
     for x, (low, high) in zip(curve.x, curve.spread, strict=False):
         axes.vlines(x, low, high, color=curve.colour, linewidth=1.2)
@@ -317,9 +331,10 @@ def heat(
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
         for x in range(len(columns)):
-            best = max((value for line in values if (value := line[x]) is not None), default=None)
+            column = [value for line in values if (value := line[x]) is not None]
+            best = max(column) if len(set(column)) > 1 else None
             for y, line in enumerate(values):
-                _cell(axes, x, y, line[x], (low, high), framed=len(rows) > 1 and line[x] == best)
+                _cell(axes, x, y, line[x], (low, high), framed=line[x] == best)
                 if line[x] is not None and len(columns) <= _MAX_LABELLED_COLUMNS:
                     text = percent(line[x]).split()[0]
                     axes.text(x, y, text, ha="center", va="center", fontsize=FONT - 1)

@@ -17,6 +17,7 @@ NUMBER: Types = (int, float)
 WHOLE: Types = (int,)
 OBJECT: Types = (Mapping,)
 LIST: Types = (list, tuple)
+_DAMAGED = "The file is damaged or was edited: run the command that wrote it again."
 CURVES = ("teacher", "dense", "recovered", "recovered_kd")
 
 
@@ -60,6 +61,11 @@ _RUN: Mapping[str, Types] = {
     "diagnostics.split_half": _or_null(OBJECT),
     "warnings": LIST,
 }
+_FRACTIONS = frozenset(
+    {f"accuracy.{stage}" for stage in STAGES}
+    | {"sparsity.asked", "sparsity.prunable", "sparsity.all", "sparsity", "density", "dense_accuracy"}
+    | {"val_accuracy", "cut", "batchnorm", "mask_overlap", "expected_random"}
+)
 _SWEEP: Mapping[str, Types] = {**_SHARED, "dense_accuracy": _or_null(NUMBER), "rows": LIST}
 
 _TERM: Mapping[str, Types] = {"counts": LIST, "n_zero": WHOLE}
@@ -190,10 +196,13 @@ def _check_keys(source: object, spec: Mapping[str, Types], prefix: str) -> None:
             walked += "."
         if not isinstance(part, types) or isinstance(part, bool):
             allowed = " or ".join("null" if kind is NoneType else kind.__name__ for kind in types)
-            raise RunError(
-                f"key {prefix + path!r} must be {allowed}, got {part!r}. "
-                "The file is damaged or was edited: run the command that wrote it again."
-            )
+            raise RunError(f"key {prefix + path!r} must be {allowed}, got {part!r}. {_DAMAGED}")
+        _check_fraction(path, prefix + path, part)
+
+
+def _check_fraction(path: str, name: str, part: object) -> None:
+    if path in _FRACTIONS and isinstance(part, (int, float)) and not 0 <= part <= 1:
+        raise RunError(f"key {name!r} must be a fraction in [0, 1], got {part!r}. {_DAMAGED}")
 
 
 def _check_histogram(checked: Mapping[str, Any]) -> None:
@@ -201,10 +210,15 @@ def _check_histogram(checked: Mapping[str, Any]) -> None:
     if histogram is None:
         return
     n_bins = len(histogram["log10_edges"]) - 1
+    if n_bins < 1:
+        raise RunError(
+            "key 'diagnostics.score_histogram.log10_edges' must have at least 2 entries, "
+            f"got {n_bins + 1}. {_DAMAGED}"
+        )
     terms = {"": histogram, **{f"terms.{name}.": term for name, term in (histogram["terms"] or {}).items()}}
     for name, term in terms.items():
         if len(term["counts"]) != n_bins:
             raise RunError(
                 f"key 'diagnostics.score_histogram.{name}counts' must have {n_bins} entries, one fewer than "
-                f"'log10_edges', got {len(term['counts'])}. Run the command that wrote the file again."
+                f"'log10_edges', got {len(term['counts'])}. {_DAMAGED}"
             )

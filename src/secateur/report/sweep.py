@@ -8,9 +8,10 @@ from typing import Any
 
 from secateur.report.canvas import SERIES
 from secateur.report.facts import provenance
+from secateur.report.outcome_panels import wilson
 from secateur.report.page import Command, Notice, Page, Panel, Section, Stat, Table
 from secateur.report.plots import Line, Mark, heat, lines
-from secateur.report.words import ABSENT, duration, percent, points
+from secateur.report.words import ABSENT, duration, percent
 
 Sweep = Mapping[str, Any]
 Grid = Mapping[tuple[float | None, float], Mapping[str, Any]]
@@ -47,9 +48,11 @@ def sweep_page(sweep: Sweep) -> Page:
         notices=_notices(len(alphas) > 1),
         sections=(
             Section(
-                "Accuracy of every cut", "None of these networks was trained after the cut.", tuple(panels)
+                "Accuracy of every cut",
+                "On the validation split; none of these networks was trained after the cut.",
+                tuple(panels),
             ),
-            Section("All cuts", "Test accuracy without any recovery.", (), (_table(sweep),)),
+            Section("All cuts", "On the validation split, without any recovery.", (), (_table(sweep),)),
         ),
         facts=provenance(sweep),
         commands=_commands(sweep, grid, sparsities),
@@ -64,7 +67,7 @@ def _alpha_panels(sweep: Sweep, grid: Grid, stage: str) -> list[Panel]:
     if all(row[stage] is None for row in grid.values()):
         return [Panel(f"heat-{stage}", title, absent="this stage was not run")]
     values = [[grid.get((alpha, sparsity), {}).get(stage) for sparsity in sparsities] for alpha in alphas]
-    finding = _best_sentence(grid, stage, sparsities[-1])
+    finding = _alpha_sentence(grid, stage, sparsities, sweep["data"].get("n_val"))
     curves = [
         Line(f"{percent(sparsity)} zeros", alphas, column, SERIES[index % len(SERIES)], index)
         for index, (sparsity, column) in enumerate(zip(sparsities, zip(*values, strict=True), strict=True))
@@ -76,7 +79,7 @@ def _alpha_panels(sweep: Sweep, grid: Grid, stage: str) -> list[Panel]:
             f"heat-{stage}",
             title,
             finding,
-            "A cell is the test accuracy in percent of one cut; fuller colour is better, "
+            "A cell is the validation accuracy in percent of one cut; fuller colour is better, "
             "a frame marks the best alpha of each column.",
             heat(
                 f"heat-{stage}",
@@ -92,15 +95,16 @@ def _alpha_panels(sweep: Sweep, grid: Grid, stage: str) -> list[Panel]:
             f"alpha-{stage}",
             f"{title}, over alpha",
             "",
-            "alpha 0 listens to the teacher alone, 1 to the labels alone; "
+            "At alpha 0 the teacher alone decides, at 1 the labels alone; "
             "a flat curve means that alpha hardly matters.",
             lines(
                 f"alpha-{stage}",
                 f"{title}, over alpha. {finding}",
                 curves,
                 x_label="alpha: weight of the task term in the score",
-                y_label="test accuracy",
+                y_label="validation accuracy",
                 fraction=True,
+                x_axis="number",
                 mark=None if dense is None else Mark(dense, f"dense student {percent(dense)}"),
             ),
         ),
@@ -124,9 +128,9 @@ def _sparsity_panel(sweep: Sweep, grid: Grid, stage: str) -> Panel:
             f"{title}. {finding}",
             [Line(sweep["criterion"]["name"], x, y, SERIES[0])],
             x_label="zeros among prunable weights",
-            y_label="test accuracy",
+            y_label="validation accuracy",
             fraction=True,
-            x_fraction=True,
+            x_axis="percent",
             mark=None if dense is None else Mark(dense, f"dense student {percent(dense)}"),
         ),
     )
@@ -140,20 +144,24 @@ def _best(grid: Grid, stage: str, sparsity: float) -> list[tuple[float, float | 
     return sorted(found, key=lambda pair: (-pair[0], pair[1] or 0.0))
 
 
-def _best_sentence(grid: Grid, stage: str, sparsity: float) -> str:
-    ranked = _best(grid, stage, sparsity)
-    if not ranked:
-        return ""
-    (best, alpha), (worst, _) = ranked[0], ranked[-1]
-    return (
-        f"At {percent(sparsity)} zeros alpha {alpha:g} holds most: {percent(best)}, "
-        f"{points(best - worst)} more than the worst."
+def _alpha_sentence(grid: Grid, stage: str, sparsities: Sequence[float], n_val: int | None) -> str:
+    """What alpha is good for where it makes the largest difference."""
+    ranked = {sparsity: found for sparsity in sparsities if (found := _best(grid, stage, sparsity))}
+    sparsity = max(ranked, key=lambda at: ranked[at][0][0] - ranked[at][-1][0])
+    (best, alpha), (worst, other) = ranked[sparsity][0], ranked[sparsity][-1]
+    if best == worst:
+        return "Alpha makes no difference here."
+    text = (
+        f"Alpha matters most at {percent(sparsity)} zeros: {percent(best)} with alpha {alpha:g}, "
+        f"{percent(worst)} with alpha {other:g}."
     )
+    low, high = wilson(best, n_val) if n_val else (best, best)
+    return f"{text} {n_val} validation samples cannot tell so little apart." if worst > low < high else text
 
 
 def _lede(sweep: Sweep, grid: Grid, has_alpha: bool) -> str:
     models, data = sweep["models"], sweep["data"]
-    teacher = f" and {models['teacher'].get('name', 'a teacher')} as teacher" if models["teacher"] else ""
+    teacher = f", with {models['teacher'].get('name', 'a teacher')} as teacher" if models["teacher"] else ""
     over = "alpha and sparsity" if has_alpha else "sparsity"
     scored = sweep["seconds"].get("score")
     took = (
@@ -172,8 +180,8 @@ def _notices(has_alpha: bool) -> tuple[Notice, ...]:
         Notice(
             "note",
             "Choosing alpha here flatters the result",
-            "The best of many numbers is partly luck. Choose alpha, then quote the accuracy of a fresh run "
-            "with other seeds, and recover it before you judge: the order may change.",
+            "The best of many numbers is partly luck. Choose alpha here, then quote the test accuracy of a "
+            "fresh run, and recover it before you judge: the order may change.",
         ),
     )
 
@@ -181,7 +189,7 @@ def _notices(has_alpha: bool) -> tuple[Notice, ...]:
 def _table(sweep: Sweep) -> Table:
     rows = sorted(sweep["rows"], key=lambda row: (row["sparsity"], row["alpha"] or 0.0))
     return Table(
-        "Test accuracy of every cut",
+        "Validation accuracy of every cut",
         ("zeros", "alpha", "after the cut", "BatchNorm re-estimated", "mask digest"),
         tuple(
             (

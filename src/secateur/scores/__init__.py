@@ -76,4 +76,10 @@ def score(
             raise ScoreError(
                 f"{type(criterion).__name__} returned {got} for {name!r}, expected {tuple(weight.shape)}."
             )
+    foreign = [name for name in scores if name not in targets]
+    if foreign:
+        raise ScoreError(
+            f"{type(criterion).__name__} scored {', '.join(foreign)}, which must not be pruned. "
+            "Return a score for each of inputs.targets and nothing else."
+        )
     return scores

@@ -68,7 +68,11 @@ def preserving(model: nn.Module) -> Generator[None]:
     """
     modes = {module: module.training for module in model.modules()}
     grads = {p: p.grad for p in model.parameters()}
-    buffers = {b: b.detach().clone() for b in model.buffers()}
+    buffers = [
+        (module, name, buffer, buffer.detach().clone())
+        for module in model.modules()
+        for name, buffer in module.named_buffers(recurse=False)
+    ]
     cuda = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
     with torch.random.fork_rng(devices=cuda):
         try:
@@ -82,8 +86,9 @@ def preserving(model: nn.Module) -> Generator[None]:
             for parameter, grad in grads.items():
                 parameter.grad = grad
             with torch.no_grad():
-                for buffer, value in buffers.items():
+                for module, name, buffer, value in buffers:
                     buffer.copy_(value)
+                    setattr(module, name, buffer)  # a forward pass may have put another tensor there
 
 
 @contextmanager
@@ -92,8 +97,7 @@ def gradients_to(
 ) -> Generator[None]:
     """Hand each target's gradient to ``sink(name, weight, gradient)`` as backward reaches it, then free it.
 
-    So one layer's gradient is alive at a time, never the whole model's. The sink owns the gradient
-    and may overwrite it.
+    So one layer's gradient is alive at a time, never the whole model's. The sink must not write to it.
     """
 
     def hook_for(name: str) -> Callable[[Tensor], None]:

@@ -23,15 +23,15 @@ Accumulate: TypeAlias = Literal["mean", "ema"]
 
 
 def _absolute_gradient(gradient: Tensor, weight: Tensor) -> Tensor:
-    return gradient.abs_()
+    return gradient.abs()
 
 
 def _gradient_times_weight(gradient: Tensor, weight: Tensor) -> Tensor:
-    return gradient.mul_(weight).abs_()
+    return (gradient * weight).abs_()
 
 
 def _squared_gradient(gradient: Tensor, weight: Tensor) -> Tensor:
-    return gradient.square_()
+    return gradient.square()
 
 
 SALIENCIES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -39,7 +39,7 @@ SALIENCIES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "grad*weight": _gradient_times_weight,
     "grad^2": _squared_gradient,
 }
-"""In place on the gradient, so that scoring needs no copy of it."""
+"""Never in place: autograd may give two weights gradients that share memory."""
 
 
 @dataclass(frozen=True)
@@ -79,14 +79,18 @@ class Accumulator:
         self._rule = rule
         self._saliency = SALIENCIES[rule.saliency]
         self._n_batches = 0
+        self._unseen = set(targets)
         self._sums = {
             name: torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32), requires_grad=False)
             for name, p in targets.items()
         }
 
     def add(self, name: str, weight: Tensor, gradient: Tensor) -> None:
-        """Take in one weight's gradient of the current batch; overwrites `gradient`."""
-        total, value = self._sums[name], self._saliency(gradient, weight)
+        """Take in one weight's gradient of the current batch."""
+        total = self._sums[name]
+        # Before squaring or multiplying: in half precision a small gradient's square is 0.
+        value = self._saliency(gradient.to(total.dtype), weight.to(total.dtype))
+        self._unseen.discard(name)
         if self._rule.how == "mean":
             total.add_(value)
         elif self._n_batches == 0:
@@ -95,7 +99,11 @@ class Accumulator:
             total.mul_(self._rule.momentum).add_(value, alpha=1 - self._rule.momentum)
 
     def end_batch(self) -> None:
-        """Count a batch."""
+        """Count a batch; a weight that it did not reach had a gradient of 0."""
+        if self._rule.how == "ema":
+            for name in self._unseen:
+                self._sums[name].mul_(self._rule.momentum)
+        self._unseen = set(self._sums)
         self._n_batches += 1
 
     def result(self) -> dict[str, Tensor]:

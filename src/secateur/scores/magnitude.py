@@ -15,8 +15,11 @@ class Magnitude(AbstractCriterion):
     """``S_w = |w|``, the baseline that every other score has to beat. No data, no teacher."""
 
     def __call__(self, inputs: ScoreInputs) -> Named:
-        """The absolute weights."""
-        return {name: weight.detach().abs() for name, weight in inputs.targets.items()}
+        """The absolute weights, in at least float32."""
+        return {
+            name: weight.detach().abs().to(torch.promote_types(weight.dtype, torch.float32))
+            for name, weight in inputs.targets.items()
+        }
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,467 @@
+"""What every criterion promises, whatever it computes. A new one joins through `CRITERIA` alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers import (
+    Noise,
+    Snapshot,
+    Tally,
+    build,
+    images,
+    make_cnn,
+    make_mlp,
+    same_bits,
+    takes_teacher,
+    vectors,
+)
+from secateur.errors import DataError, ScoreError
+from secateur.losses import mse_loss
+from secateur.scores import (
+    CRITERIA,
+    AbstractCriterion,
+    GuidedScores,
+    Magnitude,
+    Random,
+    ScoreInputs,
+    TaskGradient,
+    TeacherGuided,
+    score,
+)
+from secateur.targets import select_targets
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+ROOT = Path(__file__).parents[2]
+NEEDS_NO_DATA = {"magnitude", "random"}
+NEEDS_DATA = sorted(set(CRITERIA) - NEEDS_NO_DATA)
+NEEDS_TEACHER = sorted(key for key, criterion in CRITERIA.items() if takes_teacher(criterion))
+
+
+def weird_cnn() -> nn.Module:
+    """A network with all that scoring could disturb: mixed modes, a frozen bias, gradients, busy buffers."""
+    model = make_cnn()
+    model.insert(1, Tally())
+    model.train()
+    model[2].eval()  # a frozen BatchNorm
+    model[4].bias.requires_grad_(False)
+    model[4].weight.grad = torch.randn_like(model[4].weight)
+    model[9].bias.grad = torch.randn_like(model[9].bias)
+    return model
+
+
+def noisy_teacher() -> nn.Module:
+    return nn.Sequential(Noise(), weird_cnn())
+
+
+def guided_forms() -> Iterator[dict[str, Any]]:
+    for form, saliency, accumulate in product(
+        ("separate", "joint"), ("grad", "grad*weight", "grad^2"), ("mean", "ema")
+    ):
+        for kd in ("forward", "reverse", "ca-kld", "mse", "cosine", mse_loss):
+            for standardize in (False, True) if kd in ("forward", "reverse", "ca-kld") else (False,):
+                yield {
+                    "form": form,
+                    "saliency": saliency,
+                    "accumulate": accumulate,
+                    "kd": kd,
+                    "standardize": standardize,
+                }
+
+
+def name_of(options: dict[str, Any]) -> str:
+    return "-".join(getattr(v, "__name__", str(v)) for v in options.values())
+
+
+def assert_scores(scores: Any, model: nn.Module) -> None:
+    targets = select_targets(model)
+    assert list(scores) == list(targets)
+    for name, weight in targets.items():
+        assert scores[name].shape == weight.shape
+        assert scores[name].dtype == torch.promote_types(weight.dtype, torch.float32)
+        assert not scores[name].requires_grad
+        assert bool(torch.isfinite(scores[name]).all())
+        assert bool((scores[name] >= 0).all())
+
+
+def meets_contract(criterion: AbstractCriterion, student: nn.Module, teacher: nn.Module) -> None:
+    """Names, shapes, types and signs; determinism; model and teacher untouched."""
+    before, teacher_before = Snapshot.of(student), Snapshot.of(teacher)
+    scores = score(student, images(), criterion)
+    before.assert_unchanged(student)
+    teacher_before.assert_unchanged(teacher)
+    assert_scores(scores, student)
+    again = score(student, images(), criterion)
+    assert all(same_bits(scores[name], again[name]) for name in scores)
+    assert any(bool((scores[name] > 0).any()) for name in scores)
+
+
+@pytest.mark.parametrize("key", CRITERIA)
+def test_a_registered_criterion_meets_the_contract(key: str) -> None:
+    teacher = noisy_teacher()
+    meets_contract(build(CRITERIA[key], teacher), weird_cnn(), teacher)
+
+
+@pytest.mark.parametrize("options", [*guided_forms()], ids=name_of)
+def test_every_form_of_the_guided_score_meets_the_contract(options: dict[str, Any]) -> None:
+    teacher = noisy_teacher()
+    meets_contract(TeacherGuided(teacher, alpha=0.3, **options), weird_cnn(), teacher)
+
+
+@pytest.mark.parametrize("accumulate", ["mean", "ema"])
+@pytest.mark.parametrize("saliency", ["grad", "grad*weight", "grad^2"])
+def test_every_form_of_the_task_score_meets_the_contract(saliency: Any, accumulate: Any) -> None:
+    meets_contract(TaskGradient(saliency=saliency, accumulate=accumulate), weird_cnn(), noisy_teacher())
+
+
+class Bomb(nn.Module):
+    """Raises in the second forward or backward pass."""
+
+    def __init__(self, where: str) -> None:
+        super().__init__()
+        self.where = where
+        self.passes = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.passes += 1
+        if self.passes < 2:
+            return x
+        if self.where == "forward":
+            raise RuntimeError("bomb")
+        return _BackwardBomb.apply(x) if self.where == "backward" else x  # type: ignore[no-untyped-call]
+
+
+class _BackwardBomb(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        raise RuntimeError("bomb")
+
+
+def bursting(batches: list[Any]) -> Iterator[Any]:
+    yield batches[0]
+    torch.rand(3)
+    raise RuntimeError("bomb")
+
+
+@pytest.mark.parametrize("where", ["forward", "backward", "loader", "teacher", "loss"])
+@pytest.mark.parametrize("key", NEEDS_DATA)
+def test_an_exception_in_the_second_batch_leaves_nothing_behind(key: str, where: str) -> None:
+    if where == "teacher" and key not in NEEDS_TEACHER:
+        pytest.skip("takes no teacher")
+    student, teacher = weird_cnn(), noisy_teacher()
+    student.insert(4, Bomb(where))  # in the middle: some weights have their gradient when it goes off
+    teacher.append(Bomb("forward" if where == "teacher" else "nowhere"))
+    losses = iter([F.cross_entropy])
+
+    def task_loss(outputs: Tensor, labels: Tensor) -> Tensor:
+        loss = next(losses, None) if where == "loss" else F.cross_entropy
+        if loss is None:
+            raise RuntimeError("bomb")
+        return loss(outputs, labels)
+
+    batches = bursting(images()) if where == "loader" else images()
+    before, teacher_before = Snapshot.of(student), Snapshot.of(teacher)
+    with pytest.raises(RuntimeError, match="bomb"):
+        score(student, batches, build(CRITERIA[key], teacher), task_loss=task_loss)
+    before.assert_unchanged(student)
+    teacher_before.assert_unchanged(teacher)
+
+
+@pytest.mark.parametrize("which", ["task", "KD"])
+@pytest.mark.parametrize("form", ["separate", "joint"])
+def test_a_loss_that_is_not_finite_leaves_nothing_behind(form: Any, which: str) -> None:
+    student, teacher = weird_cnn(), noisy_teacher()
+    factors = {"task": iter([1.0, float("nan")]), "KD": iter([1.0, float("inf")])}
+
+    def loss(name: str, outputs: Tensor, target: Tensor) -> Tensor:
+        value = F.cross_entropy(outputs, target if name == "task" else target.argmax(1))
+        return value * next(factors[name]) if name == which else value
+
+    criterion = TeacherGuided(teacher, form=form, kd=partial(loss, "KD"))
+    before, teacher_before = Snapshot.of(student), Snapshot.of(teacher)
+    with pytest.raises(ScoreError, match=rf"the {which} loss of batch 1 is (nan|inf)\. Check"):
+        score(student, images(), criterion, task_loss=partial(loss, "task"))
+    before.assert_unchanged(student)
+    teacher_before.assert_unchanged(teacher)
+
+
+@pytest.mark.parametrize("key", CRITERIA)
+def test_the_callers_grad_mode_does_not_matter(key: str) -> None:
+    student, teacher = make_cnn(), make_cnn(1, width=6)
+    criterion = build(CRITERIA[key], teacher)
+    expected = score(student, images(), criterion)
+    with torch.no_grad():
+        scores = score(student, images(), criterion)
+        assert not torch.is_grad_enabled()
+    assert all(same_bits(scores[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("key", CRITERIA)
+def test_the_callers_random_state_and_mode_do_not_matter(key: str) -> None:
+    student, teacher = make_cnn(), make_cnn(1)
+    criterion = build(CRITERIA[key], teacher)
+    expected = score(student.train(), images(), criterion)
+    torch.manual_seed(99)
+    scores = score(student.eval(), images(), criterion)
+    assert all(same_bits(scores[name], expected[name]) for name in expected)
+
+
+@pytest.mark.parametrize("key", CRITERIA)
+def test_a_compiled_model_is_scored_under_its_bare_names(key: str) -> None:
+    student, teacher = make_cnn(), make_cnn(1)
+    compiled = torch.compile(student, backend="eager")
+    criterion = build(CRITERIA[key], teacher)
+    before = Snapshot.of(student)
+    scores = score(compiled, images(), criterion)  # type: ignore[arg-type]
+    before.assert_unchanged(student)
+    expected = score(student, images(), criterion)
+    assert list(scores) == list(expected)
+    assert all(torch.allclose(scores[name], expected[name], rtol=1e-4, atol=1e-7) for name in expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("key", CRITERIA)
+def test_a_half_precision_model_is_scored_in_float32(key: str, dtype: torch.dtype) -> None:
+    student, teacher = make_mlp().to(dtype), make_mlp(1).to(dtype)
+    batches = [(x.to(dtype), y) for x, y in vectors()]
+    criterion = build(CRITERIA[key], teacher)
+    before = Snapshot.of(student)
+    scores = score(student, batches, criterion)
+    before.assert_unchanged(student)
+    assert_scores(scores, student)
+    full = build(CRITERIA[key], teacher.float())
+    expected = score(student.float(), [(x.float(), y) for x, y in batches], full)
+    for name in expected:
+        scale = float(expected[name].max())
+        assert torch.allclose(scores[name], expected[name], rtol=0.05, atol=0.05 * scale)
+
+
+def test_the_square_of_a_small_half_precision_gradient_is_not_zero() -> None:
+    student = make_mlp().half()
+    batches = [(1e-3 * x.half(), y) for x, y in vectors()]
+    scores = score(student, batches, TaskGradient("grad^2"))
+    assert bool((scores["0.weight"] > 0).all())
+
+
+@pytest.mark.parametrize("key", CRITERIA)
+def test_double_precision_stays(key: str) -> None:
+    student, teacher = make_mlp().double(), make_mlp(1).double()
+    scores = score(student, [(x.double(), y) for x, y in vectors()], build(CRITERIA[key], teacher))
+    weights = select_targets(student)
+    if key == "random":  # one stream of numbers, whatever the model's precision
+        assert all(t.dtype == torch.float32 for t in scores.values())
+    else:
+        assert all(scores[name].dtype == torch.float64 for name in weights)
+
+
+@pytest.mark.parametrize("key", CRITERIA)
+def test_include_and_exclude_limit_what_is_scored(key: str) -> None:
+    student, teacher = make_cnn(), make_cnn(1)
+    criterion = build(CRITERIA[key], teacher)
+    assert list(score(student, images(), criterion, include=["[03].weight"])) == ["0.weight", "3.weight"]
+    assert list(score(student, images(), criterion, exclude=["8.*"])) == ["0.weight", "3.weight"]
+
+
+@pytest.mark.parametrize("key", NEEDS_DATA)
+def test_data_that_is_needed_is_asked_for(key: str) -> None:
+    student, teacher = make_cnn(), make_cnn(1)
+    with pytest.raises(ScoreError, match="needs calibration batches"):
+        score(student, None, build(CRITERIA[key], teacher))
+    with pytest.raises(DataError, match="no batch"):
+        score(student, [], build(CRITERIA[key], teacher))
+    with pytest.raises(ScoreError, match="labels"):
+        score(student, [x for x, _ in images()], build(CRITERIA[key], teacher))
+
+
+@pytest.mark.parametrize("key", sorted(NEEDS_NO_DATA))
+def test_data_that_is_not_needed_is_not_looked_at(key: str) -> None:
+    student = make_cnn()
+    scores = score(student, None, CRITERIA[key]())
+    assert_scores(scores, student)
+
+
+@pytest.mark.parametrize("key", CRITERIA)
+def test_a_weight_used_twice_is_scored_once(key: str, shared_net: nn.Module) -> None:
+    scores = score(shared_net, vectors(), build(CRITERIA[key], make_mlp(1)))
+    assert list(scores) == ["first.weight", "head.weight"]
+
+
+@pytest.mark.parametrize("key", NEEDS_DATA)
+def test_the_student_may_be_its_own_teacher(key: str) -> None:
+    student = weird_cnn()
+    before = Snapshot.of(student)
+    scores = score(student, images(), build(CRITERIA[key], student))
+    before.assert_unchanged(student)
+    assert_scores(scores, student)
+    if isinstance(scores, GuidedScores):  # nothing to learn from oneself
+        assert all(bool((t < 1e-6).all()) for t in scores.kd.values())
+
+
+@pytest.mark.parametrize("key", CRITERIA)
+def test_a_criterion_is_a_frozen_value(key: str) -> None:
+    teacher = make_mlp()
+    criterion = build(CRITERIA[key], teacher)
+    assert criterion == build(CRITERIA[key], teacher)
+    assert hash(criterion) == hash(build(CRITERIA[key], teacher))
+    with pytest.raises((AttributeError, TypeError)):
+        criterion.saliency = "grad"  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("key", CRITERIA)
+def test_a_registered_criterion_has_its_golden_row_and_its_docs_row(key: str) -> None:
+    golden = json.loads((ROOT / "tests/golden/scores.json").read_text())
+    assert key in golden, f"add {key!r} to tests/golden/scores.json"
+    methods = (ROOT / "docs/methods.md").read_text(encoding="utf-8")
+    assert f"`{key}`" in methods, f"add a row for `{key}` to docs/methods.md"
+
+
+# What is special to the guided score
+
+
+def test_any_alpha_afterwards_is_what_scoring_with_it_gives() -> None:
+    student, teacher = make_cnn(), make_cnn(1, width=6)
+    scores = score(student, images(), TeacherGuided(teacher))
+    assert isinstance(scores, GuidedScores)
+    for alpha in (0.0, 0.1, 0.5, 0.77, 1.0):
+        expected = score(student, images(), TeacherGuided(teacher, alpha=alpha))
+        assert all(same_bits(scores.at(alpha)[name], expected[name]) for name in expected)
+
+
+def test_the_ends_of_alpha_are_the_terms_themselves_and_nothing_is_copied() -> None:
+    scores = score(make_cnn(), images(), TeacherGuided(make_cnn(1)))
+    assert isinstance(scores, GuidedScores)
+    assert scores.task is not None
+    other = scores.at(0.25)
+    assert other.task is scores.task
+    assert other.kd is scores.kd
+    assert scores.alpha == 0.5
+    for name in scores:
+        assert scores.at(0)[name] is scores.kd[name]
+        assert scores.at(1)[name] is scores.task[name]
+        mixed = 0.25 * scores.task[name] + 0.75 * scores.kd[name]
+        assert torch.allclose(other[name], mixed, rtol=1e-6, atol=0)
+
+
+def test_the_task_term_is_the_task_gradient() -> None:
+    student = make_cnn()
+    scores = score(student, images(), TeacherGuided(make_cnn(1), alpha=1))
+    expected = score(student, images(), TaskGradient())
+    assert all(torch.allclose(scores[name], expected[name]) for name in expected)
+
+
+def test_at_refuses_what_it_cannot_mix() -> None:
+    scores = score(make_mlp(), [x for x, _ in vectors()], TeacherGuided(make_mlp(1), alpha=0))
+    assert isinstance(scores, GuidedScores)
+    assert scores.task is None
+    with pytest.raises(ScoreError, match=r"alpha=0\.1 needs labels"):
+        scores.at(0.1)
+    with pytest.raises(ValueError, match=r"alpha must be in \[0, 1\]"):
+        scores.at(1.5)
+
+
+@pytest.mark.parametrize("form", ["separate", "joint"])
+@pytest.mark.parametrize("shape", ["tensor", "tuple", "list"])
+def test_the_teacher_alone_needs_no_labels(form: Any, shape: str) -> None:
+    student, criterion = make_mlp(), TeacherGuided(make_mlp(1), alpha=0, form=form)
+    wrap = {"tensor": lambda x: x, "tuple": lambda x: (x,), "list": lambda x: [x]}[shape]
+    bare = score(student, [wrap(x) for x, _ in vectors()], criterion)
+    labelled = score(student, vectors(), criterion)
+    assert all(torch.allclose(bare[name], labelled[name], atol=0) for name in bare)
+
+
+@pytest.mark.parametrize("first_has_labels", [True, False])
+def test_batches_must_agree_on_whether_they_have_labels(first_has_labels: bool) -> None:
+    (x, y), (x2, y2), _ = vectors()
+    batches = [(x, y), x2] if first_has_labels else [x, (x2, y2)]
+    with pytest.raises(ScoreError, match="batch 1 and the first one differ"):
+        score(make_mlp(), batches, TeacherGuided(make_mlp(1), alpha=0))
+
+
+def test_joint_at_the_ends_of_alpha_is_separate() -> None:
+    student, teacher = make_cnn(), make_cnn(1)
+    for alpha in (0.0, 1.0):
+        joint = score(student, images(), TeacherGuided(teacher, alpha=alpha, form="joint"))
+        separate = score(student, images(), TeacherGuided(teacher, alpha=alpha))
+        for name in separate:
+            assert torch.allclose(joint[name], separate[name], rtol=1e-3, atol=1e-6)
+
+
+def test_joint_never_exceeds_separate() -> None:
+    student, teacher = make_cnn(), make_cnn(1)
+    joint = score(student, images(), TeacherGuided(teacher, alpha=0.4, form="joint"))
+    separate = score(student, images(), TeacherGuided(teacher, alpha=0.4))
+    assert all(bool((joint[name] <= separate[name] * 1.0001 + 1e-7).all()) for name in joint)
+
+
+# What any criterion, also a foreign one, is held to
+
+
+class Foreign(AbstractCriterion):
+    """A criterion from outside that answers with what it was told."""
+
+    def __init__(self, answer: dict[str, Tensor]) -> None:
+        self.answer = answer
+
+    def __call__(self, inputs: ScoreInputs) -> dict[str, Tensor]:
+        return self.answer
+
+
+def test_a_foreign_criterion_that_answers_wrongly_is_refused(tiny_mlp: nn.Sequential) -> None:
+    good = {"0.weight": torch.ones(8, 6), "2.weight": torch.ones(3, 8)}
+    assert list(score(tiny_mlp, None, Foreign(good))) == list(good)
+    for wrong, message in (
+        ({**good, "2.weight": torch.ones(8, 3)}, r"returned \(8, 3\) for '2\.weight', expected \(3, 8\)"),
+        ({"0.weight": good["0.weight"]}, r"returned nothing for '2\.weight'"),
+        ({**good, "0.bias": torch.ones(8)}, r"0\.bias, which must not be pruned"),
+    ):
+        with pytest.raises(ScoreError, match=message):
+            score(tiny_mlp, None, Foreign(wrong))
+
+
+def test_a_criterion_sees_an_eval_mode_model_without_gradients() -> None:
+    seen: list[bool] = []
+
+    class Spy(Foreign):
+        def __call__(self, inputs: ScoreInputs) -> dict[str, Tensor]:
+            seen.append(any(m.training for m in inputs.model.modules()))
+            seen.append(any(p.grad is not None for p in inputs.model.parameters()))
+            seen.append(not torch.is_grad_enabled())
+            return {name: torch.ones_like(p) for name, p in inputs.targets.items()}
+
+    score(weird_cnn(), None, Spy({}))
+    assert seen == [False, False, False]
+
+
+def test_no_gradient_outlives_its_layer() -> None:
+    """While a loss is backpropagated, at most one weight holds a gradient at a time."""
+    student = make_cnn()
+    alive: list[int] = []
+
+    class Watch(Magnitude):
+        def __call__(self, inputs: ScoreInputs) -> Any:
+            for p in inputs.targets.values():
+                p.register_hook(lambda g: alive.append(sum(q.grad is not None for q in student.parameters())))
+            return TaskGradient()(inputs)
+
+    score(student, images(1), Watch())
+    assert alive == [0, 0, 0]
+
+
+def test_random_scores_follow_their_seed_and_nothing_else() -> None:
+    first = score(make_mlp(), None, Random(seed=3))
+    torch.manual_seed(1234)
+    assert all(same_bits(a, b) for a, b in zip(first.values(), score(make_mlp(5), None, Random(3)).values()))
+    other = score(make_mlp(), None, Random(seed=4))
+    assert not any(torch.equal(first[name], other[name]) for name in first)

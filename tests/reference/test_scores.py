@@ -1,0 +1,346 @@
+"""Scores and losses against finite differences, plain loops and hand computation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from helpers import SharedNet, make_mlp, vectors
+from reference import scores as oracle
+from secateur.errors import InvalidArgument, ScoreError
+from secateur.losses import cosine_loss, distillation, kd_loss, mse_loss, standardize_logits
+from secateur.scores import GuidedScores, TaskGradient, TeacherGuided, score
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+KINDS = ("forward", "reverse", "ca-kld", "mse", "cosine")
+SALIENCIES = ("grad", "grad*weight", "grad^2")
+ACCUMULATIONS = ("mean", "ema")
+
+DoubleBatches = list[tuple[Tensor, Tensor]]
+
+
+def setup() -> tuple[nn.Sequential, nn.Sequential, DoubleBatches]:
+    """A small student and teacher in float64 (36 weights to difference), three batches of four."""
+    student, teacher = make_mlp(0, width=4).double(), make_mlp(1, width=5).double()
+    return student, teacher, [(x.double(), y) for x, y in vectors(3, 4)]
+
+
+def task_gradients(student: nn.Module, weight: Tensor, batches: DoubleBatches) -> list[Tensor]:
+    return [
+        oracle.finite_difference(
+            lambda x=x, y=y: oracle.cross_entropy(oracle.logits(student, x), y.tolist()),  # type: ignore[misc]
+            weight,
+        )
+        for x, y in batches
+    ]
+
+
+def kd_gradients(
+    student: nn.Module, teacher: nn.Module, weight: Tensor, batches: DoubleBatches, **options: Any
+) -> list[Tensor]:
+    return [
+        oracle.finite_difference(
+            lambda x=x: oracle.kd(  # type: ignore[misc]
+                oracle.logits(student, x), oracle.logits(teacher, x), **options
+            ),
+            weight,
+        )
+        for x, _ in batches
+    ]
+
+
+def weights_of(model: nn.Sequential) -> dict[str, Tensor]:
+    return {"0.weight": model[0].weight, "2.weight": model[2].weight}
+
+
+def close(actual: Tensor, expected: Tensor) -> bool:
+    return torch.allclose(actual.double(), expected, rtol=1e-5, atol=1e-8)
+
+
+@pytest.mark.parametrize("accumulate", ACCUMULATIONS)
+@pytest.mark.parametrize("saliency", SALIENCIES)
+def test_task_scores_are_those_of_finite_differences(saliency: Any, accumulate: Any) -> None:
+    student, _, batches = setup()
+    scores = score(student, batches, TaskGradient(saliency, accumulate, momentum=0.7))
+    for name, weight in weights_of(student).items():
+        gradients = task_gradients(student, weight, batches)
+        expected = oracle.term(gradients, weight, kind=saliency, how=accumulate, momentum=0.7)
+        assert close(scores[name], expected)
+        assert float(expected.max()) > 1e-4  # the comparison is not one of zeros
+
+
+@pytest.mark.parametrize(
+    ("kind", "standardize"), [*((kind, False) for kind in KINDS), *((kind, True) for kind in KINDS[:3])]
+)
+def test_teacher_scores_are_those_of_finite_differences(kind: Any, standardize: bool) -> None:
+    student, teacher, batches = setup()
+    options = {"temperature": 3.0, "beta": 0.3, "standardize": standardize}
+    gradients = {
+        name: kd_gradients(student, teacher, weight, batches, kind=kind, **options)
+        for name, weight in weights_of(student).items()
+    }
+    for saliency in SALIENCIES:
+        for how in ACCUMULATIONS:
+            criterion = TeacherGuided(
+                teacher,
+                alpha=0,
+                kd=kind,
+                saliency=saliency,
+                accumulate=how,
+                momentum=0.8,
+                **options,  # type: ignore[arg-type]
+            )
+            scores = score(student, batches, criterion)
+            for name, weight in weights_of(student).items():
+                expected = oracle.term(gradients[name], weight, kind=saliency, how=how, momentum=0.8)
+                assert close(scores[name], expected)
+                assert float(expected.max()) > 1e-5
+
+
+@pytest.mark.parametrize("accumulate", ACCUMULATIONS)
+@pytest.mark.parametrize("saliency", SALIENCIES)
+def test_separate_adds_absolute_values_and_joint_adds_first(saliency: Any, accumulate: Any) -> None:
+    student, teacher, batches = setup()
+    alpha, options = 0.3, {"temperature": 4.0, "kind": "forward"}
+    rule = {"kind": saliency, "how": accumulate, "momentum": 0.9}
+    for name, weight in weights_of(student).items():
+        task = task_gradients(student, weight, batches)
+        kd = kd_gradients(student, teacher, weight, batches, **options)
+        both = [alpha * a + (1 - alpha) * b for a, b in zip(task, kd, strict=True)]
+        separate = alpha * oracle.term(task, weight, **rule) + (1 - alpha) * oracle.term(kd, weight, **rule)
+        for form, expected in (("separate", separate), ("joint", oracle.term(both, weight, **rule))):
+            criterion = TeacherGuided(
+                teacher,
+                alpha=alpha,
+                saliency=saliency,
+                accumulate=accumulate,
+                form=form,  # type: ignore[arg-type]
+            )
+            assert close(score(student, batches, criterion)[name], expected)
+
+
+def test_separate_by_hand_for_one_linear_layer() -> None:
+    """For z = Wx: ∂CE/∂W = (p − y)xᵀ and ∂KD/∂W = T²·(1/T)·(p_S − p_T)xᵀ, both averaged over samples."""
+    student = nn.Linear(2, 3, bias=False).double()
+    teacher = nn.Linear(2, 3, bias=False).double()
+    with torch.no_grad():
+        student.weight.copy_(torch.tensor([[1.0, -0.5], [0.25, 0.75], [-1.0, 0.5]]))
+        teacher.weight.copy_(torch.tensor([[2.0, 0.5], [-0.25, 1.0], [-1.5, -1.0]]))
+    xs, labels, temperature, alpha = [[1.0, 2.0], [-0.5, 3.0]], [0, 2], 4.0, 0.3
+    expected = [[0.0, 0.0] for _ in range(3)]
+    for i in range(3):
+        for j in range(2):
+            task = kd = 0.0
+            for x, label in zip(xs, labels, strict=True):
+                z_s = [sum(w * v for w, v in zip(row, x, strict=True)) for row in student.weight.tolist()]
+                z_t = [sum(w * v for w, v in zip(row, x, strict=True)) for row in teacher.weight.tolist()]
+                task += (oracle.softmax(z_s)[i] - (i == label)) * x[j] / len(xs)
+                warm = oracle.softmax(z_s, temperature)[i] - oracle.softmax(z_t, temperature)[i]
+                kd += temperature * warm * x[j] / len(xs)
+            w = student.weight.tolist()[i][j]
+            expected[i][j] = alpha * abs(w * task) + (1 - alpha) * abs(w * kd)
+    batch = (torch.tensor(xs).double(), torch.tensor(labels))
+    scores = score(student, [batch], TeacherGuided(teacher, alpha=alpha, temperature=temperature))
+    by_hand = torch.tensor(expected, dtype=torch.float64)
+    assert torch.allclose(scores["weight"], by_hand, rtol=1e-12, atol=0)
+
+
+def test_numbers_of_a_score_written_out() -> None:
+    """One weight a class, one sample x = 1: everything fits on a line."""
+    student, teacher = nn.Linear(1, 2, bias=False).double(), nn.Linear(1, 2, bias=False).double()
+    with torch.no_grad():
+        student.weight.copy_(torch.tensor([[2.0], [0.0]]))
+        teacher.weight.copy_(torch.tensor([[0.0], [2.0]]))
+    batch = (torch.ones(1, 1).double(), torch.tensor([0]))
+    scores = score(student, [batch], TeacherGuided(teacher, temperature=2.0, saliency="grad"))
+    assert isinstance(scores, GuidedScores)
+    assert scores.task is not None
+    # softmax(2, 0)[1] = 0.1192029220…; at T = 2 softmax(1, 0) − softmax(0, 1) = tanh(1/2), times T
+    assert scores.task["weight"].view(-1).tolist() == pytest.approx([0.11920292202211755] * 2)
+    assert scores.kd["weight"].view(-1).tolist() == pytest.approx([2 * 0.46211715726000975] * 2)
+
+
+def test_ema_by_hand() -> None:
+    student, _, batches = setup()
+    each = [score(student, [batch], TaskGradient())["0.weight"] for batch in batches]
+    ema = score(student, batches, TaskGradient(accumulate="ema", momentum=0.9))["0.weight"]
+    expected = 0.9 * (0.9 * each[0] + 0.1 * each[1]) + 0.1 * each[2]
+    assert torch.allclose(ema, expected, rtol=1e-12, atol=0)
+
+
+class TwoPaths(nn.Module):
+    """Uses one layer for inputs above 0 on average, the other below."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.high = nn.Linear(6, 3)
+        self.low = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.high(x) if float(x.mean()) > 0 else self.low(x)
+
+
+@pytest.mark.parametrize(("how", "share"), [("mean", (0.5, 0.5)), ("ema", (0.75, 0.25))])
+def test_a_weight_that_a_batch_does_not_reach_has_gradient_zero_there(how: Any, share: Any) -> None:
+    (x, y), *_ = vectors()
+    up, down = (x.abs(), y), (-x.abs(), y)
+    model = TwoPaths()
+    alone = {"high": score(model, [up], TaskGradient()), "low": score(model, [down], TaskGradient())}
+    assert bool((alone["high"]["low.weight"] == 0).all())
+    scores = score(model, [up, down], TaskGradient(accumulate=how, momentum=0.75))
+    for name, part in zip(alone, share, strict=True):
+        expected = part * alone[name][f"{name}.weight"]
+        assert torch.allclose(scores[f"{name}.weight"], expected, rtol=1e-5)
+
+
+def test_a_weight_used_twice_gets_the_sum_of_its_gradients() -> None:
+    model = SharedNet().double()
+    batches = [(x.double(), y) for x, y in vectors(2)]
+    scores = score(model, batches, TaskGradient("grad"))
+    gradients = task_gradients(model, model.first.weight, batches)
+    expected = oracle.term(gradients, model.first.weight, kind="grad", how="mean", momentum=0)
+    assert close(scores["first.weight"], expected)
+
+
+class AddedWeights(nn.Module):
+    """Two weights whose gradients autograd hands out as views of one tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(6, 3, bias=False)
+        self.b = nn.Linear(6, 3, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, (self.a.weight.view(-1) + self.b.weight.view(-1)).view(3, 6))
+
+
+@pytest.mark.parametrize("saliency", SALIENCIES)
+def test_gradients_that_share_memory_are_scored_apart(saliency: Any) -> None:
+    model = AddedWeights()
+    batches = vectors(1)
+    F.cross_entropy(model(batches[0][0]), batches[0][1]).backward()
+    assert model.a.weight.grad is not None
+    assert model.b.weight.grad is not None
+    assert model.a.weight.grad.data_ptr() == model.b.weight.grad.data_ptr()  # what this test is about
+    gradient = model.a.weight.grad.double()
+    scores = score(model, batches, TaskGradient(saliency))
+    for name, weight in (("a.weight", model.a.weight), ("b.weight", model.b.weight)):
+        expected = oracle.term([gradient], weight.double(), kind=saliency, how="mean", momentum=0)
+        assert torch.allclose(scores[name].double(), expected, rtol=1e-5)
+
+
+def test_weights_of_an_input_that_is_always_zero_score_exactly_zero() -> None:
+    student, teacher, batches = setup()
+    for x, _ in batches:
+        x[:, 2] = 0
+    scores = score(student, batches, TeacherGuided(teacher))
+    assert bool((scores["0.weight"][:, 2] == 0).all())
+    assert bool((scores["0.weight"][:, [0, 1, 3, 4, 5]] > 0).all())
+
+
+@pytest.mark.parametrize("how", ACCUMULATIONS)
+def test_equal_batches_score_like_one(how: Any) -> None:
+    student, teacher, batches = setup()
+    once = score(student, batches[:1], TeacherGuided(teacher, accumulate=how))
+    thrice = score(student, batches[:1] * 3, TeacherGuided(teacher, accumulate=how))
+    assert all(torch.allclose(once[name], thrice[name], rtol=1e-12) for name in once)
+
+
+# Losses
+
+
+def some_logits(n: int = 6, classes: int = 5) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(4)
+    student, teacher = 3 * torch.randn(2, n, classes, generator=generator, dtype=torch.float64)
+    return student, teacher
+
+
+@pytest.mark.parametrize("standardize", [False, True])
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0, 20.0])
+@pytest.mark.parametrize("kind", ["forward", "reverse", "ca-kld"])
+def test_divergences_are_their_formula(kind: Any, temperature: float, standardize: bool) -> None:
+    student, teacher = some_logits()
+    options: dict[str, Any] = {"temperature": temperature, "beta": 0.3, "standardize": standardize}
+    expected = oracle.kd(student.tolist(), teacher.tolist(), kind=kind, **options)
+    assert float(kd_loss(student, teacher, direction=kind, **options)) == pytest.approx(expected, rel=1e-9)
+    assert float(distillation(kind, **options)(student, teacher)) == pytest.approx(expected, rel=1e-9)
+
+
+def test_plain_distances_are_their_formula() -> None:
+    student, teacher = some_logits()
+    for kind, loss in (("mse", mse_loss), ("cosine", cosine_loss)):
+        expected = oracle.kd(student.tolist(), teacher.tolist(), kind=kind, temperature=1)
+        assert float(loss(student, teacher)) == pytest.approx(expected, rel=1e-9)
+        assert distillation(kind, temperature=1) is loss  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_distance_is_zero_to_itself_and_sends_no_gradient_to_the_teacher(kind: Any) -> None:
+    student, teacher = some_logits()
+    loss = distillation(kind, temperature=4.0)
+    assert float(loss(student, student.clone())) == pytest.approx(0, abs=1e-12)
+    student.requires_grad_()
+    teacher.requires_grad_()
+    loss(student, teacher).backward()
+    assert teacher.grad is None
+    assert student.grad is not None
+    assert bool((student.grad != 0).any())
+
+
+def test_high_temperatures_approach_the_squared_distance_of_centred_logits() -> None:
+    """As T grows, T²·KL → ½·mean of squared differences of centred logits (Hinton 2015 §2.1)."""
+    student, teacher = some_logits()
+    difference = (student - student.mean(1, keepdim=True)) - (teacher - teacher.mean(1, keepdim=True))
+    expected = float(difference.square().sum(1).mean()) / (2 * student.shape[1])
+    for direction in ("forward", "reverse"):
+        loss = kd_loss(student, teacher, temperature=1e4, direction=direction)  # type: ignore[arg-type]
+        assert float(loss) == pytest.approx(expected, rel=1e-2)
+
+
+def test_dense_outputs_are_averaged_over_their_places() -> None:
+    student, teacher = torch.randn(2, 2, 5, 3, 4).double()
+    flat = [t.movedim(1, -1).reshape(-1, 5) for t in (student, teacher)]
+    assert float(kd_loss(student, teacher, temperature=2)) == pytest.approx(
+        float(kd_loss(*flat, temperature=2))
+    )
+
+
+def test_standardised_logits_have_mean_0_and_standard_deviation_1() -> None:
+    logits = standardize_logits(7 + some_logits()[0])
+    assert torch.allclose(logits.mean(1), torch.zeros(6).double(), atol=1e-12)
+    assert torch.allclose(logits.std(1, correction=0), torch.ones(6).double(), atol=1e-6)
+
+
+def test_the_gradient_of_equal_logits_is_finite_when_standardised() -> None:
+    student = torch.zeros(2, 3, requires_grad=True)
+    kd_loss(student, torch.randn(2, 3), temperature=4, standardize=True).backward()
+    assert student.grad is not None
+    assert bool(torch.isfinite(student.grad).all())
+
+
+def test_losses_refuse_what_they_cannot_compare() -> None:
+    student, teacher = some_logits()
+    for call, message in (
+        (lambda: kd_loss(student, teacher[:, :3], temperature=1), "student knows 5 classes, the teacher 3"),
+        (lambda: kd_loss(student, teacher[:2], temperature=1), "they must be equal"),
+        (lambda: mse_loss(student, teacher[None]), "they must be equal"),
+        (lambda: kd_loss(student[:, 0], teacher[:, 0], temperature=1), r"2 classes or more, got \(6,\)"),
+        (lambda: kd_loss(student[:, :1], teacher[:, :1], temperature=1), r"2 classes or more, got \(6, 1\)"),
+    ):
+        with pytest.raises(ScoreError, match=message):
+            call()
+    bad: list[tuple[str, Any]] = [
+        ("temperature", 0),
+        ("temperature", -1.0),
+        ("temperature", float("nan")),
+        ("temperature", float("inf")),
+        ("beta", 1.5),
+        ("direction", "sideways"),
+    ]
+    for name, value in bad:
+        with pytest.raises(InvalidArgument, match=f"{name} must be"):
+            kd_loss(student, teacher, **{"temperature": 1.0, name: value})
+    with pytest.raises(InvalidArgument, match="kd must be forward, reverse"):
+        distillation("sideways", temperature=1.0)  # type: ignore[arg-type]
