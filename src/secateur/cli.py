@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 import warnings
@@ -15,7 +14,7 @@ from typing import Annotated, Any, Protocol
 
 import tyro
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from secateur.checkpoint import inspect_checkpoint, verify_checkpoint
 from secateur.config import RunConfig, Setup, SweepConfig, dump_config, load_config, run_id, unknown
@@ -175,7 +174,25 @@ class Inspect:
     def run(self) -> int:
         """Print the table."""
         found = inspect_checkpoint(_checkpoint(self.file))
-        _print_json(dataclasses.asdict(found))
+        if self.json:
+            _print_json(found.to_dict())
+            return 0
+        table = Table(Column("tensor", overflow="fold"), "shape", "type", "density", "coding", "bytes")
+        for row in found.rows:
+            shape = " × ".join(map(str, row.shape)) or "scalar"
+            table.add_row(row.name, shape, row.dtype, f"{row.density:.4f}", row.coding, f"{row.size_bytes:,}")
+        out.print(table)
+        out.print(
+            f"{found.kind} checkpoint, {found.size_bytes:,} bytes; "
+            f"dense it would be {found.dense_size_bytes:,}: {found.ratio:.2f} times larger"
+        )
+        if found.sparsity is not None and found.sparsity_all is not None:
+            asked = "not recorded" if found.sparsity_asked is None else f"{found.sparsity_asked:g}"
+            out.print(
+                f"sparsity {found.sparsity:.6f} of the prunable weights (asked: {asked}), "
+                f"{found.sparsity_all:.6f} of all parameters"
+            )
+            out.print(f"mask digest {found.mask_digest}")
         return 0
 
 
@@ -192,7 +209,7 @@ class Verify:
         """Print the checks."""
         found = verify_checkpoint(_checkpoint(self.file))
         if self.json:
-            _print_json({"ok": found.ok, **dataclasses.asdict(found)})
+            _print_json(found.to_dict())
         else:
             for check in found.checks:
                 out.print(f"{'ok  ' if check.ok else 'FAIL'}  {check.name}: {check.detail}")
@@ -248,6 +265,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SecateurError as error:
         err.print(f"error: {error}")
         return 1
+    except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
+        sys.stderr.close()
+        return 0
     except KeyboardInterrupt:
         err.print("stopped; the same command with --resume goes on from the last finished epoch.")
         return 130
@@ -285,9 +305,10 @@ def _parse(name: str, arguments: list[str]) -> Command:
         config = load_config(arguments[place + 1], RunConfig)
         del arguments[place : place + 2]
         default = Prune(config) if kind is Prune else Sweep(config.setup)
+    program, style = f"secateur {name}", (tyro.conf.FlagCreatePairsOff,)
     if default is None:
-        return tyro.cli(kind, args=arguments, prog=f"secateur {name}")
-    return tyro.cli(kind, args=arguments, prog=f"secateur {name}", default=default)
+        return tyro.cli(kind, args=arguments, prog=program, config=style)
+    return tyro.cli(kind, args=arguments, prog=program, config=style, default=default)
 
 
 def _claim(path: Path, config: RunConfig | SweepConfig, *, resume: bool) -> RunFolder:

@@ -113,7 +113,7 @@ def log_edges(scores: Sequence[Named], *, bins: int = 80) -> list[float]:
         low = high = 1.0
     # Scores far below the largest say nothing more than "none"; they go into the first bin.
     first, last = math.log10(low), math.log10(high)
-    first = max(first, last - 16)
+    first = max(first, last - 8)
     width = max(last - first, 1e-3)
     return [first + width * i / bins for i in range(bins + 1)]
 

@@ -177,8 +177,9 @@ def _network(
     folder.write(trained.name, save({k: v.contiguous() for k, v in network.state_dict().items()}))
     ready.curves[stage] = [asdict(epoch) for epoch in curve]
     ready.seconds[stage] = sum(epoch.seconds for epoch in curve)
-    best = f"{state.best_accuracy:.2%} on validation after epoch {state.best_epoch}"
-    watcher.say(f"trained {role} {spec}: {best}")
+    chosen = curve[state.selected_epoch - 1].val_accuracy if curve else None
+    if chosen is not None:
+        watcher.say(f"trained {role} {spec}: {chosen:.2%} on validation after epoch {state.selected_epoch}")
     return network.eval()
 
 

@@ -17,7 +17,7 @@ from secateur.targets import parameters_by_name
 class Masks(Mapping[str, Tensor]):
     """Boolean masks by parameter name; True = keep.
 
-    A mapping that cannot be changed after it is made. Names are state-dict names; a parameter that
+    The tensors are taken over, not copied; nobody may write to them afterwards. Names are state-dict names; a parameter that
     is shared between modules appears once.
 
     Args:
@@ -33,7 +33,7 @@ class Masks(Mapping[str, Tensor]):
         for name, mask in masks.items():
             if mask.dtype is not torch.bool:
                 raise MaskError(f"mask {name!r} must be torch.bool, got {mask.dtype}. True means keep.")
-        self._masks = {name: mask.detach().clone() for name, mask in masks.items()}
+        self._masks = {name: mask.detach() for name, mask in masks.items()}
 
     def __getitem__(self, name: str) -> Tensor:
         return self._masks[name]

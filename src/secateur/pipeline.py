@@ -256,7 +256,7 @@ class _Job:
                 watcher=self.watcher,
             )
             result.curves[name] = [asdict(epoch) for epoch in curve]
-            result.selected_epoch[name] = state.best_epoch
+            result.selected_epoch[name] = state.selected_epoch
             what = "recovered with teacher" if recipe.kd_weight > 0 else "recovered on labels"
             result.accuracy[name] = self._test(what)
 

@@ -16,7 +16,7 @@ from secateur.errors import CheckpointError, RunError
 from secateur.files import atomic_write, read_json, write_json
 from secateur.train import Epoch, TrainState
 
-_PARTS = ("model", "momentum", "best")
+_PARTS = ("model", "momentum", "selected")
 
 
 @dataclass(frozen=True)
@@ -110,13 +110,13 @@ class RunFolder:
             tensors |= {f"{part}/{name}": t.contiguous() for name, t in getattr(state, part).items()}
         about = {
             "epochs_done": state.epochs_done,
-            "best_epoch": state.best_epoch,
+            "selected_epoch": state.selected_epoch,
             "best_accuracy": state.best_accuracy,
             "curve": [asdict(epoch) for epoch in curve],
         }
         path = self._training(stage)
         path.parent.mkdir(exist_ok=True)
-        # The best epoch may be the last one: the same tensors under two names, which the format refuses.
+        # The selected epoch may be the last one: the same tensors under two names, which the format refuses.
         tensors = {name: t.clone() for name, t in tensors.items()}
         atomic_write(path, save(tensors, metadata={"training": json.dumps(about)}))
 
@@ -142,7 +142,7 @@ class RunFolder:
             ) from error
         curve = [Epoch(**entry) for entry in about.pop("curve")]
         state = TrainState(**about)
-        state.model, state.momentum, state.best = (parts[part] for part in _PARTS)
+        state.model, state.momentum, state.selected = (parts[part] for part in _PARTS)
         return state, curve
 
     def _training(self, stage: str) -> Path:

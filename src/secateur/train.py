@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from secateur.counts import check_fraction
 from secateur.enforce import keep_masks
 from secateur.errors import InvalidArgument, TrainingError
-from secateur.evaluate import device_of, evaluate, modes_kept
+from secateur.evaluate import Metrics, device_of, evaluate, modes_kept
 from secateur.losses import check_temperature, kd_loss, logits_of
 from secateur.masks import Masks
 from secateur.naming import Batches, IndexedBatch, IndexedLoader, Loss, split_batches
@@ -78,16 +78,16 @@ class TrainState:
         epochs_done: Number of finished epochs.
         model: The model's state dict.
         momentum: The optimizer's momentum buffers by parameter name.
-        best: State dict of the best epoch on the validation split so far.
-        best_epoch: Its number, from 1.
-        best_accuracy: Its validation accuracy; −1 without a validation split.
+        selected: State dict of the selected epoch so far, see `fit`.
+        selected_epoch: Its number, from 1.
+        best_accuracy: Highest validation accuracy so far; −1 without a validation split.
     """
 
     epochs_done: int = 0
     model: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
     momentum: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
-    best: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
-    best_epoch: int = 0
+    selected: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    selected_epoch: int = 0
     best_accuracy: float = -1.0
 
 
@@ -136,10 +136,11 @@ def fit(
     state: TrainState | None = None,
     on_step: Callable[[], None] = lambda: None,
 ) -> Generator[Epoch]:
-    """Train `model` in place, yielding after each epoch; at the end it holds its best epoch.
+    """Train `model` in place, yielding after each epoch; at the end it holds the selected one.
 
-    Best is the highest validation accuracy, the later of equals; without `validation` it is the last
-    epoch. With an `IndexedLoader` a run that was stopped and resumed from its `state` ends with the
+    Selected is the latest epoch whose validation accuracy is within one standard error of the best:
+    the highest of many noisy figures on a small split would often be an early, lucky epoch. Without
+    `validation` it is the last. With an `IndexedLoader` a run that was stopped and resumed from its `state` ends with the
     same bits, if the loader alone draws random numbers (a model with dropout draws others).
 
     Args:
@@ -212,11 +213,12 @@ def fit(
                     f"Lower lr ({recipe.lr:g}) or set precision=fp32."
                 )
             with autocast:
-                accuracy = None if validation is None else evaluate(model, validation).accuracy
-            _remember(state, model, optimizer, number + 1, accuracy)
+                metrics = None if validation is None else evaluate(model, validation)
+            _remember(state, model, optimizer, number + 1, metrics)
+            accuracy = None if metrics is None else metrics.accuracy
             yield Epoch(number + 1, loss, accuracy, rates[-1], time.perf_counter() - started)
-    if state.best:
-        model.load_state_dict(state.best)
+    if state.selected:
+        model.load_state_dict(state.selected)
 
 
 def _teacher_in_use(model: nn.Module, recipe: Recovery, teacher: nn.Module | None) -> nn.Module | None:
@@ -335,7 +337,7 @@ def _snapshot(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _remember(
-    state: TrainState, model: nn.Module, optimizer: torch.optim.Optimizer, epoch: int, accuracy: float | None
+    state: TrainState, model: nn.Module, optimizer: torch.optim.Optimizer, epoch: int, metrics: Metrics | None
 ) -> None:
     """Bring `state` up to date after an epoch."""
     state.epochs_done = epoch
@@ -345,9 +347,17 @@ def _remember(
         for name, p in model.named_parameters()
         if optimizer.state.get(p, {}).get("momentum_buffer") is not None
     }
-    if accuracy is None or accuracy >= state.best_accuracy:
-        state.best, state.best_epoch = state.model, epoch
-        state.best_accuracy = -1.0 if accuracy is None else accuracy
+    if metrics is None or metrics.accuracy >= state.best_accuracy - _standard_error(metrics):
+        state.selected, state.selected_epoch = state.model, epoch
+    if metrics is not None:
+        state.best_accuracy = max(state.best_accuracy, metrics.accuracy)
+
+
+def _standard_error(metrics: Metrics) -> float:
+    """Of an accuracy, by Laplace's estimate, which is not 0 at 100 %."""
+    n = metrics.n_samples
+    p = (metrics.accuracy * n + 1) / (n + 2)
+    return math.sqrt(p * (1 - p) / n)
 
 
 def _restore(state: TrainState, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
