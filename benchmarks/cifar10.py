@@ -1,9 +1,9 @@
-"""A real run: ResNet-56 teaching ResNet-20 on CIFAR-10, pruned to 80 % and 90 %, recovered with and without KD.
+"""A real run: ResNet-56 teaching ResNet-20 on CIFAR-10 at 80 and 90 % zeros, recovered with and without KD.
 
 Runs the command line itself, once a cell, in run folders that a killed benchmark goes on from. About
 seven minutes a cell on two cores with bf16.
 
-    python cifar10.py --data-dir DIR --weights DIR     DIR made by unpack.py parquet; resnet{20,56}-cifar10.safetensors
+    python cifar10.py --data-dir PARQUET_FOLDER --weights FOLDER_OF_resnet{20,56}-cifar10.safetensors
 """
 
 from __future__ import annotations

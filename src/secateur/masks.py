@@ -17,8 +17,8 @@ from secateur.targets import parameters_by_name
 class Masks(Mapping[str, Tensor]):
     """Boolean masks by parameter name; True = keep.
 
-    The tensors are taken over, not copied; nobody may write to them afterwards. Names are state-dict names; a parameter that
-    is shared between modules appears once.
+    The tensors are taken over, not copied; nobody may write to them afterwards. Names are state-dict
+    names; a parameter that is shared between modules appears once.
 
     Args:
         masks: One ``torch.bool`` tensor a parameter, shaped like it.

@@ -140,8 +140,8 @@ def fit(
 
     Selected is the latest epoch whose validation accuracy is within one standard error of the best:
     the highest of many noisy figures on a small split would often be an early, lucky epoch. Without
-    `validation` it is the last. With an `IndexedLoader` a run that was stopped and resumed from its `state` ends with the
-    same bits, if the loader alone draws random numbers (a model with dropout draws others).
+    `validation` it is the last. With an `IndexedLoader` a run that was stopped and resumed from its
+    `state` ends with the same bits, if the loader alone draws random numbers (dropout draws others).
 
     Args:
         model: Student, on its device. Modes are left as they were, 4-D weights contiguous, also after
