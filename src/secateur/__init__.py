@@ -14,7 +14,7 @@ or `prune` for all of it.
 
 from secateur.allocate import AbstractScope, Global, Layerwise, Unstructured, allocate
 from secateur.checkpoint import inspect_checkpoint, load_sparse, save_sparse, verify_checkpoint
-from secateur.data import Data, load_data
+from secateur.data import Data, DataOptions, load_data
 from secateur.diagnostics import mask_overlap, split_half_overlap
 from secateur.enforce import keep_masks
 from secateur.errors import (
@@ -59,6 +59,7 @@ __all__ = [
     "CheckpointError",
     "Data",
     "DataError",
+    "DataOptions",
     "EmptiedLayerWarning",
     "Epoch",
     "Global",

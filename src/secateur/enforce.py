@@ -18,11 +18,11 @@ def keep_masks(model: nn.Module, optimizer: Optimizer, masks: Masks) -> Generato
     """Keep pruned weights at exactly 0.0 while the body trains `model` with `optimizer`.
 
     On entry the pruned weights, their gradients and whatever the optimizer remembers at their places
-    (momentum, second moments) are zeroed. While inside, their gradients are zeroed as soon as they are
-    accumulated, so neither clipping nor optimizer state ever sees them, and the weights are zeroed
-    after each step. On exit every hook is removed and the masks are checked. Nothing in the model
-    is renamed or wrapped, so state dicts, copies, ``torch.compile``, autocast and gradient scaling
-    work as ever.
+    (momentum, second moments; the whole history of LBFGS) are zeroed. While inside, their gradients
+    are zeroed as soon as they are accumulated, so neither clipping nor optimizer state ever sees
+    them, and the weights are zeroed after each step. On exit every hook is removed and the masks are
+    checked. Nothing in the model is renamed or wrapped, so state dicts, copies, ``torch.compile``,
+    autocast and gradient scaling work as ever.
 
     Args:
         model: The model in training, bare or wrapped by ``torch.compile`` or DistributedDataParallel.
@@ -75,6 +75,9 @@ def _check_optimizer(optimizer: Optimizer, parameters: dict[str, nn.Parameter]) 
 
 def _zero_state(optimizer: Optimizer, parameters: dict[str, nn.Parameter], pruned: dict[str, Tensor]) -> None:
     """Zero what the optimizer remembers of pruned weights, wherever it is shaped like the weight."""
+    if isinstance(optimizer, torch.optim.LBFGS):
+        optimizer.state.clear()  # its history lies in flat vectors over all parameters: it starts anew
+        return
     for name, parameter in parameters.items():
         for value in optimizer.state.get(parameter, {}).values():
             if isinstance(value, Tensor) and value.shape == parameter.shape:

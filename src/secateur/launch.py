@@ -159,7 +159,8 @@ def _network(
     """The teacher or the student: built, and its weights loaded or trained."""
     spec = _spec(setup, role, ready.data)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(setup.seed)
+        # Two networks of one architecture must not start, and so end, as the same one.
+        torch.manual_seed(2 * setup.seed + (role == "teacher"))
         network = build_model(spec, num_classes=ready.data.n_classes, in_channels=ready.data.input_shape[0])
     network.to(device)
     stage = "teacher" if role == "teacher" else "dense"

@@ -1,0 +1,136 @@
+"""Write the tables of README.md and docs/ from the files in results/; --check only says if they are current.
+
+A table stands between ``<!-- begin generated: NAME -->`` and ``<!-- end generated: NAME -->``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+BLOCK = re.compile(r"(<!-- begin generated: ([a-z0-9_-]+) -->\n).*?(<!-- end generated: \2 -->)", re.DOTALL)
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table; all columns but the first are right-aligned."""
+    lines = [header, ["---", *["--:"] * (len(header) - 1)], *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def load(name: str) -> dict[str, Any]:
+    """A results file."""
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def percent(value: float | None) -> str:
+    """A fraction in percent, or a dash."""
+    return "–" if value is None else f"{100 * value:.2f}"
+
+
+def origin(result: dict[str, Any]) -> str:
+    """One line on where a table comes from."""
+    about = result["provenance"]
+    hardware, versions = about["hardware"], about["versions"]
+    commit = (about["commit"] or "unknown").rstrip("+")[:12]
+    return (
+        f"\n<sub>`benchmarks/results/{result['benchmark']}.json`: {hardware['cpu']}, "
+        f"{hardware['threads']} threads, torch {versions['torch']}, commit {commit}, {about['date']}, seed {about['seed']}.</sub>"
+    )
+
+
+def cifar10() -> str:
+    """Accuracy by criterion and sparsity."""
+    result = load("cifar10_resnet20")
+    header = ["criterion, zeros", "after the cut", "+ BatchNorm", "recovered", "recovered + KD", "file"]
+    rows = []
+    for cell in sorted(
+        result["cells"], key=lambda c: (c["sparsity"]["asked"], -c["accuracy"]["recovered_kd"])
+    ):
+        accuracy, size = cell["accuracy"], cell["size_bytes"]
+        stages = [percent(accuracy[key]) for key in ("cut", "batchnorm", "recovered", "recovered_kd")]
+        name = f"{cell['criterion']}, {cell['sparsity']['asked']:.0%}"
+        rows.append([name, *stages, f"{size['dense'] / size['sparse']:.1f}× smaller"])
+    accuracy = result["cells"][0]["accuracy"]
+    recipe = result["recipe"]
+    intro = (
+        f"ResNet-56 ({percent(accuracy['teacher'])} %) teaching ResNet-20 "
+        f"({percent(accuracy['dense'])} % dense) on CIFAR-10: test accuracy in %, recovery of {recipe['--recovery.epochs']} epochs, one seed.\n\n"
+    )
+    return intro + table(header, rows) + "\n" + origin(result)
+
+
+def costs() -> str:
+    """What scoring, selection, masks and files cost."""
+    select, score, step = load("selection"), load("scoring"), load("masked_step")
+    rows = [
+        [
+            "selection, 25 M weights, times faster than `torch.nn.utils.prune`",
+            f"{select['times_faster']:.0f}×",
+        ],
+        ["… and its extra memory as a share of theirs", f"{select['extra_memory_ratio']:.1%}"],
+        [
+            "scoring without the teacher's forward, over forward + backward",
+            f"{score['score_without_teacher_over_plain']:.2f}×",
+        ],
+        [
+            "… and its memory beyond that of forward + backward, in copies of the weights",
+            f"{score['copies_beyond_plain']:.2f}",
+        ],
+        ["masked training step over unmasked, ResNet-18, batch 128", f"{step['masked_over_unmasked']:.3f}×"],
+    ]
+    return table(["cost, median of one run", "measured"], rows) + "\n" + origin(select)
+
+
+def batchnorm() -> str:
+    """Plain against augmented images for BatchNorm re-estimation."""
+    result = load("batchnorm")
+    cells = {(r["criterion"], r["sparsity"], r["kind"]): r for r in result["rows"]}
+    rows = []
+    for criterion, sparsity in dict.fromkeys((r["criterion"], r["sparsity"]) for r in result["rows"]):
+        row = [f"{criterion}, {sparsity:.0%}"]
+        for split in ("val", "test"):
+            for kind in ("cut", "plain", "augmented"):
+                found = cells[criterion, sparsity, kind][split]
+                row.append(f"{percent(found['mean'])} ± {percent(found['std'])}")
+        rows.append(row)
+    kinds = ["cut", "plain", "augmented"]
+    header = ["criterion, zeros", *(f"{split}: {kind}" for split in ("validation", "test") for kind in kinds)]
+    return table(header, rows) + "\n" + origin(result)
+
+
+TABLES: dict[str, Callable[[], str]] = {"cifar10": cifar10, "costs": costs, "batchnorm": batchnorm}
+
+
+def rendered(text: str) -> str:
+    """A document with every generated block written anew."""
+    return BLOCK.sub(lambda m: f"{m[1]}{TABLES[m[2]]()}\n{m[3]}", text)
+
+
+def main() -> None:
+    """Rewrite the documents, or check them."""
+    arguments = argparse.ArgumentParser(description=__doc__)
+    arguments.add_argument(
+        "--check", action="store_true", help="change nothing; exit 1 if a table is out of date"
+    )
+    options = arguments.parse_args()
+    stale = []
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        before = path.read_text()
+        after = rendered(before)
+        if after != before:
+            stale.append(path.name)
+            if not options.check:
+                path.write_text(after)
+    print("\n".join(stale) or "all tables are current")
+    sys.exit(1 if options.check and stale else 0)
+
+
+if __name__ == "__main__":
+    main()
