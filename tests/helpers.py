@@ -19,7 +19,7 @@ def make_mlp(seed: int = 0, *, width: int = 8) -> nn.Sequential:
     return nn.Sequential(nn.Linear(6, width), nn.Tanh(), nn.Linear(width, CLASSES))
 
 
-def make_cnn(seed: int = 0, *, width: int = 4) -> nn.Sequential:
+def make_cnn(seed: int = 0, *, width: int = 4, dropout: float = 0.3) -> nn.Sequential:
     torch.manual_seed(seed)
     model = nn.Sequential(
         nn.Conv2d(1, width, 3, padding=1, bias=False),
@@ -28,7 +28,7 @@ def make_cnn(seed: int = 0, *, width: int = 4) -> nn.Sequential:
         nn.Conv2d(width, width, 3, stride=2, padding=1),
         nn.BatchNorm2d(width),
         nn.ReLU(),
-        nn.Dropout(0.3),
+        nn.Dropout(dropout) if dropout else nn.Identity(),
         nn.Flatten(),
         nn.Linear(width * 9, CLASSES),
     )

@@ -145,7 +145,8 @@ def prepare(setup: Setup, folder: RunFolder, watcher: Watcher, *, wants_teacher:
         SecateurError: one of its kinds, before any training where that can be known.
     """
     device = _device(setup)
-    data = load_data(setup.dataset, seed=setup.seed)
+    with watcher.stage("read images") as step:
+        data = load_data(setup.dataset, seed=setup.seed, progress=lambda *_: step())
     ready = Prepared(data, nn.Identity(), None, {}, {})
     if wants_teacher:
         ready.teacher = _network(setup, "teacher", ready, device, folder, watcher)

@@ -77,7 +77,7 @@ def test_python_tags_are_not_executed(tmp_path):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(InvalidArgument, match="nowhere.yaml"):
+    with pytest.raises(InvalidArgument, match=r"nowhere\.yaml"):
         load_config(tmp_path / "nowhere.yaml", RunConfig)
 
 

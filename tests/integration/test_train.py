@@ -1,0 +1,595 @@
+"""The training loop: resumable bit for bit, fair in the epoch it selects, sparing with its teacher."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+from typing import Any
+
+import pytest
+import torch
+from helpers import (
+    Indexed,
+    Snapshot,
+    assert_positive_zero,
+    hooks_of,
+    indexed_images,
+    indexed_vectors,
+    make_cnn,
+    make_mlp,
+    same_bits,
+    same_state,
+    vectors,
+)
+from secateur import train as train_module
+from secateur.allocate import allocate
+from secateur.errors import DataError, InvalidArgument, MaskError, ScoreError, TrainingError
+from secateur.evaluate import Metrics, evaluate
+from secateur.losses import kd_loss
+from secateur.masks import Masks, apply_masks
+from secateur.naming import IndexedBatch, IndexedLoader
+from secateur.schedules import cosine_with_warmup
+from secateur.scores import Magnitude, score
+from secateur.teacher_cache import TeacherLogits
+from secateur.train import Epoch, Recovery, TrainState, fit, resolve_precision
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+PLAIN = Recovery(epochs=3, kd_weight=0, precision="fp32")
+GUIDED = replace(PLAIN, kd_weight=0.7)
+
+
+def pruned(model: nn.Module, sparsity: float = 0.6) -> Masks:
+    masks = allocate(score(model, None, Magnitude()), sparsity=sparsity)
+    apply_masks(model, masks)
+    return masks
+
+
+def student_cnn() -> nn.Sequential:
+    """Without dropout, so that the loader alone draws random numbers."""
+    return make_cnn(dropout=0)
+
+
+def without_seconds(epochs: list[Epoch]) -> list[Epoch]:
+    return [replace(epoch, seconds=0.0) for epoch in epochs]
+
+
+def through_disk(state: TrainState) -> TrainState:
+    """A state as it comes back from a file: other tensors, all contiguous."""
+    parts = {
+        part: {name: t.contiguous().clone() for name, t in getattr(state, part).items()}
+        for part in ("model", "momentum", "selected")
+    }
+    return replace(state, **parts)
+
+
+# Resuming
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("views", [None, 0, 2])
+@pytest.mark.parametrize("validated", [False, True])
+def test_a_resumed_run_ends_with_the_same_bits(precision: Any, views: int | None, validated: bool) -> None:
+    """Stopped after any epoch. 25 images in batches of 8 leave a last batch of one.
+
+    Some kernels give a sample alone other last bits than a sample in company, so logits that are
+    remembered have to come from the same batches after a resume.
+    """
+    recipe = Recovery(epochs=5, kd_weight=0 if views is None else 0.6, teacher_views=views or 0)
+    recipe = replace(recipe, precision=precision)
+    loader, teacher = indexed_images(25), make_cnn(1, width=8)
+    options: dict[str, Any] = {"validation": indexed_images(40) if validated else None}
+
+    def start() -> tuple[nn.Module, Masks]:
+        model = student_cnn()
+        return model, pruned(model)
+
+    model, masks = start()
+    state = TrainState()
+    curve = list(fit(model, loader, recipe, masks=masks, teacher=teacher, state=state, **options))
+    assert len(curve) == 5
+    assert len({epoch.loss for epoch in curve}) == 5
+    for stop in range(1, 6):
+        first, masks = start()
+        early = TrainState()
+        run = fit(first, loader, recipe, masks=masks, teacher=teacher, state=early, **options)
+        before = list(islice(run, stop))
+        run.close()
+        torch.manual_seed(stop)  # the global random state plays no part
+        second = make_cnn(9, dropout=0)
+        late = through_disk(early)
+        after = list(fit(second, loader, recipe, masks=masks, teacher=teacher, state=late, **options))
+        assert without_seconds(before + after) == without_seconds(curve)
+        assert same_state(second.state_dict(), model.state_dict())
+        assert late.selected_epoch == state.selected_epoch
+        assert late.best_accuracy == state.best_accuracy
+        assert same_state(late.momentum, state.momentum)
+        masks.check(second)
+
+
+def test_a_finished_state_gives_the_selected_epoch_back_without_training() -> None:
+    model, loader, state = make_mlp(), indexed_vectors(), TrainState()
+    list(fit(model, loader, PLAIN, state=state))
+    other = make_mlp(5)
+    assert list(fit(other, loader, PLAIN, state=through_disk(state))) == []
+    assert same_state(other.state_dict(), model.state_dict())
+
+
+def test_the_state_is_a_snapshot_of_each_epoch() -> None:
+    model, state = make_mlp(), TrainState()
+    for epoch in fit(model, indexed_vectors(), PLAIN, state=state):
+        assert state.epochs_done == epoch.epoch
+        assert same_state(state.model, model.state_dict())
+        assert all(state.model[name] is not p for name, p in model.named_parameters())
+        assert list(state.momentum) == list(dict(model.named_parameters()))
+
+
+# The selected epoch
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "n_samples", "selected"),
+    [
+        ([0.5, 0.7, 0.68, 0.6], 100, 3),  # one standard error is 0.047
+        ([0.5, 0.7, 0.68, 0.6], 10_000, 2),  # 0.0047
+        ([0.5, 0.7, 0.7, 0.6], 10**9, 3),  # the later of equals
+        ([0.9, 0.86, 0.83, 0.8], 100, 1),  # each near the one before, none near the best
+        ([0.9, 0.88, 0.8, 0.95], 100, 4),
+        ([1.0, 1.0, 0.999, 0.5], 1000, 3),  # also at 100 % a figure is not certain
+        ([0.0, 0.0, 0.0, 0.0], 100, 4),
+    ],
+)
+def test_the_latest_epoch_within_one_standard_error_of_the_best_is_selected(
+    monkeypatch: pytest.MonkeyPatch, accuracies: list[float], n_samples: int, selected: int
+) -> None:
+    figures = iter(accuracies)
+    monkeypatch.setattr(train_module, "evaluate", lambda *_, **__: Metrics(next(figures), 0.0, n_samples))
+    model, state = make_mlp(), TrainState()
+    seen: list[dict[str, Tensor]] = []
+    curve: list[Epoch] = []
+    for epoch in fit(model, indexed_vectors(), replace(PLAIN, epochs=4), validation=vectors(), state=state):
+        seen.append(copy.deepcopy(model.state_dict()))
+        curve.append(epoch)
+    assert [epoch.val_accuracy for epoch in curve] == accuracies
+    assert (state.selected_epoch, state.best_accuracy) == (selected, max(accuracies))
+    assert same_state(model.state_dict(), seen[selected - 1])
+    assert same_state(state.selected, seen[selected - 1])
+    assert same_state(state.model, seen[3])
+
+
+def test_without_validation_the_last_epoch_counts() -> None:
+    model, state = make_mlp(), TrainState()
+    curve = list(fit(model, indexed_vectors(), PLAIN, state=state))
+    assert [epoch.val_accuracy for epoch in curve] == [None] * 3
+    assert (state.selected_epoch, state.best_accuracy) == (3, -1.0)
+    assert same_state(model.state_dict(), state.model)
+
+
+def test_validation_is_scored_in_eval_mode_on_the_weights_of_that_epoch() -> None:
+    model, validation = student_cnn(), indexed_images(40)
+    for epoch in fit(model, indexed_images(), PLAIN, validation=validation):
+        assert model.training
+        assert epoch.val_accuracy == evaluate(model, validation).accuracy
+
+
+# The loop itself
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_training_is_the_loop_one_would_write(momentum: float) -> None:
+    recipe = replace(PLAIN, momentum=momentum, warmup=0.25, lr=0.05)
+    model, loader = make_mlp(), indexed_vectors()
+    twin = copy.deepcopy(model)
+    list(fit(model, loader, recipe))
+    optimizer = torch.optim.SGD(
+        twin.parameters(), lr=1, momentum=momentum, weight_decay=5e-4, nesterov=momentum > 0
+    )
+    n = 3 * len(loader)
+    for number in range(3):
+        for place, batch in enumerate(loader.epoch(number)):
+            progress = (number * len(loader) + place + 0.5) / n
+            optimizer.param_groups[0]["lr"] = 0.05 * cosine_with_warmup(progress, warmup=0.25)
+            optimizer.zero_grad()
+            F.cross_entropy(twin(batch.inputs), batch.labels).backward()
+            optimizer.step()
+    assert same_state(model.state_dict(), twin.state_dict())
+
+
+def test_the_loss_is_the_mix_of_task_and_teacher() -> None:
+    model, teacher, loader = make_mlp(), make_mlp(1), indexed_vectors()
+    recipe = replace(GUIDED, epochs=1, lr=0.0, temperature=3.0)
+    (epoch,) = fit(model, loader, recipe, teacher=teacher)
+    losses = []
+    for batch in loader.epoch(0):
+        z, guidance = model(batch.inputs), teacher(batch.inputs)
+        kd = kd_loss(z, guidance, temperature=3.0)
+        losses.append(float((0.3 * F.cross_entropy(z, batch.labels) + 0.7 * kd).detach()))
+    assert epoch.loss == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+    assert (epoch.epoch, epoch.lr) == (1, 0.0)
+    assert epoch.seconds > 0
+
+
+def test_the_learning_rate_rises_and_falls_to_nearly_nothing() -> None:
+    recipe = Recovery(epochs=10, kd_weight=0, lr=0.2, warmup=0.3, precision="fp32")
+    rates = [epoch.lr for epoch in fit(make_mlp(), indexed_vectors(), recipe)]
+    top = rates.index(max(rates))
+    assert 0.19 < rates[top] <= 0.2
+    assert rates[: top + 1] == sorted(rates[: top + 1])
+    assert rates[top:] == sorted(rates[top:], reverse=True)
+    assert 0 < rates[-1] < 0.001
+
+
+def test_the_schedule() -> None:
+    assert cosine_with_warmup(0.0, warmup=0.2) == 0
+    assert cosine_with_warmup(0.1, warmup=0.2) == pytest.approx(0.5)
+    assert cosine_with_warmup(0.2, warmup=0.2) == 1
+    assert cosine_with_warmup(0.6, warmup=0.2) == pytest.approx(0.5)
+    assert cosine_with_warmup(1.0, warmup=0.2) == pytest.approx(0)
+    assert cosine_with_warmup(0.0, warmup=0.0) == 1
+    assert cosine_with_warmup(0.2 - 1e-12, warmup=0.2) == pytest.approx(1)
+
+
+def test_training_learns_with_and_without_a_teacher() -> None:
+    loader = indexed_vectors(120, batch_size=16)
+    validation = indexed_vectors(60)
+    teacher = make_mlp(1, width=32)
+    list(fit(teacher, loader, replace(PLAIN, epochs=30)))
+    assert evaluate(teacher, validation).accuracy > 0.9
+    for recipe in (replace(PLAIN, epochs=20), replace(GUIDED, epochs=20)):
+        model = make_mlp()
+        masks = pruned(model)
+        before = evaluate(model, validation).accuracy
+        list(fit(model, loader, recipe, masks=masks, teacher=teacher))
+        assert evaluate(model, validation).accuracy > max(before, 0.8)
+        masks.check(model)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_pruned_weights_are_positive_zeros_after_every_epoch(precision: Any) -> None:
+    model = student_cnn()
+    masks = pruned(model)
+    recipe = replace(GUIDED, precision=precision)
+    for _ in fit(model, indexed_images(), recipe, masks=masks, teacher=make_cnn(1)):
+        for name, mask in masks.items():
+            assert_positive_zero(model.get_parameter(name)[~mask])
+    for name, mask in masks.items():
+        weight = model.get_parameter(name)
+        assert_positive_zero(weight[~mask])
+        assert bool((weight[mask] != 0).all())
+
+
+def test_steps_are_counted() -> None:
+    ticks: list[None] = []
+    loader = indexed_vectors()
+    list(fit(make_mlp(), loader, PLAIN, on_step=lambda: ticks.append(None)))
+    assert len(ticks) == 3 * len(loader) == 12
+
+
+def test_no_epochs_no_change() -> None:
+    model = student_cnn()
+    before = Snapshot.of(model)
+    assert list(fit(model, indexed_images(), replace(PLAIN, epochs=0))) == []
+    before.assert_unchanged(model)
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_an_ordinary_dataloader_works(shuffle: bool) -> None:
+    data = indexed_vectors()
+    loader: Any = DataLoader(TensorDataset(data.inputs, data.labels), batch_size=8, shuffle=shuffle)
+    model = make_mlp()
+    curve = list(fit(model, loader, replace(GUIDED, epochs=8), teacher=make_mlp(1), validation=loader))
+    assert len(curve) == 8
+    assert curve[-1].loss < curve[0].loss
+    assert list(fit(make_mlp(), [*data], PLAIN))[-1].epoch == 3  # a list of batches does as well
+
+
+def test_a_loader_of_ours_is_recognised() -> None:
+    assert isinstance(indexed_vectors(), IndexedLoader)
+    assert not isinstance([*vectors()], IndexedLoader)
+    assert not isinstance(DataLoader(TensorDataset(torch.zeros(3))), IndexedLoader)
+
+
+def test_each_epoch_is_asked_for_by_number_and_view() -> None:
+    asked: list[tuple[int, int | None]] = []
+
+    class Spy(Indexed):
+        def epoch(self, number: int, *, view: int | None = None) -> Iterator[IndexedBatch]:
+            asked.append((number, view))
+            return super().epoch(number, view=view)
+
+    data = indexed_vectors()
+    loader = Spy(data.inputs, data.labels)
+    list(fit(make_mlp(), loader, replace(PLAIN, epochs=5)))
+    assert asked == [(0, 0), (1, 1), (2, 2), (3, 3), (4, 4)]
+    asked.clear()
+    list(fit(make_mlp(), loader, replace(GUIDED, epochs=5, teacher_views=2), teacher=make_mlp(1)))
+    assert asked == [(0, 0), (1, 1), (2, 0), (3, 1), (4, 0)]
+
+
+# The teacher
+
+
+class CountingTeacher(nn.Module):
+    """Counts the rows it is asked for."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self.rows = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert not self.training
+        assert not torch.is_grad_enabled()
+        self.rows += len(x)
+        return self.inner(x)
+
+
+@pytest.mark.parametrize(("views", "passes"), [(0, 6), (1, 1), (2, 2), (6, 6), (9, 6)])
+def test_the_teacher_sees_each_sample_once_a_view(views: int, passes: int) -> None:
+    teacher, loader = CountingTeacher(make_mlp(1)), indexed_vectors(30)
+    list(fit(make_mlp(), loader, replace(GUIDED, epochs=6, teacher_views=views), teacher=teacher))
+    assert teacher.rows == 30 * passes
+
+
+def test_remembered_logits_are_those_of_asking_again() -> None:
+    teacher, loader = make_cnn(1), indexed_images(30)
+    asked: list[tuple[int, int]] = []
+
+    class Spy(TeacherLogits):
+        def _compute(self, inputs: Tensor) -> Tensor:
+            asked.extend((batch.view, int(index)) for index in batch.indices)
+            return super()._compute(inputs)
+
+    remembering, forgetting = Spy(teacher, n_samples=30), TeacherLogits(teacher, n_samples=0)
+    for number in range(6):
+        for batch in loader.epoch(number, view=number % 2):
+            logits = remembering(batch)
+            assert same_bits(logits, forgetting(batch))
+            assert not logits.requires_grad
+    assert len(asked) == len(set(asked)) == 60
+
+
+def test_remembering_changes_no_bit_of_the_training() -> None:
+    class Unaware(Indexed):
+        """Two views for whoever asks, so that a teacher without memory sees the same data."""
+
+        def epoch(self, number: int, *, view: int | None = None) -> Iterator[IndexedBatch]:
+            return super().epoch(number, view=number % 2)
+
+    data = indexed_images(32)
+    states = []
+    for views in (0, 2):
+        model = student_cnn()
+        loader = Unaware(data.inputs, data.labels)
+        list(fit(model, loader, replace(GUIDED, epochs=4, teacher_views=views), teacher=make_cnn(1)))
+        states.append(model.state_dict())
+    assert same_state(*states)
+
+
+def test_dense_outputs_can_be_remembered() -> None:
+    teacher = nn.Conv2d(1, 3, 1)
+    guide = TeacherLogits(teacher, n_samples=4)
+    batch = IndexedBatch(torch.randn(4, 1, 2, 2), torch.zeros(4), torch.tensor([2, 0, 3, 1]), 0)
+    first = guide(batch)
+    assert first.shape == (4, 3, 2, 2)
+    assert same_bits(guide(batch._replace(inputs=torch.zeros(4, 1, 2, 2))), first)
+    one = batch._replace(indices=torch.tensor([3]), inputs=torch.zeros(1, 1, 2, 2))
+    assert same_bits(guide(one), first[2:3])
+
+
+def test_a_batch_with_an_unknown_sample_is_asked_for_again() -> None:
+    teacher = CountingTeacher(make_mlp())
+    guide = TeacherLogits(teacher, n_samples=4)
+    x = torch.randn(4, 6)
+
+    def ask(*indices: int) -> Tensor:
+        place = torch.tensor(indices)
+        return guide(IndexedBatch(x[place], torch.zeros(len(indices)), place, 0))
+
+    ask(0, 1)
+    assert teacher.rows == 2
+    assert torch.allclose(ask(1, 2), teacher.inner(x[1:3]))
+    assert teacher.rows == 4
+    ask(0, 1, 2)
+    assert teacher.rows == 4
+
+
+def test_a_teacher_without_weight_is_never_called() -> None:
+    class Never(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            raise AssertionError("the teacher must not be called")
+
+    assert len(list(fit(make_mlp(), indexed_vectors(), PLAIN, teacher=Never()))) == 3
+
+
+def test_the_teacher_is_left_as_it_was() -> None:
+    teacher = make_cnn(1).train()
+    teacher[1].eval()
+    run = fit(student_cnn(), indexed_images(), GUIDED, teacher=teacher)
+    before = Snapshot.of(teacher)
+    next(run)
+    run.close()
+    list(fit(student_cnn(), indexed_images(), replace(GUIDED, precision="bf16"), teacher=teacher))
+    before.rng = torch.get_rng_state()
+    before.assert_unchanged(teacher)
+
+
+# What is left behind
+
+
+def leftovers(model: nn.Module) -> tuple[list[bool], bool, dict[str, int]]:
+    contiguous = all(t.is_contiguous() for t in model.state_dict().values())
+    return [m.training for m in model.modules()], contiguous, hooks_of(model)
+
+
+@pytest.mark.parametrize("ending", ["finished", "closed", "broken", "nan"])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_modes_layout_and_hooks_are_restored(ending: str, channels_last: bool) -> None:
+    model = student_cnn().train()
+    model[1].eval()
+    masks = pruned(model)
+    before = leftovers(model)
+    assert before[1]
+    pointers = [id(p) for p in model.parameters()]
+    data = indexed_images()
+    steps: list[None] = []
+
+    def on_step() -> None:
+        steps.append(None)
+        if ending == "broken" and len(steps) == 6:
+            raise KeyError("broken")
+        if ending == "nan" and len(steps) == 6:
+            with torch.no_grad():
+                model[1].weight.fill_(math.nan)
+
+    recipe = replace(PLAIN, channels_last=channels_last)
+    run = fit(model, data, recipe, masks=masks, on_step=on_step)
+    next(run)
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    assert model[3].weight.is_contiguous(memory_format=layout)
+    if ending == "closed":
+        run.close()
+    elif ending == "finished":
+        list(run)
+    else:
+        with pytest.raises(KeyError if ending == "broken" else TrainingError):
+            list(run)
+    assert leftovers(model) == before
+    assert pointers == [id(p) for p in model.parameters()]
+    masks.check(model)
+
+
+def test_a_layout_does_not_change_what_is_learned() -> None:
+    found = []
+    for channels_last in (False, True):
+        model = student_cnn()
+        list(fit(model, indexed_images(), replace(PLAIN, channels_last=channels_last)))
+        found.append(model.state_dict())
+    assert all(torch.allclose(found[0][name], found[1][name], atol=1e-4) for name in found[0])
+
+
+# Refusals
+
+
+def nan_data() -> Indexed:
+    data = indexed_vectors()
+    data.inputs[17, 2] = math.nan
+    return data
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_state() -> None:
+    class LateNan(Indexed):
+        def epoch(self, number: int, *, view: int | None = None) -> Iterator[IndexedBatch]:
+            for batch in super().epoch(number, view=view):
+                yield batch._replace(inputs=batch.inputs * (math.nan if number == 2 else 1))
+
+    data = indexed_vectors()
+    model, state = make_mlp(), TrainState()
+    run = fit(model, LateNan(data.inputs, data.labels), PLAIN, state=state)
+    next(run)
+    next(run)
+    good = copy.deepcopy(state)
+    with pytest.raises(TrainingError, match=r"training loss of epoch 3 is nan\. Lower lr \(0\.1\)"):
+        next(run)
+    assert state.epochs_done == 2
+    assert same_state(state.model, good.model)
+    assert same_state(state.selected, good.selected)
+    assert same_state(state.momentum, good.momentum)
+
+
+def without_labels() -> list[Tensor]:
+    return [x for x, _ in vectors()]
+
+
+@pytest.mark.parametrize(
+    ("train", "options", "error", "message"),
+    [
+        (indexed_vectors(), {"recipe": GUIDED}, TrainingError, r"kd_weight=0\.7 needs a teacher"),
+        ([], {}, TrainingError, "length above 0"),
+        (DataLoader(TensorDataset(torch.zeros(0, 6))), {}, TrainingError, "length above 0"),
+        (iter(vectors()), {}, TrainingError, "length above 0"),
+        (without_labels(), {}, TrainingError, "training needs labels, batch 0 has none"),
+        ([(x * math.nan, y) for x, y in vectors()], {}, DataError, "NaN or infinity"),
+        (nan_data(), {}, TrainingError, "training loss of epoch 1 is nan"),
+        (
+            vectors(),
+            {"recipe": replace(GUIDED, teacher_views=2), "teacher": make_mlp(1)},
+            TrainingError,
+            "teacher_views=2 needs a loader that knows its samples",
+        ),
+        (
+            vectors(),
+            {"recipe": GUIDED, "teacher": nn.Linear(6, 5)},
+            ScoreError,
+            "the student knows 3 classes, the teacher 5",
+        ),
+        (vectors(), {"masks": Masks({"x": torch.ones(2, dtype=torch.bool)})}, MaskError, "another model"),
+        (vectors(), {"validation": []}, DataError, "no batch"),
+        (vectors(), {"validation": without_labels()}, DataError, "needs labels"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(
+    train: Any, options: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    model = make_mlp().eval()
+    with pytest.raises(error, match=message):
+        list(fit(model, train, **{"recipe": PLAIN, **options}))
+    assert not model.training
+    assert hooks_of(model) == {}
+
+
+def test_a_network_cannot_be_its_own_teacher_in_training() -> None:
+    model = make_mlp()
+    with pytest.raises(TrainingError, match=r"the very model in training; pass copy\.deepcopy"):
+        list(fit(model, indexed_vectors(), GUIDED, teacher=model))
+
+
+@pytest.mark.parametrize("model", [make_mlp().requires_grad_(False), nn.Sequential()], ids=["frozen", "empty"])
+def test_a_model_without_trainable_parameters_is_refused(model: nn.Module) -> None:
+    with pytest.raises(TrainingError, match="no trainable parameter"):
+        list(fit(model, vectors(), PLAIN))
+
+
+def test_a_partly_frozen_model_trains() -> None:
+    model = make_mlp()
+    model[0].requires_grad_(False)
+    before = copy.deepcopy(model.state_dict())
+    list(fit(model, indexed_vectors(), PLAIN))
+    assert same_bits(model[0].weight, before["0.weight"])
+    assert not torch.equal(model[2].weight, before["2.weight"])
+
+
+def test_precisions() -> None:
+    cpu = torch.device("cpu")
+    assert resolve_precision("fp32", cpu) == "fp32"
+    assert resolve_precision("bf16", cpu) == "bf16"
+    assert resolve_precision("auto", cpu) in ("fp32", "bf16")
+    assert resolve_precision("auto", torch.device("meta")) == "fp32"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"epochs": -1},
+        {"kd_weight": 1.1},
+        {"kd_weight": math.nan},
+        {"temperature": 0.0},
+        {"temperature": -4.0},
+        {"lr": -0.1},
+        {"lr": math.inf},
+        {"momentum": 1.0},
+        {"weight_decay": -1e-4},
+        {"warmup": 1.0},
+        {"precision": "fp16"},
+        {"teacher_views": -1},
+    ],
+    ids=str,
+)
+def test_a_recipe_checks_its_numbers(options: dict[str, Any]) -> None:
+    (name,) = options
+    with pytest.raises(InvalidArgument, match=f"{name} must be"):
+        Recovery(**options)
