@@ -105,7 +105,27 @@ def batchnorm() -> str:
     return table(header, rows) + "\n" + origin(result)
 
 
-TABLES: dict[str, Callable[[], str]] = {"cifar10": cifar10, "costs": costs, "batchnorm": batchnorm}
+def checkpoint_size() -> str:
+    """How many times smaller than dense, by way of storing."""
+    result = load("checkpoint_size")
+    found = result["size_bytes"]
+    counted = {"dense safetensors": ("yes", "the file"), "this format": ("by tensor", "the file")}
+    counted |= dict.fromkeys(("gzip -9", "xz -9"), ("no", "the dense file, compressed"))
+    counted["this format, bf16 values"] = counted["this format"]
+    rows = []
+    for way in found["0.9"]:
+        ratios = [f"{sizes['dense safetensors'] / sizes[way]:.1f}×" for sizes in found.values()]
+        rows.append([way, *counted.get(way, ("yes", "tensors, no header")), *ratios])
+    header = ["way", "random access", "what is counted", *(f"{float(s):.0%} zeros" for s in found)]
+    return table(header, rows) + "\n" + origin(result)
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "cifar10": cifar10,
+    "costs": costs,
+    "batchnorm": batchnorm,
+    "checkpoint_size": checkpoint_size,
+}
 
 
 def rendered(text: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 
 import torch
+
 from secateur.allocate import allocate
 from secateur.masks import Masks, pack_bits, unpack_bits
 

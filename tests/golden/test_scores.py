@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from secateur.allocate import allocate
 from secateur.scores import CRITERIA, TaskGradient, TeacherGuided, score
-from torch import Tensor, nn
 
 FILE = Path(__file__).with_name("scores.json")
 
@@ -58,9 +59,7 @@ def rows() -> dict[str, Any]:
 
 def compute(criterion: Any) -> dict[str, Any]:
     """Scores to 7 digits, and the digest of the masks at half sparsity."""
-    batches = [
-        (wave(4, 1, 4, 4, step=0.11 * k), torch.arange(4).add(k) % 3) for k in (1, 2, 3)
-    ]
+    batches = [(wave(4, 1, 4, 4, step=0.11 * k), torch.arange(4).add(k) % 3) for k in (1, 2, 3)]
     scores = score(network(0.73), batches, criterion)
     return {
         "scores": {name: [float(f"{v:.7g}") for v in t.reshape(-1).tolist()] for name, t in scores.items()},
