@@ -41,7 +41,8 @@ def origin(result: dict[str, Any]) -> str:
     commit = (about["commit"] or "unknown").rstrip("+")[:12]
     return (
         f"\n<sub>`benchmarks/results/{result['benchmark']}.json`: {hardware['cpu']}, "
-        f"{hardware['threads']} threads, torch {versions['torch']}, commit {commit}, {about['date']}, seed {about['seed']}.</sub>"
+        f"{hardware['threads']} threads, torch {versions['torch']}, "
+        f"commit {commit}, {about['date']}, seed {about['seed']}.</sub>"
     )
 
 
@@ -61,7 +62,8 @@ def cifar10() -> str:
     recipe = result["recipe"]
     intro = (
         f"ResNet-56 ({percent(accuracy['teacher'])} %) teaching ResNet-20 "
-        f"({percent(accuracy['dense'])} % dense) on CIFAR-10: test accuracy in %, recovery of {recipe['--recovery.epochs']} epochs, one seed.\n\n"
+        f"({percent(accuracy['dense'])} % dense) on CIFAR-10: test accuracy in %, "
+        f"recovery of {recipe['--recovery.epochs']} epochs, one seed.\n\n"
     )
     return intro + table(header, rows) + "\n" + origin(result)
 

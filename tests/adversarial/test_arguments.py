@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import Snapshot, images, make_cnn, make_mlp, same_state, vectors
+from helpers import Snapshot, build, images, make_cnn, make_mlp, same_state, vectors
 from secateur.allocate import Global, allocate
 from secateur.errors import (
     DataError,
@@ -120,9 +120,8 @@ class Embedder(nn.Module):
     ids=["empty", "nothing prunable", "shared with an embedding", "frozen"],
 )
 def test_a_model_with_nothing_to_prune_is_refused(key: str, model: nn.Module, message: str) -> None:
-    criterion = guided() if key == "teacher-guided" else CRITERIA[key]()
     with pytest.raises(TargetError, match=message):
-        score(model, vectors(), criterion)
+        score(model, vectors(), build(CRITERIA[key], make_mlp(1)))
 
 
 @pytest.mark.parametrize(
@@ -246,8 +245,8 @@ def attempts() -> dict[str, tuple[Callable[[], nn.Module], Any, Any, type[Secate
 
 @pytest.mark.parametrize("case", attempts())
 def test_scoring_refuses_and_changes_nothing(case: str) -> None:
-    build, batches, criterion, error, message = attempts()[case]
-    student = build().train()
+    make, batches, criterion, error, message = attempts()[case]
+    student = make().train()
     before = Snapshot.of(student)
     teacher = getattr(criterion, "teacher", None)
     teacher_before = copy.deepcopy(teacher.state_dict()) if teacher is not None else {}

@@ -1,4 +1,4 @@
-"""Scores of a literal network, pinned. ``python tests/golden/test_scores.py`` prints the file anew.
+"""Scores of a literal network, pinned. ``PYTHONPATH=tests python -m golden.test_scores`` prints the file anew.
 
 A changed number is a changed method: say so in the changelog, and only then renew the file.
 """
@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import build
 from torch import Tensor, nn
 
 from secateur.allocate import allocate
@@ -38,10 +39,7 @@ def network(step: float) -> nn.Sequential:
 def rows() -> dict[str, Any]:
     """A criterion a row; each registered one under its own key, with its defaults."""
     teacher = network(0.37)
-    found: dict[str, Any] = {
-        key: criterion(teacher) if criterion is TeacherGuided else criterion()  # type: ignore[call-arg]
-        for key, criterion in CRITERIA.items()
-    }
+    found: dict[str, Any] = {key: build(criterion, teacher) for key, criterion in CRITERIA.items()}
     return {
         **found,
         "task-gradient grad": TaskGradient(saliency="grad"),
