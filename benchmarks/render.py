@@ -38,7 +38,7 @@ def origin(result: dict[str, Any]) -> str:
     """One line on where a table comes from."""
     about = result["provenance"]
     hardware, versions = about["hardware"], about["versions"]
-    commit = (about["commit"] or "unknown").rstrip("+")[:12]
+    commit = (about["commit"] or "unknown")[:12] + ("+ changes" if str(about["commit"]).endswith("+") else "")
     return (
         f"\n<sub>`benchmarks/results/{result['benchmark']}.json`: {hardware['cpu']}, "
         f"{hardware['threads']} threads, torch {versions['torch']}, "

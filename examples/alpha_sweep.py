@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 import secateur as sc
-from secateur.data import DataOptions
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0)
 SPARSITIES = (0.5, 0.7, 0.8)
@@ -28,7 +27,7 @@ def trained(name: str, data: sc.Data) -> nn.Module:
 
 def main() -> None:
     """Print the table, and the test accuracy of the one cut that validation chose."""
-    data = sc.load_data(DataOptions(data="digits"), seed=0)
+    data = sc.load_data(sc.DataOptions(data="digits"), seed=0)
     teacher, model = trained("wide-cnn", data), trained("small-cnn", data)
     scores = sc.score(model, data.calibration, sc.TeacherGuided(teacher))
 

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 import secateur as sc
-from secateur.data import DataOptions
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class Lamp(sc.AbstractCriterion):
 
 def main() -> None:
     """Cut one trained network by both criteria."""
-    data = sc.load_data(DataOptions(data="digits"), seed=0)
+    data = sc.load_data(sc.DataOptions(data="digits"), seed=0)
     torch.manual_seed(0)
     model = sc.build_model("small-cnn", num_classes=10, in_channels=1)
     for _ in sc.fit(model, data.train, sc.Recovery(epochs=6, kd_weight=0), validation=data.val):

@@ -13,13 +13,12 @@ import torch
 from torch.nn import functional as F
 
 import secateur as sc
-from secateur.data import DataOptions
 
 
 def main() -> None:
     """Train, cut, train on under masks, save, load."""
     path = Path(sys.argv[1] if len(sys.argv) > 1 else ".") / "student.safetensors"
-    data = sc.load_data(DataOptions(data="digits", batch_size=64), seed=0)
+    data = sc.load_data(sc.DataOptions(data="digits", batch_size=64), seed=0)
     torch.manual_seed(0)
     model = sc.build_model("small-cnn", num_classes=10, in_channels=1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3, weight_decay=0.01)

@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 import secateur as sc
-from secateur.data import DataOptions
 
 
 def trained(name: str, data: sc.Data, *, epochs: int) -> nn.Module:
@@ -27,7 +26,7 @@ def trained(name: str, data: sc.Data, *, epochs: int) -> nn.Module:
 def main() -> None:
     """Train, prune, save, and read back what was saved."""
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else ".")
-    data = sc.load_data(DataOptions(data="digits"), seed=0)
+    data = sc.load_data(sc.DataOptions(data="digits"), seed=0)
     teacher = trained("wide-cnn", data, epochs=5)
     student = trained("small-cnn", data, epochs=5)
 

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from helpers import SharedNet, make_cnn, make_mlp
 from hypothesis import HealthCheck, settings
 from torch import nn
+
+from helpers import SharedNet, make_cnn, make_mlp
 
 torch.set_num_threads(1)
 settings.register_profile(

@@ -7,9 +7,10 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+
 from secateur.naming import IndexedBatch
 from secateur.scores import AbstractCriterion
-from torch import Tensor, nn
 
 CLASSES = 3
 

@@ -37,6 +37,7 @@ from secateur.losses import kd_loss
 from secateur.masks import Masks, apply_masks
 from secateur.models import build_model, load_weights
 from secateur.pipeline import cut, prune
+from secateur.recovery import Recovery
 from secateur.result import Result
 from secateur.scores import (
     AbstractCriterion,
@@ -49,7 +50,7 @@ from secateur.scores import (
     score,
 )
 from secateur.targets import select_targets
-from secateur.train import Epoch, Recovery, TrainState, fit
+from secateur.train import Epoch, TrainState, fit
 
 __version__ = "0.1.0"
 

@@ -20,8 +20,8 @@ from secateur.allocate import AbstractScope, Global, Layerwise
 from secateur.counts import check_fraction
 from secateur.data import DataOptions
 from secateur.errors import InvalidArgument
+from secateur.recovery import Recovery
 from secateur.scores import CRITERIA, AbstractCriterion
-from secateur.train import Recovery
 
 T = TypeVar("T")
 

@@ -146,7 +146,11 @@ def prepare(setup: Setup, folder: RunFolder, watcher: Watcher, *, wants_teacher:
     """
     device = _device(setup)
     with watcher.stage("read images") as step:
-        data = load_data(setup.dataset, seed=setup.seed, progress=lambda *_: step())
+
+        def on_images(split: str, done: int, total: int) -> None:
+            step()
+
+        data = load_data(setup.dataset, seed=setup.seed, progress=on_images)
     ready = Prepared(data, nn.Identity(), None, {}, {})
     if wants_teacher:
         ready.teacher = _network(setup, "teacher", ready, device, folder, watcher)

@@ -28,10 +28,11 @@ from secateur.losses import logits_of
 from secateur.masks import Masks, apply_masks
 from secateur.naming import Batches, Loss, split_batches
 from secateur.progress import Watcher
+from secateur.recovery import Recovery
 from secateur.result import Result, describe, describe_network, sparsities
 from secateur.runs import RunFolder
 from secateur.scores import CRITERIA, AbstractCriterion, TeacherGuided, score
-from secateur.train import Epoch, Recovery, TrainState, fit
+from secateur.train import Epoch, TrainState, fit
 
 
 def cut(

@@ -7,67 +7,19 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sized
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from secateur.counts import check_fraction
 from secateur.enforce import keep_masks
-from secateur.errors import InvalidArgument, TrainingError
+from secateur.errors import TrainingError
 from secateur.evaluate import Metrics, device_of, evaluate, modes_kept
-from secateur.losses import check_temperature, kd_loss, logits_of
+from secateur.losses import kd_loss, logits_of
 from secateur.masks import Masks
 from secateur.naming import Batches, IndexedBatch, IndexedLoader, Loss, split_batches
-from secateur.schedules import cosine_with_warmup
+from secateur.recovery import Recovery, learning_rate, resolve_precision
 from secateur.teacher_cache import TeacherLogits
-
-
-@dataclass(frozen=True)
-class Recovery:
-    """How a network is trained after the cut (or, with ``kd_weight=0``, from scratch).
-
-    SGD with Nesterov momentum, linear warm-up and a cosine to zero from the *original* peak rate:
-    rewinding the learning rate beats fine-tuning at a low one (https://arxiv.org/abs/2003.02389).
-    The loss is ``(1 − kd_weight)·task + kd_weight·KD``.
-    """
-
-    epochs: int = 40
-    """Passes over the training split; 0 skips training."""
-    kd_weight: float = 0.7
-    """Weight of the teacher's loss in [0, 1]; 0 trains on labels alone and needs no teacher."""
-    temperature: float = 4.0
-    """Temperature T > 0 of the teacher's loss."""
-    lr: float = 0.1
-    """Peak learning rate."""
-    momentum: float = 0.9
-    """Nesterov momentum in [0, 1)."""
-    weight_decay: float = 5e-4
-    """L2 penalty on all parameters."""
-    warmup: float = 0.1
-    """Fraction of the steps over which the learning rate rises, in [0, 1)."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of the forward and backward pass; auto takes bf16 where the hardware has it."""
-    channels_last: bool = True
-    """Lay images out channels-last, which convolutions on CPU and GPU prefer."""
-    teacher_views: int = 0
-    """Augmented views of the data to cycle through, so that the teacher's logits are computed once
-    a view and then remembered; 0 = a new view and a teacher pass every epoch."""
-
-    def __post_init__(self) -> None:
-        check_fraction("kd_weight", self.kd_weight)
-        check_temperature(self.temperature)
-        check_fraction("momentum", self.momentum, below_one=True)
-        check_fraction("warmup", self.warmup, below_one=True)
-        for name, value in (("lr", self.lr), ("weight_decay", self.weight_decay)):
-            if not (math.isfinite(value) and value >= 0):
-                raise InvalidArgument(f"{name} must be a finite number of at least 0, got {value!r}.")
-        for name, count in (("epochs", self.epochs), ("teacher_views", self.teacher_views)):
-            if count < 0:
-                raise InvalidArgument(f"{name} must be at least 0, got {count}.")
-        if self.precision not in ("auto", "fp32", "bf16"):
-            raise InvalidArgument(f"precision must be auto, fp32 or bf16, got {self.precision!r}.")
 
 
 @dataclass
@@ -108,20 +60,6 @@ class Epoch:
     val_accuracy: float | None
     lr: float
     seconds: float
-
-
-def resolve_precision(precision: str, device: torch.device) -> Literal["fp32", "bf16"]:
-    """bf16 or fp32: what ``auto`` means on `device`, the others unchanged."""
-    if precision == "bf16" or (precision == "auto" and _has_fast_bf16(device)):
-        return "bf16"
-    return "fp32"
-
-
-def _has_fast_bf16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    capabilities = torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else ""
-    return "AVX512" in capabilities and torch.cpu._is_avx512_bf16_supported()  # pyright: ignore[reportPrivateUsage]
 
 
 def fit(
@@ -205,7 +143,7 @@ def fit(
         for number in range(state.epochs_done, recipe.epochs):
             started = time.perf_counter()
             model.train()
-            rates = [_rate(recipe, number * len(train) + i, len(train)) for i in range(len(train))]
+            rates = [learning_rate(recipe, number * len(train) + i, len(train)) for i in range(len(train))]
             loss = _train_epoch(optimizer, _epoch(train, recipe, number, device), rates, loss_of, on_step)
             if not math.isfinite(loss):
                 raise TrainingError(
@@ -253,12 +191,6 @@ def _train_epoch(
         total = total + loss.detach()  # stays on the device: no synchronisation within the epoch
         on_step()
     return float(total) / len(rates)
-
-
-def _rate(recipe: Recovery, step: int, steps_per_epoch: int) -> float:
-    """Learning rate of a step, taken at its middle so that neither the first nor the last is 0."""
-    progress = (step + 0.5) / (steps_per_epoch * recipe.epochs)
-    return recipe.lr * cosine_with_warmup(progress, warmup=recipe.warmup)
 
 
 def _remembered(train: Batches, recipe: Recovery) -> int:

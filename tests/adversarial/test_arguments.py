@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
 from helpers import Snapshot, build, images, make_cnn, make_mlp, same_state, vectors
 from secateur.allocate import Global, allocate
 from secateur.errors import (
@@ -21,8 +24,6 @@ from secateur.errors import (
 from secateur.naming import split_batch
 from secateur.scores import CRITERIA, Magnitude, TaskGradient, TeacherGuided, score
 from secateur.targets import select_targets
-from torch import Tensor, nn
-from torch.nn import functional as F
 
 NAN_BATCH = (torch.full((5, 6), math.nan), torch.zeros(5, dtype=torch.int64))
 INF_BATCH = (torch.full((5, 6), math.inf), torch.zeros(5, dtype=torch.int64))
@@ -127,7 +128,10 @@ def test_a_model_with_nothing_to_prune_is_refused(key: str, model: nn.Module, me
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"include": ["conv*"]}, r"pattern 'conv\*' matches no prunable weight\. Prunable here: 0\.weight, 2"),
+        (
+            {"include": ["conv*"]},
+            r"pattern 'conv\*' matches no prunable weight\. Prunable here: 0\.weight, 2",
+        ),
         ({"exclude": ["0.bias"]}, r"pattern '0\.bias' matches no prunable weight"),
         ({"exclude": ["0.*", "2.*"]}, "include and exclude leave none"),
         ({"include": ["0.weight"], "exclude": ["0.*"]}, "include and exclude leave none"),
@@ -204,7 +208,13 @@ def attempts() -> dict[str, tuple[Callable[[], nn.Module], Any, Any, type[Secate
             ScoreError,
             "the student knows 3 classes, the teacher 5. Use a teacher trained on the same classes",
         ),
-        "classes disagree, mse": (make_mlp, vectors(), TeacherGuided(wide, kd="mse"), ScoreError, "3 classes"),
+        "classes disagree, mse": (
+            make_mlp,
+            vectors(),
+            TeacherGuided(wide, kd="mse"),
+            ScoreError,
+            "3 classes",
+        ),
         "shapes disagree": (
             make_cnn,
             images(),
@@ -215,7 +225,13 @@ def attempts() -> dict[str, tuple[Callable[[], nn.Module], Any, Any, type[Secate
         "labels missing": (make_mlp, [x], guided(), ScoreError, "alpha=0.5 needs labels, batch 0 has none"),
         "labels missing later": (make_mlp, [(x, y), x], guided(), ScoreError, "batch 1 has none"),
         "labels missing, joint": (make_mlp, [x], guided(form="joint"), ScoreError, "needs labels"),
-        "labels missing, task": (make_mlp, [x], TaskGradient(), ScoreError, "TaskGradient needs labels, batch 0"),
+        "labels missing, task": (
+            make_mlp,
+            [x],
+            TaskGradient(),
+            ScoreError,
+            "TaskGradient needs labels, batch 0",
+        ),
         "NaN in data": (make_mlp, [(x, y), NAN_BATCH], guided(), DataError, "NaN or infinity"),
         "infinity in data": (make_mlp, [INF_BATCH], guided(), DataError, "NaN or infinity"),
         "empty loader": (make_mlp, [], guided(), DataError, "yielded no batch"),
@@ -223,7 +239,13 @@ def attempts() -> dict[str, tuple[Callable[[], nn.Module], Any, Any, type[Secate
         "three parts": (make_mlp, [(x, y, y)], guided(), DataError, "(inputs, labels), got tuple"),
         "a dictionary": (make_mlp, [{"x": x}], guided(), DataError, "got dict"),
         "labels as list": (make_mlp, [(x, y.tolist())], guided(), DataError, "Tensor and list"),
-        "detached student": (Detached, vectors(), guided(), ScoreError, "does not depend on the model's weights"),
+        "detached student": (
+            Detached,
+            vectors(),
+            guided(),
+            ScoreError,
+            "does not depend on the model's weights",
+        ),
         "odd student": (Odd, vectors(), guided(), ScoreError, "an object with .logits, got dict"),
         "odd teacher": (make_mlp, vectors(), TeacherGuided(Odd()), ScoreError, "with .logits, got dict"),
         "loss of many": (

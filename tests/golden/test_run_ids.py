@@ -11,7 +11,7 @@ import pytest
 
 from secateur.config import RunConfig, ScoreOptions, Setup, SweepConfig, run_id
 from secateur.data import DataOptions
-from secateur.train import Recovery
+from secateur.recovery import Recovery
 
 CONFIGS = {
     "default": RunConfig(),

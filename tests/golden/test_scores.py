@@ -1,5 +1,6 @@
-"""Scores of a literal network, pinned. ``PYTHONPATH=tests python -m golden.test_scores`` prints the file anew.
+"""Scores of a literal network, pinned.
 
+``PYTHONPATH=tests python -m golden.test_scores`` prints the file anew.
 A changed number is a changed method: say so in the changelog, and only then renew the file.
 """
 
@@ -12,9 +13,9 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import build
 from torch import Tensor, nn
 
+from helpers import build
 from secateur.allocate import allocate
 from secateur.scores import CRITERIA, TaskGradient, TeacherGuided, score
 

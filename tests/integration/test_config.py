@@ -16,7 +16,7 @@ from secateur.config import (
 from secateur.data import DataOptions
 from secateur.errors import InvalidArgument
 from secateur.scores import Magnitude, Random, TaskGradient, TeacherGuided
-from secateur.train import Recovery
+from secateur.recovery import Recovery
 
 
 def write(tmp_path, text):

@@ -6,14 +6,17 @@ import json
 import math
 import warnings
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import Any
 
 import hypothesis.strategies as st
 import pytest
 import torch
-from helpers import Snapshot, images, make_cnn, make_mlp, vectors
 from hypothesis import given
 from scipy.stats import spearmanr
+from torch import Tensor
+
+from helpers import Snapshot, images, make_cnn, make_mlp, vectors
 from secateur.allocate import Global, Layerwise, allocate
 from secateur.diagnostics import (
     describe_scores,
@@ -28,8 +31,6 @@ from secateur.diagnostics import (
 from secateur.errors import DataError, EmptiedLayerWarning
 from secateur.masks import Masks
 from secateur.scores import Magnitude, Random, TaskGradient, TeacherGuided, score
-from torch import Tensor
-
 
 
 def bits(*values: int) -> Tensor:
@@ -149,7 +150,7 @@ def test_every_score_is_counted_once(values: list[float], bins: int) -> None:
     scores = {"x": torch.tensor(values)}
     edges = log_edges([scores], bins=bins)
     assert len(edges) == bins + 1
-    assert all(a < b for a, b in zip(edges, edges[1:], strict=False))
+    assert all(a < b for a, b in pairwise(edges))
     counted = log_histogram(scores, edges)
     assert sum(counted.counts) + counted.n_zero == len(values)
     assert counted.n_zero == sum(v == 0 for v in values)

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
 from helpers import Snapshot, images, make_cnn, make_mlp, same_bits, same_state, vectors
 from secateur.errors import DataError
 from secateur.evaluate import Metrics, device_of, evaluate, modes_kept, reestimate_batchnorm
-from torch import Tensor, nn
-from torch.nn import functional as F
 
 
 class Table(nn.Module):
@@ -85,9 +86,14 @@ def test_modes_are_kept_module_by_module() -> None:
     model = make_cnn().train()
     model[1].eval()
     modes = [module.training for module in model.modules()]
-    with pytest.raises(KeyError), modes_kept(model):
-        model.eval()
-        raise KeyError
+
+    def body() -> None:
+        with modes_kept(model):
+            model.eval()
+            raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        body()
     assert [module.training for module in model.modules()] == modes
 
 

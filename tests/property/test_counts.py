@@ -8,6 +8,7 @@ from fractions import Fraction
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given
+
 from reference import allocate as oracle
 from secateur.counts import check_fraction, n_floor, n_keep, n_prune
 from secateur.errors import InvalidArgument

@@ -11,13 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim import Optimizer
+
 from helpers import SharedNet, Snapshot, assert_positive_zero, hooks_of, images, make_cnn, make_mlp, vectors
 from secateur.enforce import keep_masks
 from secateur.errors import MaskError
 from secateur.masks import Masks
-from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.optim import Optimizer
 
 STEPS = 20
 EXCLUDED = {"Optimizer": "the base class", "SparseAdam": "takes sparse gradients only"}
@@ -129,7 +130,8 @@ def assert_trained(model: nn.Module, before: dict[str, Tensor], masks: Masks) ->
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("clipping", CLIPPINGS)
 @pytest.mark.parametrize(
-    ("variant", "decay"), [*((variant, 0.0) for variant in VARIANTS), *((variant, 0.1) for variant in DECAYING)]
+    ("variant", "decay"),
+    [*((variant, 0.0) for variant in VARIANTS), *((variant, 0.1) for variant in DECAYING)],
 )
 def test_every_optimizer_keeps_masks(variant: str, decay: float, clipping: str, bf16: bool) -> None:
     model = make_mlp()
@@ -314,10 +316,15 @@ def test_nothing_is_renamed_and_every_hook_is_removed() -> None:
 def test_an_exception_in_the_body_passes_and_leaves_no_hook() -> None:
     model = make_mlp()
     optimizer = build("SGD", model)
-    with pytest.raises(KeyError, match="mine"), keep_masks(model, optimizer, masks_for(model)):
-        with torch.no_grad():
-            model[0].weight.fill_(1.0)  # a violation must not hide the exception
-        raise KeyError("mine")
+
+    def body() -> None:
+        with keep_masks(model, optimizer, masks_for(model)):
+            with torch.no_grad():
+                model[0].weight.fill_(1.0)  # a violation must not hide the exception
+            raise KeyError("mine")
+
+    with pytest.raises(KeyError, match="mine"):
+        body()
     assert attached(model, optimizer) == 0
 
 
@@ -325,11 +332,15 @@ def test_a_weight_written_after_the_last_step_is_found_on_exit() -> None:
     model = make_mlp()
     optimizer = build("SGD", model)
     masks = masks_for(model)
-    with pytest.raises(MaskError, match=r"pruned weights of '2\.weight' are no longer zero"):
+
+    def body() -> None:
         with keep_masks(model, optimizer, masks):
             step(model, optimizer, vectors()[0])
             with torch.no_grad():
                 model[2].weight.fill_(1.0)
+
+    with pytest.raises(MaskError, match=r"pruned weights of '2\.weight' are no longer zero"):
+        body()
     assert attached(model, optimizer) == 0
 
 
@@ -418,9 +429,11 @@ def test_an_optimizer_of_another_model_is_refused() -> None:
     model = make_mlp()
     optimizer = build("SGD", copy.deepcopy(model))
     before = Snapshot.of(model)
-    with pytest.raises(MaskError, match="trains none of the masked weights"):
-        with keep_masks(model, optimizer, masks_for(model)):
-            pytest.fail("the body must not run")
+    with (
+        pytest.raises(MaskError, match="trains none of the masked weights"),
+        keep_masks(model, optimizer, masks_for(model)),
+    ):
+        pytest.fail("the body must not run")
     before.assert_unchanged(model)
 
 
@@ -430,9 +443,11 @@ def test_masks_of_another_model_are_refused() -> None:
     others = (make_mlp(width=9), make_cnn())
     before = Snapshot.of(model)
     for other in others:
-        with pytest.raises(MaskError, match="made for another model"):
-            with keep_masks(model, optimizer, masks_for(other)):
-                pytest.fail("the body must not run")
+        with (
+            pytest.raises(MaskError, match="made for another model"),
+            keep_masks(model, optimizer, masks_for(other)),
+        ):
+            pytest.fail("the body must not run")
     before.assert_unchanged(model)
     assert attached(model, optimizer) == 0
 

@@ -8,12 +8,13 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given
+from torch import Tensor
+
 from reference import allocate as oracle
 from secateur.allocate import SCOPES, Global, Layerwise, allocate
 from secateur.counts import n_floor, n_prune
 from secateur.errors import EmptiedLayerWarning, InvalidArgument, ScoreError
 from secateur.masks import Masks
-from torch import Tensor
 
 sparsities = st.one_of(st.floats(0, 1, exclude_max=True), st.integers(0, 99).map(lambda k: k / 100))
 

@@ -10,15 +10,29 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import example, given
+from torch import Tensor
+
 from reference import allocate as oracle
 from secateur.allocate import allocate, select
 from secateur.allocate.select import cut_at, find_threshold
 from secateur.errors import EmptiedLayerWarning, ScoreError
-from torch import Tensor
 
 TINY = 2.0**-149
 """The smallest subnormal float32."""
-SPECIAL = [0.0, -0.0, TINY, -TINY, 2 * TINY, 2.0**-126, -(2.0**-126), 1.0, -1.0, 1.0 + 2.0**-23, 3.4e38, -3.4e38]
+SPECIAL = [
+    0.0,
+    -0.0,
+    TINY,
+    -TINY,
+    2 * TINY,
+    2.0**-126,
+    -(2.0**-126),
+    1.0,
+    -1.0,
+    1.0 + 2.0**-23,
+    3.4e38,
+    -3.4e38,
+]
 """Few values, so that ties are many, with all their neighbours in bits."""
 
 values = st.sampled_from(SPECIAL) | st.floats(width=32, allow_nan=False, allow_infinity=False)

@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
 from helpers import SharedNet, make_mlp, vectors
 from reference import scores as oracle
 from secateur.errors import InvalidArgument, ScoreError
 from secateur.losses import cosine_loss, distillation, kd_loss, mse_loss, standardize_logits
 from secateur.scores import GuidedScores, TaskGradient, TeacherGuided, score
-from torch import Tensor, nn
-from torch.nn import functional as F
 
 KINDS = ("forward", "reverse", "ca-kld", "mse", "cosine")
 SALIENCIES = ("grad", "grad*weight", "grad^2")

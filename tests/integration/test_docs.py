@@ -1,0 +1,398 @@
+"""The documentation tells the truth: its code runs, its commands parse, what it names exists."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from dataclasses import MISSING, dataclass, fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import nn
+
+from secateur import Recovery
+from secateur.cli import COMMANDS, Prune, Sweep, _parse, main, parse_values
+from secateur.config import RunConfig, build_criterion, build_scope, dump_config, load_config
+from secateur.factories import load_object
+from secateur.files import read_json
+from secateur.models import MODELS
+from secateur.scores import CRITERIA
+
+ROOT = Path(__file__).parents[2]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "CHANGELOG.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
+FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block: ``language [no-run]``, its text, and the line it begins at."""
+
+    page: Path
+    info: str
+    text: str
+    line: int
+
+    @property
+    def file(self) -> str | None:
+        """The name under which the reader is told to save it."""
+        found = re.match(r"# file: (\S+)\n", self.text)
+        return found[1] if found else None
+
+    def __str__(self) -> str:
+        return f"{self.page.name}:{self.line}"
+
+
+def read(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+def blocks(page: Path) -> list[Block]:
+    text = read(page)
+    return [Block(page, m[1], m[2], text[: m.start()].count("\n") + 1) for m in FENCE.finditer(text)]
+
+
+def prose(page: Path) -> str:
+    """A page without its fenced blocks."""
+    return FENCE.sub("", read(page))
+
+
+def commands(page: Path) -> Iterator[tuple[str, list[str]]]:
+    """``(place, arguments)`` of every secateur line in a bash block."""
+    for block in blocks(page):
+        if block.info == "bash":
+            for line in block.text.replace("\\\n", " ").splitlines():
+                words = shlex.split(line, comments=True)
+                if words[:1] == ["secateur"]:
+                    yield f"{block}: {line}", words[1:]
+
+
+def table_rows(text: str, heading: str) -> list[list[str]]:
+    """Cells of the table whose first column is headed so; the first one in `text`."""
+    lines = iter(text.splitlines())
+    for line in lines:
+        if line.startswith(f"| {heading} |"):
+            next(lines)
+            break
+    rows: list[list[str]] = []
+    for line in lines:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]])
+    return rows
+
+
+def section(page: Path, heading: str) -> str:
+    """A section with its heading, up to the next one of the same level."""
+    level = heading.partition(" ")[0]
+    text = read(page)
+    start = text.index(f"\n{heading}\n")
+    end = re.compile(rf"^#{{1,{len(level)}}} ", re.MULTILINE).search(text, start + len(heading) + 2)
+    return text[start : end.start() if end else len(text)]
+
+
+@pytest.fixture
+def reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of somebody who follows a page and saves what it says to save."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    for page in PAGES:
+        for block in blocks(page):
+            if block.file:
+                (tmp_path / block.file).write_text(block.text)
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_runs(page: Path, reader: Path) -> None:
+    namespace: dict[str, Any] = {"__name__": "a_reader"}
+    for block in blocks(page):
+        if block.info == "python" and not block.file:
+            # Compiled with the lines of the page, so that a traceback points there.
+            code = compile("\n" * block.line + block.text, str(block.page), "exec", dont_inherit=True)
+            exec(code, namespace)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_parse_and_what_they_name_exists(page: Path, reader: Path) -> None:
+    for place, arguments in commands(page):
+        assert arguments, place
+        if arguments[0] in ("--help", "--version") or "--help" in arguments:
+            continue
+        try:
+            command = _parse(arguments[0], arguments[1:])
+        except SystemExit:
+            pytest.fail(f"{place} is not a command that secateur takes")
+        if isinstance(command, Prune):
+            check_setup(command.config)
+            if command.out:  # a later line may go on from it
+                (reader / command.out).mkdir(parents=True, exist_ok=True)
+                (reader / command.out / "config.yaml").write_text(dump_config(command.config))
+        if isinstance(command, Sweep):
+            check_setup(RunConfig(command.setup))
+            assert parse_values("sparsity", command.sparsity)
+            assert command.alpha is None or parse_values("alpha", command.alpha)
+
+
+def check_setup(config: RunConfig) -> None:
+    """What is only looked at when the run begins: names and options that must fit together."""
+    setup = config.setup
+    build_criterion(setup, alpha=config.alpha, teacher=nn.Identity() if config.wants_teacher else None)
+    build_scope(setup)
+    for name in (setup.student, setup.teacher):
+        if name is not None and name not in MODELS and not name.startswith("timm:"):
+            load_object(name, kind="model")
+    if ":" in setup.dataset.data and not setup.dataset.data.startswith("hf:"):
+        load_object(setup.dataset.data, kind="data")
+
+
+def test_configuration_files_load(reader: Path) -> None:
+    names = [block.file for page in PAGES for block in blocks(page) if block.info == "yaml" and block.file]
+    assert names
+    for name in names:
+        check_setup(load_config(name, RunConfig))
+
+
+def test_every_command_is_shown() -> None:
+    shown = {arguments[0] for page in PAGES for _, arguments in commands(page)}
+    assert shown >= set(COMMANDS)
+
+
+def anchors(page: Path) -> set[str]:
+    """What GitHub makes of the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for text, link in re.findall(r"\[([^\]]*)\]\(([^)\s]+)\)", prose(page)):
+        if link.startswith(("http://", "https://")):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), f"{page.name}: [{text}]({link})"
+        assert target.is_relative_to(ROOT), f"{page.name}: [{text}]({link}) leaves the repository"
+        assert not anchor or anchor in anchors(target), (
+            f"{page.name}: {link}; there is {sorted(anchors(target))}"
+        )
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_named_code_is_where_it_is_said_to_be(page: Path) -> None:
+    for name, link in re.findall(r"\[`([\w.]+)`\]\(([^)]+\.py)\)", prose(page)):
+        target = page.parent / link
+        if name == target.stem:
+            continue
+        scope: Any = ast.parse(read(target))
+        for part in name.split("."):
+            scope = next((node for node in scope.body if part in _names(node)), None)
+            assert scope is not None, f"{page.name}: there is no {name} in {link}"
+
+
+def _names(node: ast.stmt) -> set[str]:
+    if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
+        return {node.name}
+    targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+    return {target.id for target in targets if isinstance(target, ast.Name)}
+
+
+def test_the_options_of_every_criterion_are_documented_with_their_defaults() -> None:
+    page = ROOT / "docs" / "methods.md"
+    rows = {row[0]: row for row in table_rows(read(page), "key")}
+    assert set(rows) == {f"`{key}`" for key in CRITERIA}
+    for key, kind in CRITERIA.items():
+        assert rows[f"`{key}`"][1] == f"`{kind.__name__}`"
+        (heading,) = re.findall(rf"^## .+: `{key}`$", read(page), re.MULTILINE)
+        documented = options(section(page, heading))
+        assert documented == defaults(kind), key
+
+
+def test_the_options_of_recovery_are_documented_with_their_defaults() -> None:
+    assert options(section(ROOT / "docs" / "methods.md", "## Recovery")) == defaults(Recovery)
+
+
+def options(text: str) -> dict[str, object]:
+    return {row[0].strip("`"): ast.literal_eval(row[1].strip("`")) for row in table_rows(text, "option")}
+
+
+def defaults(kind: Any) -> dict[str, object]:
+    return {f.name: f.default for f in fields(kind) if f.default is not MISSING}
+
+
+@cache
+def messages() -> str:
+    """Every text in the source, with … where a value is put in."""
+    found: list[str] = []
+    for path in sorted((ROOT / "src").rglob("*.py")):
+        for node in ast.walk(ast.parse(read(path))):
+            if isinstance(node, ast.JoinedStr):
+                parts = [part.value if isinstance(part, ast.Constant) else "…" for part in node.values]
+                found.append("".join(map(str, parts)))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return "\n".join(found)
+
+
+def test_the_errors_of_the_guide_are_real() -> None:
+    rows = table_rows(section(ROOT / "docs" / "guide.md", "## 9. Frequent errors"), "message")
+    assert len(rows) >= 10
+    for message, *_ in rows:
+        (quoted,) = re.findall(r"^`([^`]+)`", message)
+        assert quoted in messages(), f"no message reads {quoted!r}"
+
+
+def test_generated_blocks_are_closed_and_numbers_stand_nowhere_else() -> None:
+    text = read(ROOT / "docs" / "methods.md")
+    begun = re.findall(r"<!-- begin generated: (\S+) -->", text)
+    assert begun == re.findall(r"<!-- end generated: (\S+) -->", text) == ["batchnorm"]
+    by_hand = re.sub(r"<!-- begin.*?<!-- end", "", text, flags=re.DOTALL)
+    assert not re.findall(r"\d(?:\.\d+)? ?(?:%|×|s\b|ms\b)", by_hand), "a measured number written by hand"
+
+
+# docs/result.md against what is written
+
+RESULT = ROOT / "docs" / "result.md"
+TYPES: dict[str, tuple[type, ...]] = {
+    "text": (str,),
+    "integer": (int,),
+    "number": (int, float),
+    "object": (dict,),
+    "list": (list,),
+    "any": (str, int, float, bool),
+}
+
+
+@dataclass(frozen=True)
+class Key:
+    """A row of a table in docs/result.md."""
+
+    path: str
+    type: str
+    unit: str
+    null_when: str
+
+    def stands_for(self, path: str) -> bool:
+        return re.fullmatch(re.escape(self.path).replace(r"\*", r"[^.\[\]]+"), path) is not None
+
+
+def documented(heading: str, *, only: tuple[str, ...] = ()) -> list[Key]:
+    rows = table_rows(section(RESULT, heading), "key")
+    keys = [Key(row[0].strip("`"), *row[1:4]) for row in rows]
+    return [key for key in keys if not only or key.path.partition(".")[0] in only]
+
+
+def flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every key of nested JSON with its value: ``a``, ``a.b``, ``a[].b``."""
+    if path:
+        yield path, value
+    if isinstance(value, dict):
+        for key, part in value.items():
+            yield from flat(part, f"{path}.{key}" if path else key)
+    elif isinstance(value, list):
+        for part in value:
+            if isinstance(part, dict):
+                yield from (found for found in flat(part, f"{path}[]") if found[0] != f"{path}[]")
+
+
+def assert_documented(contents: list[Any], keys: list[Key]) -> None:
+    """Each key has one row, a literal one before one with ``*``; each row has a key; types and nulls agree."""
+    seen: set[Key] = set()
+    for content in contents:
+        for path, value in flat(content):
+            rows = [key for key in keys if key.stands_for(path)]
+            literal = [key for key in rows if "*" not in key.path] or rows
+            assert len(literal) == 1, f"{path} has the rows {[key.path for key in literal]}"
+            (key,) = literal
+            seen.add(key)
+            if value is None:
+                assert key.null_when not in ("", "never"), f"{path} is null"
+            else:
+                allowed = TYPES[key.type]
+                assert isinstance(value, allowed), f"{path} is {value!r}"
+                assert key.type == "any" or not isinstance(value, bool), path
+                if key.unit == "fraction":
+                    assert 0 <= value <= 1, f"{path} is {value!r}"
+    assert set(keys) == seen, f"documented, but not there: {sorted(key.path for key in set(keys) - seen)}"
+
+
+def secateur(*arguments: object) -> None:
+    assert main([str(argument) for argument in arguments]) == 0
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two runs and two sweeps: with all there can be, and with as little."""
+    folder = tmp_path_factory.mktemp("runs")
+    digits = ("--data", "digits", "--pretrain.epochs", 1)
+    full, bare = folder / "full", folder / "bare"
+    secateur("prune", *digits, "--sparsity", 0.5, "--recover", "both", "--recovery.epochs", 1, "--out", full)
+    weights = ("--student-weights", full / "dense.safetensors")
+    little = ("--criterion", "magnitude", *weights, "--scope", "layerwise", "--batch-size", 5000)
+    secateur(
+        "prune", *digits, *little, "--sparsity", 0.5, "--recover", "none", "--batchnorm", "off", "--out", bare
+    )
+    teacher = ("--teacher-weights", full / "teacher.safetensors")
+    secateur(
+        "sweep", *digits, *weights, *teacher, "--alpha", "0,1", "--sparsity", 0.5, "--out", folder / "alphas"
+    )
+    secateur("sweep", *digits, *little, "--sparsity", "0.25,0.5", "--out", folder / "sparsities")
+    return folder
+
+
+def test_result_json_has_exactly_the_documented_keys(runs: Path) -> None:
+    contents = [read_json(runs / name / "result.json") for name in ("full", "bare")]
+    assert_documented(contents, documented("## result.json"))
+
+
+def test_every_key_has_a_value_in_a_full_run_and_a_null_is_real(runs: Path) -> None:
+    full, bare = (dict(flat(read_json(runs / name / "result.json"))) for name in ("full", "bare"))
+    assert {path for path, value in full.items() if value is None} <= {"commit"}
+    assert {path for path, value in bare.items() if value is None} >= {
+        "models.teacher",
+        "accuracy.teacher",
+        "accuracy.batchnorm",
+        "accuracy.recovered",
+        "accuracy.recovered_kd",
+        "seconds.teacher",
+        "seconds.dense",
+        "seconds.batchnorm",
+        "seconds.recovery",
+        "curves.dense",
+        "selected_epoch.recovered",
+        "diagnostics.score_histogram.log10_threshold",
+        "diagnostics.score_histogram.terms",
+        "diagnostics.agreement",
+        "diagnostics.split_half",
+    }
+
+
+def test_sweep_json_has_exactly_the_documented_keys(runs: Path) -> None:
+    contents = [read_json(runs / name / "sweep.json") for name in ("alphas", "sparsities")]
+    shared = ("criterion", "scope", "data", "models", "seed", "versions", "hardware", "commit")
+    keys = [*documented("## sweep.json"), *documented("## result.json", only=shared)]
+    assert_documented(contents, keys)
+    assert [row["alpha"] for content in contents for row in content["rows"]] == [0, 1, None, None]
+
+
+def test_log_lines_have_exactly_the_documented_keys(runs: Path) -> None:
+    lines = [json.loads(line) for line in (runs / "full" / "log.jsonl").read_text().splitlines()]
+    assert_documented(lines, documented("## log.jsonl"))
+    assert [line["stage"] for line in lines] == ["teacher", "dense", "recovered", "recovered_kd"]
+
+
+def test_a_run_folder_holds_exactly_the_documented_files(runs: Path) -> None:
+    rows = table_rows(read(RESULT), "file")
+    names = {name.rstrip("/") for row in rows for name in re.findall(r"`([\w./]+)`", row[0])}
+    full, sweep = ({path.name for path in (runs / name).iterdir()} for name in ("full", "alphas"))
+    assert full == names - {"sweep.json", "checkpoint"}
+    assert sweep <= names
