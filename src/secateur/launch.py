@@ -178,7 +178,14 @@ def _network(
         return network.eval()
     recipe = setup.pretrain if role == "student" else replace(setup.pretrain, kd_weight=0.0)
     state, curve = train_stage(
-        network, ready.data, recipe, stage, teacher=ready.teacher, folder=folder, watcher=watcher
+        network,
+        ready.data,
+        recipe,
+        stage,
+        teacher=ready.teacher,
+        seed=setup.seed,
+        folder=folder,
+        watcher=watcher,
     )
     folder.write(trained.name, save({k: v.contiguous() for k, v in network.state_dict().items()}))
     ready.curves[stage] = [asdict(epoch) for epoch in curve]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from typing import Any, NamedTuple, Protocol, TypeAlias, cast, runtime_checkable
 
 import torch
@@ -18,6 +18,11 @@ Batches: TypeAlias = Iterable[Any]
 
 Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """``loss(outputs, labels)``, a scalar averaged over the batch."""
+
+
+def count_batches(batches: Batches) -> int:
+    """Number of batches in a re-iterable loader; one without a length is gone through to find out."""
+    return len(batches) if isinstance(batches, Sized) else sum(1 for _ in batches)
 
 
 class IndexedBatch(NamedTuple):

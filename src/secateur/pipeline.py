@@ -20,13 +20,14 @@ from torch.nn import functional as F
 from secateur import provenance
 from secateur.allocate import SCOPES, AbstractScope, Global, allocate
 from secateur.checkpoint import inspect_checkpoint, save_sparse
+from secateur.counts import check_fraction
 from secateur.data import Data, DataOptions, load_data
 from secateur.diagnostics import describe_scores, split_half_overlap
 from secateur.errors import DataError, InvalidArgument, SecateurWarning
 from secateur.evaluate import device_of, evaluate, modes_kept, reestimate_batchnorm
 from secateur.losses import logits_of
 from secateur.masks import Masks, apply_masks
-from secateur.naming import Batches, Loss, split_batches
+from secateur.naming import Batches, Loss, count_batches, split_batches
 from secateur.progress import Watcher
 from secateur.recovery import Recovery
 from secateur.result import Result, describe, describe_network, sparsities
@@ -101,7 +102,7 @@ def prune(
             inputs, or off.
         include: Shell patterns of weights to prune.
         exclude: Shell patterns of weights to leave dense.
-        seed: Of the data splits, if `data` is a name.
+        seed: Of dropout and the like in recovery, and of the data splits if `data` is a name.
         folder: Where to save the student and training in progress; None saves nothing.
         watcher: Who is told of progress; by default nobody.
 
@@ -117,6 +118,9 @@ def prune(
                 "prune needs a teacher, or a criterion that works without, such as Magnitude()."
             )
         criterion = TeacherGuided(teacher)
+    check_fraction("sparsity", sparsity, below_one=True)
+    if batchnorm not in ("plain", "augmented", "off"):
+        raise InvalidArgument(f"batchnorm must be plain, augmented or off, got {batchnorm!r}.")
     recipes = [recovery] if isinstance(recovery, Recovery) else list(recovery or ())
     recipes = [recipe for recipe in recipes if recipe.epochs > 0]
     _check_recoveries(recipes, teacher)
@@ -125,8 +129,9 @@ def prune(
     for role, network in (("student", student), ("teacher", teacher)):
         if network is not None:
             check_fits(network, loaded, role)
-    job = _Job(student, teacher, loaded, criterion, scope, sparsity, include, exclude, watcher or Watcher())
-    return job.run(recipes, batchnorm=batchnorm, seed=seed, folder=folder)
+    watcher = watcher or Watcher()
+    job = _Job(student, teacher, loaded, criterion, scope, sparsity, include, exclude, seed, watcher)
+    return job.run(recipes, batchnorm=batchnorm, folder=folder)
 
 
 @dataclass
@@ -141,11 +146,10 @@ class _Job:
     sparsity: float
     include: Sequence[str]
     exclude: Sequence[str]
+    seed: int
     watcher: Watcher
 
-    def run(
-        self, recipes: Sequence[Recovery], *, batchnorm: str, seed: int, folder: RunFolder | None
-    ) -> Result:
+    def run(self, recipes: Sequence[Recovery], *, batchnorm: str, folder: RunFolder | None) -> Result:
         """All steps in order."""
         started = time.perf_counter()
         seconds: dict[str, float] = {}
@@ -162,7 +166,7 @@ class _Job:
             masks=masks,
             n_parameters=sum(p.numel() for p in self.student.parameters()),
             sparsity=sparsities(self.student, masks, self.sparsity),
-            about=self._about(seed),
+            about=self._about(),
             warnings=[str(w.message) for w in caught],
         )
         for warning in caught:
@@ -187,7 +191,7 @@ class _Job:
         result.seconds["total"] = time.perf_counter() - started
         return result
 
-    def _about(self, seed: int) -> dict[str, Any]:
+    def _about(self) -> dict[str, Any]:
         device = device_of(self.student)
         return {
             "criterion": describe(self.criterion, CRITERIA),
@@ -197,7 +201,7 @@ class _Job:
                 "student": describe_network(self.student),
                 "teacher": None if self.teacher is None else describe_network(self.teacher),
             },
-            "seed": seed,
+            "seed": self.seed,
             "versions": provenance.versions(),
             "hardware": provenance.hardware(device),
             "commit": provenance.commit(),
@@ -212,11 +216,11 @@ class _Job:
     def _batchnorm_batches(self, kind: str) -> Batches:
         if kind == "plain":
             return self.watcher.track(self.data.calibration, "BatchNorm")
-        n = sum(1 for _ in self.data.calibration)
-        return self.watcher.track(islice(self.data.train, n), "BatchNorm")
+        n_batches = count_batches(self.data.calibration)
+        return self.watcher.track(islice(self.data.train, n_batches), "BatchNorm")
 
     def _split_half(self, masks: Masks) -> dict[str, Any] | None:
-        n_batches = sum(1 for _ in self.data.calibration)
+        n_batches = count_batches(self.data.calibration)
         if n_batches < 2:
             return None
         with self.watcher.stage("split-half stability", n_batches) as step:
@@ -253,6 +257,7 @@ class _Job:
                 name,
                 masks=masks,
                 teacher=self.teacher,
+                seed=self.seed,
                 folder=folder,
                 watcher=self.watcher,
             )
@@ -279,6 +284,7 @@ def train_stage(
     *,
     masks: Masks | None = None,
     teacher: nn.Module | None = None,
+    seed: int,
     folder: RunFolder | None = None,
     watcher: Watcher,
 ) -> tuple[TrainState, list[Epoch]]:
@@ -288,8 +294,8 @@ def train_stage(
         The final state, and one entry an epoch.
     """
     state, curve = folder.load_training(name) if folder else (TrainState(), [])
-    n_batches = len(data.train)  # type: ignore[arg-type]
-    with watcher.stage(f"train: {name}", n_batches * (recipe.epochs - state.epochs_done)) as step:
+    n_steps = count_batches(data.train) * (recipe.epochs - state.epochs_done)
+    with watcher.stage(f"train: {name}", n_steps) as step:
         epochs = fit(
             model,
             data.train,
@@ -298,6 +304,7 @@ def train_stage(
             teacher=teacher,
             validation=data.val,
             state=state,
+            seed=seed,
             on_step=step,
         )
         for epoch in epochs:

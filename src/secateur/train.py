@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator, Iterator, Sized
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -72,6 +73,7 @@ def fit(
     validation: Batches | None = None,
     task_loss: Loss = F.cross_entropy,
     state: TrainState | None = None,
+    seed: int = 0,
     on_step: Callable[[], None] = lambda: None,
 ) -> Generator[Epoch]:
     """Train `model` in place, yielding after each epoch; at the end it holds the selected one.
@@ -79,7 +81,7 @@ def fit(
     Selected is the latest epoch whose validation accuracy is within one standard error of the best:
     the highest of many noisy figures on a small split would often be an early, lucky epoch. Without
     `validation` it is the last. With an `IndexedLoader` a run that was stopped and resumed from its
-    `state` ends with the same bits, if the loader alone draws random numbers (dropout draws others).
+    `state` ends with the same bits.
 
     Args:
         model: Student, on its device. Modes are left as they were, 4-D weights contiguous, also after
@@ -91,6 +93,7 @@ def fit(
         validation: Labelled batches for choosing the epoch; never the test split.
         task_loss: ``f(outputs, labels)``, a scalar averaged over the batch.
         state: Continues from here, and is brought up to date before each yield.
+        seed: Of what the model draws in training, such as dropout; the caller's random state is kept.
         on_step: Called after each batch, for progress bars.
 
     Yields:
@@ -144,7 +147,9 @@ def fit(
             started = time.perf_counter()
             model.train()
             rates = [learning_rate(recipe, number * len(train) + i, len(train)) for i in range(len(train))]
-            loss = _train_epoch(optimizer, _epoch(train, recipe, number, device), rates, loss_of, on_step)
+            batches = _epoch(train, recipe, number, device)
+            with _seeded(device, seed, number):
+                loss = _train_epoch(optimizer, batches, rates, loss_of, on_step)
             if not math.isfinite(loss):
                 raise TrainingError(
                     f"the training loss of epoch {number + 1} is {loss}. "
@@ -157,6 +162,15 @@ def fit(
             yield Epoch(number + 1, loss, accuracy, rates[-1], time.perf_counter() - started)
     if state.selected:
         model.load_state_dict(state.selected)
+
+
+@contextmanager
+def _seeded(device: torch.device, seed: int, epoch: int) -> Generator[None]:
+    """Random numbers that depend on `seed` and `epoch` alone; the caller's random state comes back."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        # SeedSequence mixes the pair, so that seed 0 in epoch 1 is not seed 1 in epoch 0.
+        torch.manual_seed(int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0]))
+        yield
 
 
 def _teacher_in_use(model: nn.Module, recipe: Recovery, teacher: nn.Module | None) -> nn.Module | None:
