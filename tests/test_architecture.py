@@ -19,7 +19,7 @@ SOURCE = Path(secateur.__file__).parent
 LAYERS = (
     {"errors", "naming", "counts", "targets", "masks", "files", "factories"},
     {"losses", "scores", "allocate", "schedules"},
-    {"enforce", "evaluate", "diagnostics", "recovery", "teacher_cache", "recovery", "train"},
+    {"enforce", "evaluate", "diagnostics", "teacher_cache", "recovery", "train"},
     {"data", "models", "checkpoint", "report"},
     {"config", "result", "runs", "progress", "provenance", "pipeline", "launch", "cli", "__main__"},
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import warnings
 from collections.abc import Sequence
@@ -85,14 +86,9 @@ class Prune:
         out.print(f"report      {path / 'report.html'}")
         out.print(f"checkpoint  {path / 'student.safetensors'}")
         out.print(f"result      {path / 'result.json'}")
-        out.print(
-            f"next        secateur verify {path}    or    secateur sweep --data {self._data} --alpha 0:1:0.1"
-        )
+        out.print(f"next        secateur verify {path}")
+        out.print(f"            {_suggested_sweep(self.config.setup, path)}")
         return 0
-
-    @property
-    def _data(self) -> str:
-        return self.config.setup.dataset.data
 
 
 @dataclass(frozen=True)
@@ -100,7 +96,8 @@ class Sweep:
     """Score once, then cut at many alphas and sparsities. Nothing is trained after the cuts.
 
     Each cut is tried on the validation split, before and after BatchNorm re-estimation. Lists are
-    written 0.8,0.9,0.95 or as a range START:STOP:STEP with both ends included.
+    written 0.8,0.9,0.95 or as a range START:STOP:STEP with both ends included. Options can also come
+    from the config.yaml of another sweep (--config FILE); flags given besides it win.
     """
 
     setup: Annotated[Setup, tyro.conf.arg(name="")] = field(default_factory=Setup)
@@ -111,9 +108,15 @@ class Sweep:
     out: Path | None = None
     """Run folder, new or empty; by default runs/sweep-<run id>."""
     resume: bool = False
-    """Use the networks that an interrupted sweep trained in the folder."""
+    """Go on with the sweep in the folder instead of refusing it."""
     json: bool = False
     """Print the content of sweep.json and nothing else."""
+
+    @classmethod
+    def of(cls, config: SweepConfig) -> Sweep:
+        """The flags that make `config`."""
+        lists = [",".join(map(repr, values)) for values in (config.alphas, config.sparsities)]
+        return cls(config.setup, lists[0] or None, lists[1])
 
     def run(self) -> int:
         """Run, and print the table."""
@@ -298,17 +301,41 @@ def _parse(name: str, arguments: list[str]) -> Command:
         raise InvalidArgument(unknown("command", name, COMMANDS))
     kind = COMMANDS[name]
     default: Command | None = None
-    if "--config" in arguments and kind in (Prune, Sweep):
-        place = arguments.index("--config")
-        if place + 1 == len(arguments):
-            raise InvalidArgument("--config needs a YAML file.")
-        config = load_config(arguments[place + 1], RunConfig)
-        del arguments[place : place + 2]
-        default = Prune(config) if kind is Prune else Sweep(config.setup)
+    if kind in (Prune, Sweep):
+        path, arguments = _take_config(arguments)
+        if path is not None:
+            default = (
+                Prune(load_config(path, RunConfig))
+                if kind is Prune
+                else Sweep.of(load_config(path, SweepConfig))
+            )
     program, style = f"secateur {name}", (tyro.conf.FlagCreatePairsOff,)
     if default is None:
         return tyro.cli(kind, args=arguments, prog=program, config=style)
     return tyro.cli(kind, args=arguments, prog=program, config=style, default=default)
+
+
+def _take_config(arguments: list[str]) -> tuple[str | None, list[str]]:
+    """The file of ``--config FILE`` or ``--config=FILE``, and the other arguments."""
+    for place, argument in enumerate(arguments):
+        flag, equals, path = argument.partition("=")
+        if flag == "--config":
+            rest = arguments[place + 1 :]
+            if not equals and not rest:
+                raise InvalidArgument("--config needs a YAML file.")
+            return (path, arguments[:place] + rest) if equals else (rest[0], arguments[:place] + rest[1:])
+    return None, arguments
+
+
+def _suggested_sweep(setup: Setup, path: Path) -> str:
+    """A sweep over the networks of a finished run, with those that it trained read from its folder."""
+    flags = {"data": setup.dataset.data, "data-dir": setup.dataset.data_dir, "student": setup.student}
+    flags["student-weights"] = setup.student_weights or str(path / "dense.safetensors")
+    if (path / "teacher.safetensors").exists() or setup.teacher_weights:
+        flags["teacher"] = setup.teacher
+        flags["teacher-weights"] = setup.teacher_weights or str(path / "teacher.safetensors")
+    words = [f"--{name} {shlex.quote(value)}" for name, value in flags.items() if value is not None]
+    return " ".join(["secateur sweep", *words, "--alpha 0:1:0.1"])
 
 
 def _claim(path: Path, config: RunConfig | SweepConfig, *, resume: bool) -> RunFolder:

@@ -58,7 +58,7 @@ def split_half_overlap(
     criterion: AbstractCriterion,
     *,
     sparsity: float,
-    scope: AbstractScope,
+    scope: AbstractScope | None = None,
     task_loss: Loss = F.cross_entropy,
     include: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
@@ -78,7 +78,7 @@ def split_half_overlap(
     for start in (0, 1):
         half = _every_other(batches, start, on_batch)
         scores = score(model, half, criterion, task_loss=task_loss, include=include, exclude=exclude)
-        halves.append(_allocate_quietly(scores, sparsity, scope))
+        halves.append(_allocate_quietly(scores, sparsity, scope or Global()))
     return mask_overlap(*halves)
 
 
@@ -157,12 +157,14 @@ def describe_scores(scores: Named, masks: Masks, scope: AbstractScope) -> dict[s
         ``score_histogram``: counts over log10 bins of the scores, and of both terms of
         `GuidedScores`, with the threshold of a global cut; ``agreement``: rank correlation of the two
         terms, and overlap of the masks that each alone would give at the same sparsity; None for
-        scores without two terms.
+        scores without two terms, or if nothing stays.
     """
     terms: dict[str, Named] = {}
     if isinstance(scores, GuidedScores) and scores.task is not None:
         terms = {"task": scores.task, "teacher": scores.kd}
-    threshold = smallest_kept(scores, masks) if isinstance(scope, Global) else None
+    # With floors there is no one threshold: a protected tensor keeps what others would lose.
+    single = isinstance(scope, Global) and scope.min_density == 0
+    threshold = smallest_kept(scores, masks) if single else None
     edges = log_edges([scores, *terms.values()])
     histogram: dict[str, Any] = {
         "log10_edges": edges,
@@ -171,7 +173,7 @@ def describe_scores(scores: Named, masks: Masks, scope: AbstractScope) -> dict[s
         "terms": {name: asdict(log_histogram(term, edges)) for name, term in terms.items()} or None,
     }
     agreement = None
-    if terms:
+    if terms and masks.n_keep:
         task, teacher = (_allocate_quietly(term, masks.sparsity, scope) for term in terms.values())
         agreement = {**ranking_agreement(*terms.values()), "mask_overlap": mask_overlap(task, teacher)}
     return {"score_histogram": histogram, "agreement": agreement}

@@ -57,7 +57,7 @@ def launch(config: RunConfig, folder: RunFolder, watcher: Watcher) -> dict[str, 
     Raises:
         SecateurError: one of its kinds.
     """
-    finished = folder.result()
+    finished = folder.found("result.json")
     if finished is not None:
         return finished
     ready = prepare(config.setup, folder, watcher, wants_teacher=config.wants_teacher)
@@ -83,7 +83,7 @@ def launch(config: RunConfig, folder: RunFolder, watcher: Watcher) -> dict[str, 
     content = {"format": "secateur-result", "run_id": run_id(config), **result.to_json()}
     content["models"] = _name_networks(config.setup, ready)
     folder.write("report.html", render_run(content))
-    folder.write_result(content)
+    folder.finish("result.json", content)
     return content
 
 
@@ -96,6 +96,9 @@ def launch_sweep(config: SweepConfig, folder: RunFolder, watcher: Watcher) -> di
     Raises:
         InvalidArgument: if alphas are given for a criterion whose alpha is fixed.
     """
+    finished = folder.found("sweep.json")
+    if finished is not None:
+        return finished
     started = time.perf_counter()
     setup = config.setup
     ready = prepare(setup, folder, watcher, wants_teacher=setup.wants_teacher)
@@ -134,7 +137,7 @@ def launch_sweep(config: SweepConfig, folder: RunFolder, watcher: Watcher) -> di
         "commit": provenance.commit(),
     }
     folder.write("report.html", render_sweep(content))
-    folder.write_json("sweep.json", content)
+    folder.finish("sweep.json", content)
     return content
 
 

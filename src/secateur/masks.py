@@ -1,4 +1,4 @@
-"""Masks: which weights stay. Immutable, checked against their model, hashable, packed to bits at rest."""
+"""Masks: which weights stay. A fixed mapping, checked against its model, hashable, packed to bits at rest."""
 
 from __future__ import annotations
 

@@ -112,18 +112,11 @@ def prune(
     Raises:
         SecateurError: one of its kinds; arguments are checked before any work.
     """
-    if criterion is None:
-        if teacher is None:
-            raise InvalidArgument(
-                "prune needs a teacher, or a criterion that works without, such as Magnitude()."
-            )
-        criterion = TeacherGuided(teacher)
-    check_fraction("sparsity", sparsity, below_one=True)
-    if batchnorm not in ("plain", "augmented", "off"):
-        raise InvalidArgument(f"batchnorm must be plain, augmented or off, got {batchnorm!r}.")
     recipes = [recovery] if isinstance(recovery, Recovery) else list(recovery or ())
     recipes = [recipe for recipe in recipes if recipe.epochs > 0]
-    _check_recoveries(recipes, teacher)
+    _check_arguments(student, teacher, criterion, recipes, sparsity, batchnorm)
+    if criterion is None and teacher is not None:
+        criterion = TeacherGuided(teacher)
     loaded = load_data(DataOptions(data=data), seed=seed) if isinstance(data, str) else data
     scope = scope or Global()
     for role, network in (("student", student), ("teacher", teacher)):
@@ -184,9 +177,8 @@ class _Job:
             with _timed(seconds, "batchnorm"):
                 n_layers = reestimate_batchnorm(self.student, self._batchnorm_batches(batchnorm))
             result.accuracy["batchnorm"] = self._test("after BatchNorm") if n_layers else None
-        with _timed(seconds, "recovery"):
-            self._recover(recipes, masks, result, folder)
-        result.seconds |= {**seconds, "recovery": seconds["recovery"] if recipes else None}
+        self._recover(recipes, masks, result, folder)
+        result.seconds |= seconds
         self._measure_size(masks, result, folder)
         result.seconds["total"] = time.perf_counter() - started
         return result
@@ -263,6 +255,8 @@ class _Job:
             )
             result.curves[name] = [asdict(epoch) for epoch in curve]
             result.selected_epoch[name] = state.selected_epoch
+            trained = sum(epoch.seconds for epoch in curve)  # also the epochs before a resume
+            result.seconds["recovery"] = (result.seconds["recovery"] or 0.0) + trained
             what = "recovered with teacher" if recipe.kd_weight > 0 else "recovered on labels"
             result.accuracy[name] = self._test(what)
 
@@ -336,12 +330,31 @@ def check_fits(network: nn.Module, data: Data, role: str) -> None:
         )
 
 
-def _check_recoveries(recipes: Sequence[Recovery], teacher: nn.Module | None) -> None:
+def _check_arguments(
+    student: nn.Module,
+    teacher: nn.Module | None,
+    criterion: AbstractCriterion | None,
+    recipes: Sequence[Recovery],
+    sparsity: float,
+    batchnorm: str,
+) -> None:
+    """Refuse what `prune` cannot do, before any work."""
+    check_fraction("sparsity", sparsity, below_one=True)
+    if batchnorm not in ("plain", "augmented", "off"):
+        raise InvalidArgument(f"batchnorm must be plain, augmented or off, got {batchnorm!r}.")
     names = [recovery_name(recipe) for recipe in recipes]
     if len(set(names)) != len(names):
         raise InvalidArgument("recovery takes at most one recipe with a teacher and one without.")
-    if "recovered_kd" in names and teacher is None:
+    if teacher is None and criterion is None:
+        raise InvalidArgument(
+            "prune needs a teacher, or a criterion that works without, such as Magnitude()."
+        )
+    if teacher is None and "recovered_kd" in names:
         raise InvalidArgument("recovery with kd_weight > 0 needs a teacher; pass one or set kd_weight=0.")
+    if teacher is student:
+        raise InvalidArgument(
+            "the teacher is the very student that is to be pruned; pass copy.deepcopy(student) as the teacher."
+        )
 
 
 @contextmanager

@@ -79,9 +79,9 @@ class RunFolder:
                 f"Resume with --config {path}, or choose another --out."
             )
 
-    def result(self) -> dict[str, Any] | None:
-        """The result of a finished run, or None."""
-        path = self.path / "result.json"
+    def found(self, name: str) -> dict[str, Any] | None:
+        """What a finished run wrote by `finish`, or None."""
+        path = self.path / name
         return read_json(path) if path.is_file() else None
 
     def log(self, event: str, **values: object) -> None:
@@ -94,13 +94,9 @@ class RunFolder:
         atomic_write(self.path / name, content)
         return self.path / name
 
-    def write_json(self, name: str, content: dict[str, Any]) -> None:
-        """Write a JSON file of the run atomically."""
+    def finish(self, name: str, content: dict[str, Any]) -> None:
+        """Write what the run found as JSON, and drop what was only for resuming."""
         write_json(self.path / name, content)
-
-    def write_result(self, result: dict[str, Any]) -> None:
-        """Write ``result.json`` and drop what was only for resuming."""
-        write_json(self.path / "result.json", result)
         shutil.rmtree(self.path / "checkpoint", ignore_errors=True)
 
     def save_training(self, stage: str, state: TrainState, curve: list[Epoch]) -> None:

@@ -195,15 +195,23 @@ def _train_epoch(
 ) -> float:
     """One pass; returns the loss averaged over batches."""
     total = torch.zeros(())
-    for rate, batch in zip(rates, batches, strict=True):
+    n_batches = 0
+    for n_batches, batch in enumerate(batches, start=1):
+        if n_batches > len(rates):
+            break
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rates[n_batches - 1]
         loss = loss_of(batch)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
         total = total + loss.detach()  # stays on the device: no synchronisation within the epoch
         on_step()
+    if n_batches != len(rates):
+        raise TrainingError(
+            f"the training loader has length {len(rates)} but yielded "
+            f"{'more' if n_batches > len(rates) else n_batches} batches; its length must be right."
+        )
     return float(total) / len(rates)
 
 

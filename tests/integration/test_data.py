@@ -1,10 +1,12 @@
+from dataclasses import replace
+
 import pytest
 import torch
 import tyro
 from torch.utils.data import DataLoader, TensorDataset
 
 from image_files import load
-from secateur.data import Augmentation, Data, DataOptions, ImageLoader, ImageSplit, load_data
+from secateur.data import CATALOG, Augmentation, Data, DataOptions, ImageLoader, ImageSplit, load_data
 from secateur.data.images import seeded, split_by_class
 from secateur.errors import DataError, InvalidArgument
 from secateur.naming import IndexedLoader
@@ -174,7 +176,7 @@ class TestDigits:
         assert [part.n_samples for part in parts] == [1294, 144, 359, 1294]
         assert (data.input_shape, data.n_classes, len(data.classes)) == ((1, 8, 8), 10, 10)
         assert data.train.shuffle
-        assert data.train.augmentation == Augmentation(crop_padding=1, flip=False)
+        assert data.train.augmentation == Augmentation(crop_padding=0, flip=False)
         assert data.test.augmentation is data.val.augmentation is data.calibration.augmentation is None
         assert int(data.test.split.images.max()) == 255
         assert torch.bincount(data.test.split.labels).min() >= 34
@@ -189,6 +191,10 @@ class TestDigits:
         assert data.input_shape == (1, 16, 16)
         assert (data.train.mean, data.train.std, data.train.augmentation) == ((0.25,), (2.0,), None)
         assert data.calibration.n_samples == 10
+
+    def test_padding_grows_with_the_images(self, monkeypatch):
+        padded = replace(CATALOG["digits"], augmentation=Augmentation(crop_padding=1, flip=False))
+        monkeypatch.setattr("secateur.data.load.CATALOG", {"digits": padded})
         assert load("digits", None, image_size=32).train.augmentation.crop_padding == 4
 
     def test_refuses_what_memory_does_not_hold(self):

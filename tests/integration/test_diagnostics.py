@@ -14,7 +14,7 @@ import pytest
 import torch
 from hypothesis import given
 from scipy.stats import spearmanr
-from torch import Tensor
+from torch import Tensor, nn
 
 from helpers import Snapshot, images, make_cnn, make_mlp, vectors
 from secateur.allocate import Global, Layerwise, allocate
@@ -199,6 +199,16 @@ def test_scores_may_be_negative_or_all_zero() -> None:
         found = describe_scores(scores, masks, Global())
         assert found["score_histogram"]["log10_threshold"] is None
         json.dumps(found, allow_nan=False)
+
+
+def test_a_cut_that_leaves_nothing_is_described_too() -> None:
+    """Three weights at 90 % round to a loss of all three."""
+    student, teacher = nn.Linear(1, 3), nn.Linear(1, 3)
+    scores = score(student, [(torch.ones(2, 1), torch.tensor([0, 1]))], TeacherGuided(teacher))
+    with pytest.warns(EmptiedLayerWarning):
+        masks = allocate(scores, sparsity=0.9)
+    assert masks.n_keep == 0
+    assert describe_scores(scores, masks, Global())["agreement"] is None
 
 
 def test_an_emptied_layer_is_no_news_in_a_comparison() -> None:

@@ -35,10 +35,10 @@ from secateur.evaluate import Metrics, evaluate
 from secateur.losses import kd_loss
 from secateur.masks import Masks, apply_masks
 from secateur.naming import IndexedBatch, IndexedLoader
+from secateur.recovery import Recovery, resolve_precision
 from secateur.schedules import cosine_with_warmup
 from secateur.scores import Magnitude, score
 from secateur.teacher_cache import TeacherLogits
-from secateur.recovery import Recovery, resolve_precision
 from secateur.train import Epoch, TrainState, fit
 
 PLAIN = Recovery(epochs=3, kd_weight=0, precision="fp32")

@@ -1,0 +1,165 @@
+"""The Python path, `cut` and `prune`, on networks and data made here."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+import secateur as sc
+from secateur.data import Data
+
+N_CLASSES = 3
+
+
+def loader(n_batches, seed):
+    generator = torch.Generator().manual_seed(seed)
+    batches = []
+    for _ in range(n_batches):
+        labels = torch.randint(N_CLASSES, (32,), generator=generator)
+        images = torch.randn(32, 1, 8, 8, generator=generator) + labels[:, None, None, None]
+        batches.append((images, labels))
+    return batches
+
+
+@pytest.fixture
+def data():
+    parts = {"train": (6, 1), "val": (2, 2), "test": (3, 3), "calibration": (4, 4)}
+    made = {name: loader(*how) for name, how in parts.items()}
+    return Data(name="blobs", n_classes=N_CLASSES, input_shape=(1, 8, 8), **made)
+
+
+def network(seed):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return sc.build_model("small-cnn", num_classes=N_CLASSES, in_channels=1)
+
+
+@pytest.fixture
+def student():
+    return network(0)
+
+
+@pytest.fixture
+def teacher():
+    return network(1)
+
+
+def test_cut_scores_allocates_and_applies(student, teacher, data):
+    expected = sc.allocate(sc.score(student, data.calibration, sc.TeacherGuided(teacher)), sparsity=0.8)
+    masks = sc.cut(student, data.calibration, sc.TeacherGuided(teacher), sparsity=0.8)
+    assert masks == expected
+    masks.check(student)
+
+
+def test_prune_leaves_the_student_pruned_and_recovered(student, teacher, data):
+    recipes = [sc.Recovery(epochs=2, kd_weight=w, lr=0.01, precision="fp32") for w in (0.0, 0.7)]
+    result = sc.prune(student, teacher=teacher, data=data, sparsity=0.7, recovery=recipes)
+    result.masks.check(student)
+    assert result.sparsity["asked"] == 0.7
+    assert result.accuracy["recovered_kd"] == sc.evaluate(student, data.test).accuracy
+    assert result.accuracy["recovered"] is not None
+    assert len(result.curves["recovered"]) == len(result.curves["recovered_kd"]) == 2
+    assert result.size_bytes["sparse"] < result.size_bytes["dense"]
+    assert result.to_json()["n_prune"] == result.masks.n_prune
+
+
+def test_one_recovery_may_be_given_bare(student, teacher, data):
+    result = sc.prune(student, teacher=teacher, data=data, sparsity=0.5, recovery=sc.Recovery(epochs=1))
+    assert result.accuracy["recovered"] is None
+    assert result.accuracy["recovered_kd"] is not None
+
+
+def test_no_epochs_is_no_recovery(student, data):
+    recovery = sc.Recovery(epochs=0, kd_weight=0.0)
+    result = sc.prune(student, data=data, sparsity=0.5, criterion=sc.Magnitude(), recovery=recovery)
+    assert result.accuracy["recovered"] is None
+    assert result.seconds["recovery"] is None
+
+
+def test_the_teacher_is_not_touched(student, teacher, data):
+    before = copy.deepcopy(teacher.state_dict())
+    sc.prune(student, teacher=teacher, data=data, sparsity=0.5, recovery=sc.Recovery(epochs=1))
+    assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
+    assert teacher.training
+
+
+def test_magnitude_needs_no_teacher_and_has_no_agreement(student, data):
+    result = sc.prune(student, data=data, sparsity=0.5, criterion=sc.Magnitude())
+    assert result.accuracy["teacher"] is None
+    assert result.diagnostics["agreement"] is None
+    assert result.diagnostics["split_half"]["mask_overlap"] == 1.0
+
+
+def test_batchnorm_can_be_left_alone(student, data):
+    running = {n: b.clone() for n, b in student.named_buffers()}
+    result = sc.prune(student, data=data, sparsity=0.5, criterion=sc.Magnitude(), batchnorm="off")
+    assert result.accuracy["batchnorm"] is None
+    assert all(torch.equal(b, running[n]) for n, b in student.named_buffers())
+    sc.prune(student, data=data, sparsity=0.5, criterion=sc.Magnitude(), batchnorm="augmented")
+    assert any(not torch.equal(b, running[n]) for n, b in student.named_buffers())
+
+
+def test_a_network_without_batchnorm_reports_none(data):
+    student = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, N_CLASSES))
+    result = sc.prune(student, data=data, sparsity=0.5, criterion=sc.Magnitude())
+    assert result.accuracy["batchnorm"] is None
+
+
+def test_an_emptied_layer_is_warned_of_and_recorded(data):
+    student = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, N_CLASSES))
+    with torch.no_grad():
+        student[3].weight.mul_(1e-6)
+    with pytest.warns(sc.EmptiedLayerWarning, match=r"3\.weight"):
+        result = sc.prune(student, data=data, sparsity=0.9, criterion=sc.Magnitude())
+    assert "3.weight" in result.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"sparsity": 1.0}, r"\[0, 1\)"),
+        ({"sparsity": -0.5}, r"\[0, 1\)"),
+        ({"sparsity": float("nan")}, "sparsity"),
+        ({"batchnorm": "sometimes"}, "batchnorm"),
+        ({"recovery": [sc.Recovery(), sc.Recovery(epochs=3)]}, "at most one"),
+        ({"teacher": None}, "needs a teacher"),
+        ({"teacher": None, "criterion": sc.Magnitude(), "recovery": sc.Recovery()}, "needs a teacher"),
+    ],
+)
+def test_bad_arguments_are_refused_before_anything_happens(student, teacher, data, arguments, says):
+    before = copy.deepcopy(student.state_dict())
+    with pytest.raises(sc.InvalidArgument, match=says):
+        sc.prune(student, **{"teacher": teacher, "data": data, "sparsity": 0.5, **arguments})
+    assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
+
+
+def test_a_student_cannot_be_its_own_teacher(student, data):
+    with pytest.raises(sc.InvalidArgument, match="deepcopy"):
+        sc.prune(student, teacher=student, data=data, sparsity=0.5)
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_networks_of_other_classes_are_refused(student, teacher, data, role):
+    networks = {"student": student, "teacher": teacher}
+    networks[role] = sc.build_model("small-cnn", num_classes=N_CLASSES + 1, in_channels=1)
+    with pytest.raises(sc.DataError, match=role):
+        sc.prune(networks["student"], teacher=networks["teacher"], data=data, sparsity=0.5)
+
+
+def test_nan_in_calibration_data_is_refused_and_the_student_kept(student, teacher, data):
+    images, labels = data.calibration[1]
+    images = images.clone()
+    images[0, 0, 0, 0] = float("nan")
+    spoilt = replace(data, calibration=[data.calibration[0], (images, labels)])
+    before = copy.deepcopy(student.state_dict())
+    with pytest.raises(sc.DataError, match="NaN"):
+        sc.prune(student, teacher=teacher, data=spoilt, sparsity=0.5)
+    assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
+
+
+def test_prune_by_name_of_the_data():
+    student = sc.build_model("small-cnn", num_classes=10, in_channels=1)
+    result = sc.prune(student, data="digits", sparsity=0.5, criterion=sc.Magnitude())
+    assert result.about["data"]["name"] == "digits"
