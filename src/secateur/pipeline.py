@@ -114,9 +114,8 @@ def prune(
     """
     recipes = [recovery] if isinstance(recovery, Recovery) else list(recovery or ())
     recipes = [recipe for recipe in recipes if recipe.epochs > 0]
-    _check_arguments(student, teacher, criterion, recipes, sparsity, batchnorm)
-    if criterion is None and teacher is not None:
-        criterion = TeacherGuided(teacher)
+    _check_arguments(student, teacher, recipes, sparsity, batchnorm)
+    criterion = criterion or _default_criterion(teacher)
     loaded = load_data(DataOptions(data=data), seed=seed) if isinstance(data, str) else data
     scope = scope or Global()
     for role, network in (("student", student), ("teacher", teacher)):
@@ -333,7 +332,6 @@ def check_fits(network: nn.Module, data: Data, role: str) -> None:
 def _check_arguments(
     student: nn.Module,
     teacher: nn.Module | None,
-    criterion: AbstractCriterion | None,
     recipes: Sequence[Recovery],
     sparsity: float,
     batchnorm: str,
@@ -345,16 +343,20 @@ def _check_arguments(
     names = [recovery_name(recipe) for recipe in recipes]
     if len(set(names)) != len(names):
         raise InvalidArgument("recovery takes at most one recipe with a teacher and one without.")
-    if teacher is None and criterion is None:
-        raise InvalidArgument(
-            "prune needs a teacher, or a criterion that works without, such as Magnitude()."
-        )
     if teacher is None and "recovered_kd" in names:
         raise InvalidArgument("recovery with kd_weight > 0 needs a teacher; pass one or set kd_weight=0.")
     if teacher is student:
         raise InvalidArgument(
-            "the teacher is the very student that is to be pruned; pass copy.deepcopy(student) as the teacher."
+            "the teacher is the very student that is to be pruned; pass copy.deepcopy(student) as teacher."
         )
+
+
+def _default_criterion(teacher: nn.Module | None) -> AbstractCriterion:
+    if teacher is None:
+        raise InvalidArgument(
+            "prune needs a teacher, or a criterion that works without, such as Magnitude()."
+        )
+    return TeacherGuided(teacher)
 
 
 @contextmanager
