@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -94,7 +95,7 @@ def _accuracy(run: Run) -> Iterator[Notice]:
 def _recovery(run: Run) -> Iterator[Notice]:
     accuracy, n_test = run["accuracy"], run["data"]["n_test"]
     plain, kd = accuracy["recovered"], accuracy["recovered_kd"]
-    if plain is not None and kd is not None and kd < plain:
+    if plain is not None and kd is not None and plain - kd > _chance(plain, kd, n_test):
         images = (
             f", {number(round((plain - kd) * n_test))} of {number(n_test)} test samples" if n_test else ""
         )
@@ -124,6 +125,11 @@ def _recovery(run: Run) -> Iterator[Notice]:
     yield from _training(run)
 
 
+def _chance(a: float, b: float, n: int | None) -> float:
+    """Standard error of the difference of two accuracies on `n` samples; 0 where n is not known."""
+    return math.sqrt((a * (1 - a) + b * (1 - b)) / n) if n else 0.0
+
+
 def _training(run: Run) -> Iterator[Notice]:
     for curve, entries in run["curves"].items():
         if entries and any(entry["loss"] is None for entry in entries):
@@ -132,21 +138,23 @@ def _training(run: Run) -> Iterator[Notice]:
                 "A loss was not a finite number",
                 f"It happened while training “{STAGES.get(curve, curve)}”. Lower the learning rate.",
             )
-    late = [
-        curve for curve, chosen in run["selected_epoch"].items() if chosen and _is_last(run, curve, chosen)
+    stopped = [
+        STAGES.get(curve, curve)
+        for curve, chosen in run["selected_epoch"].items()
+        if chosen and _went_on(run, curve, chosen)
     ]
-    if late:
+    if stopped:
         yield Notice(
             "note",
-            "Still improving at the last epoch",
-            f"The last epoch was the best one ({listing([STAGES.get(curve, curve) for curve in late])}): "
-            "more epochs may give more.",
+            "The last epochs were not kept",
+            f"Validation accuracy fell by more than chance after the selected epoch ({listing(stopped)}): "
+            "fewer epochs or a lower learning rate would do.",
         )
 
 
-def _is_last(run: Run, curve: str, chosen: int) -> bool:
+def _went_on(run: Run, curve: str, chosen: int) -> bool:
     entries: Sequence[Run] | None = run["curves"].get(curve)
-    return bool(entries) and len(entries) > 1 and entries[-1]["epoch"] == chosen
+    return bool(entries) and entries[-1]["epoch"] > chosen
 
 
 def _scores(run: Run) -> Iterator[Notice]:
