@@ -15,8 +15,8 @@ from secateur.config import (
 )
 from secateur.data import DataOptions
 from secateur.errors import InvalidArgument
-from secateur.scores import Magnitude, Random, TaskGradient, TeacherGuided
 from secateur.recovery import Recovery
+from secateur.scores import Magnitude, Random, TaskGradient, TeacherGuided
 
 
 def write(tmp_path, text):
