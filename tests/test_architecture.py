@@ -18,8 +18,8 @@ from secateur.errors import SecateurError, SecateurWarning
 ROOT = Path(__file__).parents[1]
 SOURCE = Path(secateur.__file__).parent
 LAYERS = (
-    {"errors", "naming", "counts", "targets", "masks", "files", "factories"},
-    {"losses", "scores", "allocate", "schedules"},
+    {"errors", "naming", "counts", "targets", "masks", "files", "factories", "modules"},
+    {"losses", "scores", "allocate", "schedules", "layout"},
     {"enforce", "evaluate", "diagnostics", "teacher_cache", "recovery", "train"},
     {"data", "models", "checkpoint", "report"},
     {"config", "result", "runs", "progress", "provenance", "pipeline", "launch", "cli", "__main__"},

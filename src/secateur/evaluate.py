@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Generator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPriva
 
 from secateur.errors import DataError
 from secateur.losses import logits_of
+from secateur.modules import device_of, modes_kept
 from secateur.naming import Batches, Loss, split_batches
 
 
@@ -30,22 +30,6 @@ class Metrics:
     accuracy: float
     loss: float
     n_samples: int
-
-
-@contextmanager
-def modes_kept(model: nn.Module) -> Generator[None]:
-    """Give every module back the training flag it had."""
-    modes = {module: module.training for module in model.modules()}
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where the first parameter of `model` lives; the CPU for a model without any."""
-    return next((p.device for p in model.parameters()), torch.device("cpu"))
 
 
 def evaluate(model: nn.Module, batches: Batches, *, task_loss: Loss = F.cross_entropy) -> Metrics:

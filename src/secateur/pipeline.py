@@ -24,9 +24,10 @@ from secateur.counts import check_fraction
 from secateur.data import Data, DataOptions, load_data
 from secateur.diagnostics import describe_scores, split_half_overlap
 from secateur.errors import DataError, InvalidArgument, SecateurWarning
-from secateur.evaluate import device_of, evaluate, modes_kept, reestimate_batchnorm
+from secateur.evaluate import evaluate, reestimate_batchnorm
 from secateur.losses import logits_of
 from secateur.masks import Masks, apply_masks
+from secateur.modules import device_of, modes_kept
 from secateur.naming import Batches, Loss, count_batches, split_batches
 from secateur.progress import Watcher
 from secateur.recovery import Recovery

@@ -40,7 +40,7 @@ class Recovery:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the forward and backward pass; auto takes bf16 where the hardware has it."""
     channels_last: bool = True
-    """Lay images out channels-last, which convolutions on CPU and GPU prefer."""
+    """Lay images out channels-last, which convolutions prefer, where the networks can take it."""
     teacher_views: int = 0
     """Augmented views of the data to cycle through, so that the teacher's logits are computed once
     a view and then remembered; 0 = a new view and a teacher pass every epoch."""

@@ -15,9 +15,11 @@ from torch.nn import functional as F
 
 from secateur.enforce import keep_masks
 from secateur.errors import TrainingError
-from secateur.evaluate import Metrics, device_of, evaluate, modes_kept
+from secateur.evaluate import Metrics, evaluate
+from secateur.layout import image_layout
 from secateur.losses import kd_loss, logits_of
 from secateur.masks import Masks
+from secateur.modules import device_of, modes_kept
 from secateur.naming import Batches, IndexedBatch, IndexedLoader, Loss, split_batches
 from secateur.recovery import Recovery, learning_rate, resolve_precision
 from secateur.teacher_cache import TeacherLogits
@@ -126,7 +128,9 @@ def fit(
         return (1 - recipe.kd_weight) * task + recipe.kd_weight * kd
 
     with ExitStack() as stack:
-        stack.enter_context(_laid_out(model, _layout(recipe)))
+        with _seeded(device, seed, 0):
+            layout = _layout(recipe, train, device, [model] if guiding is None else [model, guiding])
+        stack.enter_context(_laid_out(model, layout))
         stack.enter_context(modes_kept(model))
         optimizer = torch.optim.SGD(
             model.parameters(),
@@ -142,12 +146,12 @@ def fit(
             stack.enter_context(modes_kept(guiding))
             guide = TeacherLogits(guiding, n_samples=_remembered(train, recipe))
             with autocast:
-                _recall(guide, train, recipe, state, device)
+                _recall(guide, train, recipe, state, device, layout)
         for number in range(state.epochs_done, recipe.epochs):
             started = time.perf_counter()
             model.train()
             rates = [learning_rate(recipe, number * len(train) + i, len(train)) for i in range(len(train))]
-            batches = _epoch(train, recipe, number, device)
+            batches = _epoch(train, recipe, number, device, layout)
             with _seeded(device, seed, number):
                 loss = _train_epoch(optimizer, batches, rates, loss_of, on_step)
             if not math.isfinite(loss):
@@ -228,7 +232,12 @@ def _remembered(train: Batches, recipe: Recovery) -> int:
 
 
 def _recall(
-    guide: TeacherLogits, train: Batches, recipe: Recovery, state: TrainState, device: torch.device
+    guide: TeacherLogits,
+    train: Batches,
+    recipe: Recovery,
+    state: TrainState,
+    device: torch.device,
+    layout: torch.memory_format,
 ) -> None:
     """After a resume, remember the teacher's logits as the epochs before saw them.
 
@@ -236,16 +245,18 @@ def _recall(
     """
     if state.epochs_done < recipe.epochs:
         for number in range(min(state.epochs_done, recipe.teacher_views)):
-            for batch in _epoch(train, recipe, number, device):
+            for batch in _epoch(train, recipe, number, device, layout):
                 guide(batch)
 
 
-def _epoch(train: Batches, recipe: Recovery, number: int, device: torch.device) -> Iterator[IndexedBatch]:
-    """The batches of one epoch, on `device` and in the recipe's layout."""
+def _epoch(
+    train: Batches, recipe: Recovery, number: int, device: torch.device, layout: torch.memory_format
+) -> Iterator[IndexedBatch]:
+    """The batches of one epoch, on `device` and in `layout`."""
     for batch in _indexed_batches(train, recipe, number, device):
         inputs = batch.inputs
         if inputs.ndim == 4:
-            inputs = inputs.contiguous(memory_format=_layout(recipe))
+            inputs = inputs.contiguous(memory_format=layout)
         yield batch._replace(inputs=inputs)
 
 
@@ -264,8 +275,13 @@ def _indexed_batches(
         yield IndexedBatch(inputs, labels, nowhere, number)
 
 
-def _layout(recipe: Recovery) -> torch.memory_format:
-    return torch.channels_last if recipe.channels_last else torch.contiguous_format
+def _layout(
+    recipe: Recovery, train: Batches, device: torch.device, networks: list[nn.Module]
+) -> torch.memory_format:
+    if not recipe.channels_last:
+        return torch.contiguous_format
+    first = next(_indexed_batches(train, recipe, 0, device))
+    return image_layout(first.inputs, *networks)
 
 
 @contextmanager

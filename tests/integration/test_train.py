@@ -164,10 +164,17 @@ def test_each_epoch_is_asked_for_by_number_and_view() -> None:
 
     data = indexed_vectors()
     loader = Spy(data.inputs, data.labels)
-    list(fit(make_mlp(), loader, replace(PLAIN, epochs=5)))
+    list(fit(make_mlp(), loader, replace(PLAIN, epochs=5, channels_last=False)))
     assert asked == [(0, 0), (1, 1), (2, 2), (3, 3), (4, 4)]
     asked.clear()
-    list(fit(make_mlp(), loader, replace(GUIDED, epochs=5, teacher_views=2), teacher=make_mlp(1)))
+    list(
+        fit(
+            make_mlp(),
+            loader,
+            replace(GUIDED, epochs=5, teacher_views=2, channels_last=False),
+            teacher=make_mlp(1),
+        )
+    )
     assert asked == [(0, 0), (1, 1), (2, 0), (3, 1), (4, 0)]
 
 

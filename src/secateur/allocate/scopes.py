@@ -57,7 +57,9 @@ class Global(AbstractScope):
             free = {name: scores[name] for name in scores if name not in protected}
             spent = sum(sizes[name] - floors[name] for name in protected)
             masks = cut_at(free, find_threshold(free, to_prune - spent))
-            starved = [name for name, mask in masks.items() if int(mask.sum()) < floors[name]]
+            starved = [
+                name for name, mask in masks.items() if floors[name] and int(mask.sum()) < floors[name]
+            ]
             if not starved:
                 return {name: {**masks, **protected}[name] for name in scores}
             for name in starved:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import ScoreError
+from secateur.layout import image_layout
 from secateur.naming import Batches, Loss, Named, split_batches
 
 
@@ -35,8 +36,11 @@ class ScoreInputs:
         """Where the student lives."""
         return next(iter(self.targets.values())).device
 
-    def stream(self) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """``(inputs, labels or None)`` of each batch, on the student's device.
+    def stream(self, *others: nn.Module) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """``(inputs, labels or None)`` of each batch, on the student's device; images channels-last.
+
+        Args:
+            others: Further networks that will run on the inputs, which decide on their layout too.
 
         Raises:
             ScoreError: if there are no batches.
@@ -46,7 +50,10 @@ class ScoreInputs:
             raise ScoreError(
                 "this criterion needs calibration batches; pass an iterable of (inputs, labels)."
             )
-        return split_batches(self.batches, self.device)
+        layout: torch.memory_format | None = None
+        for inputs, labels in split_batches(self.batches, self.device):
+            layout = layout or image_layout(inputs, self.model, *others)
+            yield (inputs.contiguous(memory_format=layout) if inputs.ndim == 4 else inputs), labels
 
 
 class AbstractCriterion(abc.ABC):

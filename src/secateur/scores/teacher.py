@@ -135,7 +135,7 @@ class TeacherGuided(AbstractCriterion):
     def _losses(self, inputs: ScoreInputs) -> Iterator[tuple[Tensor | None, Tensor]]:
         """Task loss (None without labels) and KD loss of each batch, over one shared forward pass."""
         kd_loss = self._kd_loss()
-        for index, (x, y) in enumerate(inputs.stream()):
+        for index, (x, y) in enumerate(inputs.stream(self.teacher)):
             if y is None and self.alpha > 0:
                 raise ScoreError(
                     f"alpha={self.alpha:g} needs labels, batch {index} has none. "

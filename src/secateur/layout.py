@@ -1,0 +1,31 @@
+"""Memory layout of images: channels-last is what convolutions prefer, where a network can take it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from secateur.modules import modes_kept
+
+
+def image_layout(inputs: Tensor, *networks: nn.Module) -> torch.memory_format:
+    """channels-last if all `networks` run on images laid out so, otherwise contiguous.
+
+    Some cannot: a network that flattens by ``view`` needs contiguous activations. Two images are
+    tried, in eval mode and without gradients; the networks come back as they were. Values do not
+    depend on the layout, but for rounding.
+
+    Args:
+        inputs: A batch; anything but images of shape (batch, C, H, W) is contiguous.
+        networks: What will run on it.
+    """
+    if inputs.ndim != 4:
+        return torch.contiguous_format
+    images = inputs[:2].contiguous(memory_format=torch.channels_last)
+    for network in networks:
+        with modes_kept(network), torch.no_grad():
+            try:
+                network.eval()(images)
+            except RuntimeError:  # whatever else is wrong with the batch, its real pass will say
+                return torch.contiguous_format
+    return torch.channels_last
