@@ -9,7 +9,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +34,21 @@ def percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.2f}"
 
 
-def origin(result: dict[str, Any]) -> str:
-    """One line on where a table comes from."""
+def origin(result: dict[str, Any], commits: Iterable[str | None] = ()) -> str:
+    """One line on where a table comes from; `commits` where its rows were measured at several."""
     about = result["provenance"]
     hardware, versions = about["hardware"], about["versions"]
-    commit = (about["commit"] or "unknown")[:12] + ("+ changes" if str(about["commit"]).endswith("+") else "")
+    named = ", ".join(dict.fromkeys(map(_short, [*commits] or [about["commit"]])))
     return (
         f"\n<sub>`benchmarks/results/{result['benchmark']}.json`: {hardware['cpu']}, "
         f"{hardware['threads']} threads, torch {versions['torch']}, "
-        f"commit {commit}, {about['date']}, seed {about['seed']}.</sub>"
+        f"commit {named}, {about['date']}, seed {about['seed']}.</sub>"
     )
+
+
+def _short(commit: str | None) -> str:
+    """The beginning of a commit; + says that the checkout had changes."""
+    return "unknown" if commit is None else commit[:10] + ("+" if commit.endswith("+") else "")
 
 
 def cifar10() -> str:
@@ -65,7 +70,8 @@ def cifar10() -> str:
         f"({percent(accuracy['dense'])} % dense) on CIFAR-10: test accuracy in %, "
         f"recovery of {recipe['--recovery.epochs']} epochs, one seed.\n\n"
     )
-    return intro + table(header, rows) + "\n" + origin(result)
+    commits = [cell["commit"] for cell in result["cells"]]
+    return intro + table(header, rows) + "\n" + origin(result, commits)
 
 
 def costs() -> str:
