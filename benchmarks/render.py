@@ -68,6 +68,7 @@ def cifar10() -> str:
     intro = (
         f"ResNet-56 ({percent(accuracy['teacher'])} %) teaching ResNet-20 "
         f"({percent(accuracy['dense'])} % dense) on CIFAR-10: test accuracy in %, "
+        f"BatchNorm re-estimated on {recipe['--batchnorm']} images, "
         f"recovery of {recipe['--recovery.epochs']} epochs, one seed.\n\n"
     )
     commits = [cell["commit"] for cell in result["cells"]]

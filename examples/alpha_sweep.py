@@ -34,7 +34,7 @@ def main() -> None:
     def cut(alpha: float, sparsity: float) -> nn.Module:
         student = copy.deepcopy(model)
         sc.apply_masks(student, sc.allocate(scores.at(alpha), sparsity=sparsity))
-        sc.reestimate_batchnorm(student, data.calibration)
+        sc.reestimate_batchnorm(student, data.train)
         return student
 
     print("sparsity      " + "".join(f"  {sparsity:>6g}" for sparsity in SPARSITIES))

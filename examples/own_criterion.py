@@ -42,7 +42,7 @@ def main() -> None:
         for criterion in (sc.Magnitude(), Lamp()):
             student, name = copy.deepcopy(model), type(criterion).__name__
             masks[name] = sc.cut(student, None, criterion, sparsity=sparsity)
-            sc.reestimate_batchnorm(student, data.calibration)
+            sc.reestimate_batchnorm(student, data.train)
             accuracy = sc.evaluate(student, data.val).accuracy
             head = masks[name].density("classifier.weight")
             print(f"sparsity {sparsity:<4g} {name:<9} {accuracy:.1%}, density of the classifier {head:.2f}")

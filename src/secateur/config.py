@@ -102,9 +102,9 @@ class RunConfig:
     """Fraction of the prunable weights to remove, in [0, 1)."""
     alpha: float | None = None
     """Weight of the task term in the score, in [0, 1]: 0 = teacher alone, 1 = labels alone (default 0.5)."""
-    batchnorm: Literal["plain", "augmented", "off"] = "plain"
-    """Data for BatchNorm re-estimation after the cut: plain calibration images, augmented training
-    images, or no re-estimation."""
+    batchnorm: Literal["augmented", "plain", "off"] = "augmented"
+    """Data for BatchNorm re-estimation after the cut: augmented training images as in training (measured
+    to be right), plain calibration images, or no re-estimation."""
     recover: Literal["kd", "plain", "both", "none"] = "kd"
     """Recovery to run: with the teacher, on labels alone, both (the one with the teacher is kept), none."""
     recovery: Recovery = field(default_factory=Recovery)

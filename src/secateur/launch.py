@@ -19,7 +19,7 @@ from secateur.errors import InvalidArgument
 from secateur.evaluate import evaluate, reestimate_batchnorm
 from secateur.masks import Masks, apply_masks
 from secateur.models import build_model, load_weights
-from secateur.pipeline import check_fits, prune, train_stage
+from secateur.pipeline import augmented_batches, check_fits, prune, train_stage
 from secateur.progress import Watcher
 from secateur.report import render_run, render_sweep
 from secateur.result import describe, describe_network
@@ -204,7 +204,7 @@ def _try(ready: Prepared, masks: Masks) -> dict[str, Any]:
     trial = copy.deepcopy(ready.student)
     apply_masks(trial, masks)
     cut = evaluate(trial, ready.data.val).accuracy
-    n_layers = reestimate_batchnorm(trial, ready.data.calibration)
+    n_layers = reestimate_batchnorm(trial, augmented_batches(ready.data))
     batchnorm = evaluate(trial, ready.data.val).accuracy if n_layers else None
     return {"cut": cut, "batchnorm": batchnorm, "mask_digest": masks.digest}
 

@@ -81,7 +81,7 @@ def prune(
     criterion: AbstractCriterion | None = None,
     scope: AbstractScope | None = None,
     recovery: Recovery | Sequence[Recovery] | None = None,
-    batchnorm: Literal["plain", "augmented", "off"] = "plain",
+    batchnorm: Literal["augmented", "plain", "off"] = "augmented",
     include: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
     seed: int = 0,
@@ -99,8 +99,8 @@ def prune(
         scope: Where weights compete; `Global()` by default.
         recovery: Trainings after the cut, each from the same cut; `student` ends with the last one.
             None stops after the cut.
-        batchnorm: Data for BatchNorm re-estimation: plain calibration inputs, augmented training
-            inputs, or off.
+        batchnorm: Data for BatchNorm re-estimation: as many batches of augmented training inputs as
+            there are calibration batches, the plain calibration inputs, or off.
         include: Shell patterns of weights to prune.
         exclude: Shell patterns of weights to leave dense.
         seed: Of dropout and the like in recovery, and of the data splits if `data` is a name.
@@ -174,8 +174,9 @@ class _Job:
         apply_masks(self.student, masks)
         result.accuracy["cut"] = self._test("after the cut")
         if batchnorm != "off":
+            batches = self.data.calibration if batchnorm == "plain" else augmented_batches(self.data)
             with _timed(seconds, "batchnorm"):
-                n_layers = reestimate_batchnorm(self.student, self._batchnorm_batches(batchnorm))
+                n_layers = reestimate_batchnorm(self.student, self.watcher.track(batches, "BatchNorm"))
             result.accuracy["batchnorm"] = self._test("after BatchNorm") if n_layers else None
         self._recover(recipes, masks, result, folder)
         result.seconds |= seconds
@@ -204,12 +205,6 @@ class _Job:
         accuracy = evaluate(network or self.student, batches).accuracy
         self.watcher.say(f"  {what:<24} {accuracy:7.2%}")
         return accuracy
-
-    def _batchnorm_batches(self, kind: str) -> Batches:
-        if kind == "plain":
-            return self.watcher.track(self.data.calibration, "BatchNorm")
-        n_batches = count_batches(self.data.calibration)
-        return self.watcher.track(islice(self.data.train, n_batches), "BatchNorm")
 
     def _split_half(self, masks: Masks) -> dict[str, Any] | None:
         n_batches = count_batches(self.data.calibration)
@@ -309,6 +304,11 @@ def train_stage(
     return state, curve
 
 
+def augmented_batches(data: Data) -> Batches:
+    """Augmented training batches for BatchNorm, as many as there are calibration batches."""
+    return islice(data.train, count_batches(data.calibration))
+
+
 def recovery_name(recipe: Recovery) -> str:
     """The key under which a recovery's figures stand."""
     return "recovered_kd" if recipe.kd_weight > 0 else "recovered"
@@ -339,8 +339,8 @@ def _check_arguments(
 ) -> None:
     """Refuse what `prune` cannot do, before any work."""
     check_fraction("sparsity", sparsity, below_one=True)
-    if batchnorm not in ("plain", "augmented", "off"):
-        raise InvalidArgument(f"batchnorm must be plain, augmented or off, got {batchnorm!r}.")
+    if batchnorm not in ("augmented", "plain", "off"):
+        raise InvalidArgument(f"batchnorm must be augmented, plain or off, got {batchnorm!r}.")
     names = [recovery_name(recipe) for recipe in recipes]
     if len(set(names)) != len(names):
         raise InvalidArgument("recovery takes at most one recipe with a teacher and one without.")
