@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from secateur.errors import MaskError
-from secateur.masks import Masks, apply_masks
+from secateur.masks import Masks, apply_masks, local_mask, local_part
 
 
 @contextmanager
@@ -25,7 +25,8 @@ def keep_masks(model: nn.Module, optimizer: Optimizer, masks: Masks) -> Generato
     autocast and gradient scaling work as ever.
 
     Args:
-        model: The model in training, bare or wrapped by ``torch.compile`` or DistributedDataParallel.
+        model: The model in training, bare, wrapped by ``torch.compile`` or DistributedDataParallel, or
+            sharded by FSDP2 (``fully_shard``); then `masks` are the whole ones, equal on all ranks.
         optimizer: Any `torch.optim` optimizer that takes dense gradients, over parameters of `model`.
         masks: What stays.
 
@@ -33,7 +34,7 @@ def keep_masks(model: nn.Module, optimizer: Optimizer, masks: Masks) -> Generato
         MaskError: if the masks do not fit the model, if the optimizer trains none of its masked
             weights, or if on exit a pruned weight is not zero.
     """
-    pruned = {name: ~masks[name].to(parameter.device) for name, parameter in masks.match(model).items()}
+    pruned = {name: ~local_mask(masks[name], parameter) for name, parameter in masks.match(model).items()}
     _check_optimizer(optimizer, masks.match(model))
     apply_masks(model, masks)
     for name, parameter in masks.match(model).items():
@@ -44,7 +45,7 @@ def keep_masks(model: nn.Module, optimizer: Optimizer, masks: Masks) -> Generato
         # Looked up by name: a wrapper may have replaced the parameter objects since.
         with torch.no_grad():
             for name, parameter in masks.match(model).items():
-                parameter.masked_fill_(pruned[name], 0.0)
+                local_part(parameter).masked_fill_(pruned[name], 0.0)
 
     with ExitStack() as stack:
         for name, parameter in masks.match(model).items():
@@ -59,7 +60,7 @@ def keep_masks(model: nn.Module, optimizer: Optimizer, masks: Masks) -> Generato
 def _gradient_masker(pruned: Tensor) -> Callable[[Tensor], None]:
     def mask_gradient(parameter: Tensor) -> None:
         if parameter.grad is not None:
-            parameter.grad.masked_fill_(pruned, 0.0)
+            local_part(parameter.grad).masked_fill_(pruned, 0.0)
 
     return mask_gradient
 
@@ -81,4 +82,4 @@ def _zero_state(optimizer: Optimizer, parameters: dict[str, nn.Parameter], prune
     for name, parameter in parameters.items():
         for value in optimizer.state.get(parameter, {}).values():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
-                value.masked_fill_(pruned[name], 0.0)
+                local_part(value).masked_fill_(pruned[name], 0.0)

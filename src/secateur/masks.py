@@ -112,8 +112,8 @@ class Masks(Mapping[str, Tensor]):
         """
         parameters = self.match(model)
         for name, mask in self._masks.items():
-            weight = parameters[name].detach()
-            revived = int((weight[~mask.to(weight.device)] != 0).sum())
+            weight = parameters[name]
+            revived = int((local_part(weight)[~local_mask(mask, weight)] != 0).sum())
             if revived:
                 raise MaskError(
                     f"{revived} pruned weights of {name!r} are no longer zero. "
@@ -146,7 +146,34 @@ def apply_masks(model: nn.Module, masks: Masks) -> None:
     """
     with torch.no_grad():
         for name, parameter in masks.match(model).items():
-            parameter.masked_fill_(~masks[name].to(parameter.device), 0.0)
+            local_part(parameter).masked_fill_(~local_mask(masks[name], parameter), 0.0)
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """What this rank holds of a tensor that FSDP2 or tensor parallelism has sharded; else the tensor itself.
+
+    Detached, over the same memory: writing to it writes to the tensor.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        from torch.distributed.tensor import DTensor
+
+        if isinstance(tensor, DTensor):
+            return tensor.to_local().detach()
+    return tensor.detach()
+
+
+def local_mask(mask: Tensor, parameter: Tensor) -> Tensor:
+    """The part of `mask` that belongs to `local_part` of `parameter`, on its device."""
+    mask = mask.to(parameter.device)
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        from torch.distributed.tensor import DTensor, distribute_tensor
+
+        if isinstance(parameter, DTensor):
+            # As bytes: not every backend can send booleans.
+            return (
+                distribute_tensor(mask.byte(), parameter.device_mesh, parameter.placements).to_local().bool()
+            )
+    return mask
 
 
 def masks_from_zeros(model: nn.Module, names: Mapping[str, object]) -> Masks:
