@@ -189,6 +189,15 @@ def build_criterion(setup: Setup, *, alpha: float | None, teacher: nn.Module | N
     return kind(**given)
 
 
+def check_criterion(setup: Setup, *, alpha: float | None) -> None:
+    """Refuse options that `build_criterion` would refuse, before there is a teacher.
+
+    Raises:
+        InvalidArgument: as `build_criterion` does.
+    """
+    build_criterion(setup, alpha=alpha, teacher=nn.Identity())
+
+
 def build_scope(setup: Setup) -> AbstractScope:
     """The scope that `setup` names."""
     return Global(min_density=setup.min_density) if setup.scope == "global" else Layerwise()

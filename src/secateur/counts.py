@@ -23,7 +23,7 @@ def check_fraction(name: str, value: float, *, below_one: bool = False) -> float
     inside = math.isfinite(value) and value >= 0 and (value < 1 if below_one else value <= 1)
     if not inside:
         allowed = "[0, 1)" if below_one else "[0, 1]"
-        hint = f" {name} is a fraction: did you mean {value / 100:g}?" if 1 < value <= 100 else ""
+        hint = f" {name} is a fraction: did you mean {value / 100:g}?" if 10 <= value <= 100 else ""
         raise InvalidArgument(f"{name} must be in {allowed}, got {value!r}.{hint}")
     return value
 

@@ -13,7 +13,15 @@ from torch import nn
 
 from secateur import provenance
 from secateur.allocate import SCOPES, allocate
-from secateur.config import RunConfig, Setup, SweepConfig, build_criterion, build_scope, run_id
+from secateur.config import (
+    RunConfig,
+    Setup,
+    SweepConfig,
+    build_criterion,
+    build_scope,
+    check_criterion,
+    run_id,
+)
 from secateur.data import Data, load_data
 from secateur.errors import InvalidArgument
 from secateur.evaluate import evaluate, reestimate_batchnorm
@@ -21,10 +29,12 @@ from secateur.masks import Masks, apply_masks
 from secateur.models import build_model, load_weights
 from secateur.pipeline import augmented_batches, check_fits, prune, train_stage
 from secateur.progress import Watcher
+from secateur.recovery import Recovery
 from secateur.report import render_run, render_sweep
 from secateur.result import describe, describe_network
 from secateur.runs import RunFolder
 from secateur.scores import CRITERIA, GuidedScores, score
+from secateur.targets import select_targets
 
 
 @dataclass
@@ -60,6 +70,7 @@ def launch(config: RunConfig, folder: RunFolder, watcher: Watcher) -> dict[str, 
     finished = folder.found("result.json")
     if finished is not None:
         return finished
+    check_criterion(config.setup, alpha=config.alpha)
     ready = prepare(config.setup, folder, watcher, wants_teacher=config.wants_teacher)
     result = prune(
         ready.student,
@@ -101,6 +112,7 @@ def launch_sweep(config: SweepConfig, folder: RunFolder, watcher: Watcher) -> di
         return finished
     started = time.perf_counter()
     setup = config.setup
+    check_criterion(setup, alpha=None)
     ready = prepare(setup, folder, watcher, wants_teacher=setup.wants_teacher)
     criterion = build_criterion(setup, alpha=None, teacher=ready.teacher)
     calibration = watcher.track(ready.data.calibration, "score")
@@ -154,49 +166,55 @@ def prepare(setup: Setup, folder: RunFolder, watcher: Watcher, *, wants_teacher:
             step()
 
         data = load_data(setup.dataset, seed=setup.seed, progress=on_images)
-    ready = Prepared(data, nn.Identity(), None, {}, {})
-    if wants_teacher:
-        ready.teacher = _network(setup, "teacher", ready, device, folder, watcher)
-    ready.student = _network(setup, "student", ready, device, folder, watcher)
+    # Both are built, filled and checked before either is trained, so that a mistake costs no training.
+    student = _build(setup, "student", data, device)
+    teacher = _build(setup, "teacher", data, device) if wants_teacher else None
+    select_targets(student, include=setup.include, exclude=setup.exclude)
+    ready = Prepared(data, student, teacher, {}, {})
+    if teacher is not None and setup.teacher_weights is None:
+        recipe = replace(setup.pretrain, kd_weight=0.0)
+        _train(ready, teacher, "teacher", recipe, setup.seed, folder, watcher)
+    if setup.student_weights is None:
+        _train(ready, student, "dense", setup.pretrain, setup.seed, folder, watcher)
     return ready
 
 
-def _network(
-    setup: Setup, role: str, ready: Prepared, device: torch.device, folder: RunFolder, watcher: Watcher
-) -> nn.Module:
-    """The teacher or the student: built, and its weights loaded or trained."""
-    spec = _spec(setup, role, ready.data)
+def _build(setup: Setup, role: str, data: Data, device: torch.device) -> nn.Module:
+    """The teacher or the student, with its weights if they are given."""
     with torch.random.fork_rng(devices=[]):
         # Two networks of one architecture must not start, and so end, as the same one.
         torch.manual_seed(2 * setup.seed + (role == "teacher"))
-        network = build_model(spec, num_classes=ready.data.n_classes, in_channels=ready.data.input_shape[0])
-    network.to(device)
-    stage = "teacher" if role == "teacher" else "dense"
+        spec = _spec(setup, role, data)
+        network = build_model(spec, num_classes=data.n_classes, in_channels=data.input_shape[0])
+    network.to(device).eval()
     weights = setup.teacher_weights if role == "teacher" else setup.student_weights
-    trained = folder.path / f"{stage}.safetensors"
     if weights is not None:
         load_weights(network, weights)
-    check_fits(network, ready.data, role)
-    if weights is not None:
-        return network.eval()
-    recipe = setup.pretrain if role == "student" else replace(setup.pretrain, kd_weight=0.0)
+    check_fits(network, data, role)
+    return network
+
+
+def _train(
+    ready: Prepared,
+    network: nn.Module,
+    stage: str,
+    recipe: Recovery,
+    seed: int,
+    folder: RunFolder,
+    watcher: Watcher,
+) -> None:
+    """Train the teacher or the dense student, and keep its weights in the run folder."""
     state, curve = train_stage(
-        network,
-        ready.data,
-        recipe,
-        stage,
-        teacher=ready.teacher,
-        seed=setup.seed,
-        folder=folder,
-        watcher=watcher,
+        network, ready.data, recipe, stage, teacher=ready.teacher, seed=seed, folder=folder, watcher=watcher
     )
-    folder.write(trained.name, save({k: v.contiguous() for k, v in network.state_dict().items()}))
+    weights = {name: value.detach().clone().contiguous() for name, value in network.state_dict().items()}
+    folder.write(f"{stage}.safetensors", save(weights))
     ready.curves[stage] = [asdict(epoch) for epoch in curve]
     ready.seconds[stage] = sum(epoch.seconds for epoch in curve)
     chosen = curve[state.selected_epoch - 1].val_accuracy if curve else None
     if chosen is not None:
-        watcher.say(f"trained {role} {spec}: {chosen:.2%} on validation after epoch {state.selected_epoch}")
-    return network.eval()
+        name = "teacher" if stage == "teacher" else "student"
+        watcher.say(f"trained {name}: {chosen:.2%} on validation after epoch {state.selected_epoch}")
 
 
 def _try(ready: Prepared, masks: Masks) -> dict[str, Any]:

@@ -289,3 +289,22 @@ def test_plain_torch_reads_the_dense_networks(finished):
     student = sc.build_model("small-cnn", num_classes=10, in_channels=1)
     student.load_state_dict(load_file(finished / "dense.safetensors"))
     assert all(torch.isfinite(p).all() for p in student.parameters())
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--alpha", "1.5"],
+        ["--temperature", "0"],
+        ["--criterion", "magnitude", "--alpha", "0.5"],
+        ["--exclude", "conv9.*"],
+        ["--student-weights", "nowhere.safetensors"],
+    ],
+)
+def test_a_mistake_costs_no_training(flags, tmp_path, capsys, monkeypatch):
+    def untouched(*_, **__):
+        pytest.fail("training began")
+
+    monkeypatch.setattr("secateur.pipeline.fit", untouched)
+    assert run("prune", "--out", tmp_path / "x", *QUICK, *flags) in (1, 2)
+    assert "error:" in capsys.readouterr().err
