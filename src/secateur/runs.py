@@ -53,6 +53,8 @@ class RunFolder:
         try:
             folder.path.mkdir(parents=True, exist_ok=True)
             used = sorted(p.name for p in folder.path.iterdir())
+            if used == ["config.yaml"] and folder._title().startswith("# run "):
+                used = []  # a run that stopped before it began, over a wrong option, say
         except OSError as error:
             raise RunError(
                 f"cannot use {str(path)!r} as a run folder: {error}. Choose another --out."
@@ -72,12 +74,16 @@ class RunFolder:
         path = self.path / "config.yaml"
         if not path.is_file():
             raise RunError(f"{str(self.path)!r} holds no config.yaml, so there is no run to resume.")
-        held = path.read_text().partition("\n")[0]
+        held = self._title()
         if held != title:
             raise RunError(
                 f"{str(self.path)!r} holds {held.lstrip('# ')}, these options make {title.lstrip('# ')}. "
                 f"Resume with --config {path}, or choose another --out."
             )
+
+    def _title(self) -> str:
+        """First line of the configuration, which names the run."""
+        return (self.path / "config.yaml").read_text(errors="replace").partition("\n")[0]
 
     def found(self, name: str) -> dict[str, Any] | None:
         """What a finished run wrote by `finish`, or None."""
