@@ -71,8 +71,8 @@ def score(
     with preserving(model), torch.enable_grad():
         scores = criterion(ScoreInputs(model, targets, batches, task_loss))
     for name, weight in targets.items():
-        if name not in scores or scores[name].shape != weight.shape:
-            got = tuple(scores[name].shape) if name in scores else "nothing"
+        got = tuple(scores[name].shape) if name in scores else "nothing"
+        if got != tuple(weight.shape):
             raise ScoreError(
                 f"{type(criterion).__name__} returned {got} for {name!r}, expected {tuple(weight.shape)}."
             )

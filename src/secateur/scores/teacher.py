@@ -56,6 +56,9 @@ class GuidedScores(Mapping[str, Tensor]):
             return self.task[name]
         return torch.lerp(self.kd[name], self.task[name], self.alpha)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.kd  # the inherited one would mix the terms to find out
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.kd)
 
