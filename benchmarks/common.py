@@ -20,8 +20,8 @@ RESULTS = Path(__file__).parent / "results"
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
-def in_turn(candidates: Mapping[str, Callable[[], object]], *, rounds: int) -> dict[str, float]:
-    """Median seconds of each candidate, run in turn (A B A B …) so that drift hits all alike.
+def in_turn(candidates: Mapping[str, Callable[[], object]], *, rounds: int) -> dict[str, list[float]]:
+    """Seconds of each candidate in each round, run in turn (A B A B …) so that drift hits all alike.
 
     One round before counts as warm-up.
     """
@@ -32,6 +32,11 @@ def in_turn(candidates: Mapping[str, Callable[[], object]], *, rounds: int) -> d
             run()
             if round_number:
                 times[name].append(time.perf_counter() - started)
+    return times
+
+
+def medians(times: Mapping[str, list[float]]) -> dict[str, float]:
+    """The median of each candidate."""
     return {name: statistics.median(values) for name, values in times.items()}
 
 

@@ -12,7 +12,7 @@ import subprocess
 import sys
 
 import torch
-from common import in_turn, parser, peak_rss_bytes, write_result
+from common import in_turn, medians, parser, peak_rss_bytes, write_result
 from torch import nn
 from torch.nn import functional as F
 
@@ -41,7 +41,7 @@ def time_cost(rounds: int) -> dict[str, float]:
     def score() -> None:
         sc.score(student, batches, sc.TeacherGuided(teacher))
 
-    return in_turn({"score": score, "plain": plain, "teacher": teacher_forward}, rounds=rounds)
+    return medians(in_turn({"score": score, "plain": plain, "teacher": teacher_forward}, rounds=rounds))
 
 
 def memory(side: str) -> dict[str, float]:
