@@ -163,17 +163,18 @@ def local_part(tensor: Tensor) -> Tensor:
 
 
 def local_mask(mask: Tensor, parameter: Tensor) -> Tensor:
-    """The part of `mask` that belongs to `local_part` of `parameter`, on its device."""
+    """The part of `mask` that belongs to `local_part` of `parameter`, on its device and laid out like it.
+
+    With another layout, channels-last weights would be masked several times slower.
+    """
     mask = mask.to(parameter.device)
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         from torch.distributed.tensor import DTensor, distribute_tensor
 
         if isinstance(parameter, DTensor):
             # As bytes: not every backend can send booleans.
-            return (
-                distribute_tensor(mask.byte(), parameter.device_mesh, parameter.placements).to_local().bool()
-            )
-    return mask
+            mask = distribute_tensor(mask.byte(), parameter.device_mesh, parameter.placements).to_local()
+    return torch.empty_like(local_part(parameter), dtype=torch.bool).copy_(mask)
 
 
 def masks_from_zeros(model: nn.Module, names: Mapping[str, object]) -> Masks:
