@@ -34,33 +34,54 @@ def keep_masks(model: nn.Module, optimizer: Optimizer, masks: Masks) -> Generato
         MaskError: if the masks do not fit the model, if the optimizer trains none of its masked
             weights, or if on exit a pruned weight is not zero.
     """
-    pruned = {name: ~local_mask(masks[name], parameter) for name, parameter in masks.match(model).items()}
+    kept = {
+        name: _bits(local_mask(masks[name], p), p.element_size()) for name, p in masks.match(model).items()
+    }
     _check_optimizer(optimizer, masks.match(model))
     apply_masks(model, masks)
     for name, parameter in masks.match(model).items():
-        _gradient_masker(pruned[name])(parameter)
-    _zero_state(optimizer, masks.match(model), pruned)
+        _gradient_masker(kept[name])(parameter)
+    _zero_state(optimizer, masks.match(model), kept)
 
     def zero_weights(*_: object) -> None:
         # Looked up by name: a wrapper may have replaced the parameter objects since.
         with torch.no_grad():
             for name, parameter in masks.match(model).items():
-                local_part(parameter).masked_fill_(pruned[name], 0.0)
+                _zero(local_part(parameter), kept[name])
 
     with ExitStack() as stack:
         for name, parameter in masks.match(model).items():
             if parameter.requires_grad:
-                handle = parameter.register_post_accumulate_grad_hook(_gradient_masker(pruned[name]))
+                handle = parameter.register_post_accumulate_grad_hook(_gradient_masker(kept[name]))
                 stack.callback(handle.remove)
         stack.callback(optimizer.register_step_post_hook(zero_weights).remove)
         yield
         masks.check(model)
 
 
-def _gradient_masker(pruned: Tensor) -> Callable[[Tensor], None]:
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def _bits(mask: Tensor, width: int) -> Tensor:
+    """A mask as integers of `width` bytes: all bits set where a weight stays, none where it goes."""
+    return mask.to(_INTEGERS[width]).neg_()
+
+
+def _zero(tensor: Tensor, kept: Tensor) -> None:
+    """Set what is not kept to +0.0, in place, NaN and infinity too.
+
+    The bits of a float and those of the mask are joined by "and": several times faster than
+    ``masked_fill_``, which would cost a training step a few percent.
+    """
+    if tensor.element_size() != kept.element_size():
+        kept = kept.to(_INTEGERS[tensor.element_size()])
+    tensor.view(kept.dtype).bitwise_and_(kept)
+
+
+def _gradient_masker(kept: Tensor) -> Callable[[Tensor], None]:
     def mask_gradient(parameter: Tensor) -> None:
         if parameter.grad is not None:
-            local_part(parameter.grad).masked_fill_(pruned, 0.0)
+            _zero(local_part(parameter.grad), kept)
 
     return mask_gradient
 
@@ -74,7 +95,7 @@ def _check_optimizer(optimizer: Optimizer, parameters: dict[str, nn.Parameter]) 
         )
 
 
-def _zero_state(optimizer: Optimizer, parameters: dict[str, nn.Parameter], pruned: dict[str, Tensor]) -> None:
+def _zero_state(optimizer: Optimizer, parameters: dict[str, nn.Parameter], kept: dict[str, Tensor]) -> None:
     """Zero what the optimizer remembers of pruned weights, wherever it is shaped like the weight."""
     if isinstance(optimizer, torch.optim.LBFGS):
         optimizer.state.clear()  # its history lies in flat vectors over all parameters: it starts anew
@@ -82,4 +103,4 @@ def _zero_state(optimizer: Optimizer, parameters: dict[str, nn.Parameter], prune
     for name, parameter in parameters.items():
         for value in optimizer.state.get(parameter, {}).values():
             if isinstance(value, Tensor) and value.shape == parameter.shape:
-                local_part(value).masked_fill_(pruned[name], 0.0)
+                _zero(local_part(value), kept[name])
