@@ -94,7 +94,8 @@ def costs() -> str:
         ],
         ["masked training step over unmasked, ResNet-18, batch 128", f"{step['masked_over_unmasked']:.3f}×"],
     ]
-    return table(["cost, median of one run", "measured"], rows) + "\n" + origin(select)
+    origins = "\n".join(map(origin, (select, score, step)))
+    return table(["cost, median of one run", "measured"], rows) + "\n" + origins
 
 
 def batchnorm() -> str:
