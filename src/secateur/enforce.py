@@ -34,14 +34,13 @@ def keep_masks(model: nn.Module, optimizer: Optimizer, masks: Masks) -> Generato
         MaskError: if the masks do not fit the model, if the optimizer trains none of its masked
             weights, or if on exit a pruned weight is not zero.
     """
-    kept = {
-        name: _bits(local_mask(masks[name], p), p.element_size()) for name, p in masks.match(model).items()
-    }
-    _check_optimizer(optimizer, masks.match(model))
+    parameters = masks.match(model)
+    kept = {name: _bits(local_mask(masks[name], p), p.element_size()) for name, p in parameters.items()}
+    _check_optimizer(optimizer, parameters)
     apply_masks(model, masks)
-    for name, parameter in masks.match(model).items():
+    for name, parameter in parameters.items():
         _gradient_masker(kept[name])(parameter)
-    _zero_state(optimizer, masks.match(model), kept)
+    _zero_state(optimizer, parameters, kept)
 
     def zero_weights(*_: object) -> None:
         # Looked up by name: a wrapper may have replaced the parameter objects since.
@@ -50,7 +49,7 @@ def keep_masks(model: nn.Module, optimizer: Optimizer, masks: Masks) -> Generato
                 _zero(local_part(parameter), kept[name])
 
     with ExitStack() as stack:
-        for name, parameter in masks.match(model).items():
+        for name, parameter in parameters.items():
             if parameter.requires_grad:
                 handle = parameter.register_post_accumulate_grad_hook(_gradient_masker(kept[name]))
                 stack.callback(handle.remove)
