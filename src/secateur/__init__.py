@@ -12,7 +12,17 @@ The path, each step of which is one function::
 or `prune` for all of it.
 """
 
-from secateur.allocate import AbstractScope, Global, Layerwise, Unstructured, allocate
+from secateur.allocate import (
+    ERK,
+    AbstractScope,
+    Global,
+    Layerwise,
+    PerTensor,
+    SmartRatios,
+    UniformPlus,
+    Unstructured,
+    allocate,
+)
 from secateur.checkpoint import inspect_checkpoint, load_sparse, save_sparse, verify_checkpoint
 from secateur.data import Data, DataOptions, load_data
 from secateur.diagnostics import mask_overlap, split_half_overlap
@@ -36,25 +46,39 @@ from secateur.evaluate import Metrics, evaluate, reestimate_batchnorm
 from secateur.losses import kd_loss
 from secateur.masks import Masks, apply_masks
 from secateur.models import build_model, load_weights
-from secateur.pipeline import cut, prune
+from secateur.pipeline import prune
 from secateur.recovery import Recovery
 from secateur.result import Result
 from secateur.scores import (
     AbstractCriterion,
+    Epsd,
+    Fisher,
+    GraSP,
     GuidedScores,
+    Inverted,
+    Lamp,
     Magnitude,
+    Platon,
+    ProsPr,
     Random,
     ScoreInputs,
+    Shuffled,
+    Snip,
+    SynFlow,
     TaskGradient,
+    Taylor,
     TeacherGuided,
+    Wanda,
     score,
 )
+from secateur.stages import Stage, cut, staged_masks
 from secateur.targets import select_targets
 from secateur.train import Epoch, TrainState, fit
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ERK",
     "AbstractCriterion",
     "AbstractScope",
     "CheckpointError",
@@ -63,9 +87,14 @@ __all__ = [
     "DataOptions",
     "EmptiedLayerWarning",
     "Epoch",
+    "Epsd",
+    "Fisher",
     "Global",
+    "GraSP",
     "GuidedScores",
     "InvalidArgument",
+    "Inverted",
+    "Lamp",
     "Layerwise",
     "Magnitude",
     "MaskError",
@@ -73,6 +102,9 @@ __all__ = [
     "Metrics",
     "MissingExtra",
     "ModelError",
+    "PerTensor",
+    "Platon",
+    "ProsPr",
     "Random",
     "Recovery",
     "Result",
@@ -81,12 +113,20 @@ __all__ = [
     "ScoreInputs",
     "SecateurError",
     "SecateurWarning",
+    "Shuffled",
+    "SmartRatios",
+    "Snip",
+    "Stage",
+    "SynFlow",
     "TargetError",
     "TaskGradient",
+    "Taylor",
     "TeacherGuided",
     "TrainState",
     "TrainingError",
+    "UniformPlus",
     "Unstructured",
+    "Wanda",
     "__version__",
     "allocate",
     "apply_masks",
@@ -107,5 +147,6 @@ __all__ = [
     "score",
     "select_targets",
     "split_half_overlap",
+    "staged_masks",
     "verify_checkpoint",
 ]

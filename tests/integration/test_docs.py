@@ -336,12 +336,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     digits = ("--data", "digits", "--pretrain.epochs", 1)
     full, bare = folder / "full", folder / "bare"
-    secateur("prune", *digits, "--sparsity", 0.5, "--recover", "both", "--recovery.epochs", 1, "--out", full)
+    both = ("--stages", 2, "--regrow", "--recover", "both", "--recovery.epochs", 1)
+    secateur("prune", *digits, "--sparsity", 0.5, *both, "--out", full)
     weights = ("--student-weights", full / "dense.safetensors")
     little = ("--criterion", "magnitude", *weights, "--scope", "layerwise", "--batch-size", 5000)
-    secateur(
-        "prune", *digits, *little, "--sparsity", 0.5, "--recover", "none", "--batchnorm", "off", "--out", bare
-    )
+    nothing = ("--recover", "none", "--batchnorm", "off")
+    secateur("prune", *digits, *little, *nothing, "--sparsity", 0.5, "--out", bare)
     teacher = ("--teacher-weights", full / "teacher.safetensors")
     secateur(
         "sweep", *digits, *weights, *teacher, "--alpha", "0,1", "--sparsity", 0.5, "--out", folder / "alphas"
@@ -360,6 +360,7 @@ def test_every_key_has_a_value_in_a_full_run_and_a_null_is_real(runs: Path) -> N
     assert {path for path, value in full.items() if value is None} <= {"commit"}
     assert {path for path, value in bare.items() if value is None} >= {
         "models.teacher",
+        "stages.one_cut",
         "accuracy.teacher",
         "accuracy.batchnorm",
         "accuracy.recovered",

@@ -1,0 +1,60 @@
+"""One cut, or few without training in between, and then all the training; and no cut at all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from secateur.allocate import AbstractScope, Global
+from secateur.scores import AbstractCriterion, Magnitude
+from secateur.stages import check_stages, staged_masks
+from secateur.strategies.base import AbstractStrategy, Problem, Round
+
+
+@dataclass(frozen=True)
+class OneShot(AbstractStrategy):
+    """Cut once by a criterion, then recover on the whole budget. The default; needs no budget.
+
+    Attributes:
+        criterion: What to score by.
+        scope: Where weights compete.
+        stages: Partial cuts, re-scored on the same data without training in between (Iter-SNIP).
+        regrow: Whether a later stage may bring weights back (FORCE).
+    """
+
+    in_rounds: ClassVar[bool] = False
+    criterion: AbstractCriterion = field(default_factory=Magnitude)
+    scope: AbstractScope = field(default_factory=Global)
+    stages: int = 1
+    regrow: bool = False
+
+    def __post_init__(self) -> None:
+        check_stages(self.stages, regrow=self.regrow)
+
+    def rounds_for(self, problem: Problem) -> Iterator[Round]:
+        """One round."""
+        masks = staged_masks(
+            problem.student,
+            problem.calibration,
+            self.criterion,
+            sparsity=problem.sparsity,
+            scope=self.scope,
+            stages=self.stages,
+            regrow=self.regrow,
+            task_loss=problem.task_loss,
+            include=problem.include,
+            exclude=problem.exclude,
+        )
+        yield Round(masks, parts=problem.parts, schedule=problem.parts)
+
+
+@dataclass(frozen=True)
+class Dense(AbstractStrategy):
+    """No cut: the network as it is, trained on the whole budget. What the extra epochs alone buy."""
+
+    in_rounds: ClassVar[bool] = False
+
+    def rounds_for(self, problem: Problem) -> Iterator[Round]:
+        """One round without masks."""
+        yield Round(None, parts=problem.parts, schedule=problem.parts)
