@@ -17,7 +17,12 @@ import pytest
 from torch import nn
 
 from secateur import Recovery
-from secateur.cli import COMMANDS, Prune, Sweep, _parse, main, parse_values
+from secateur.arena import Suite, load_suite, plan
+from secateur.arena.cell import build_method
+from secateur.cli import COMMANDS, _parse, main
+from secateur.cli.bench import BenchAccuracy
+from secateur.cli.console import parse_values
+from secateur.cli.prune import Prune, Sweep
 from secateur.config import RunConfig, build_criterion, build_scope, dump_config, load_config
 from secateur.factories import load_object
 from secateur.files import read_json
@@ -143,6 +148,8 @@ def test_commands_parse_and_what_they_name_exists(page: Path, reader: Path) -> N
             check_setup(RunConfig(command.setup))
             assert parse_values("sparsity", command.sparsity)
             assert command.alpha is None or parse_values("alpha", command.alpha)
+        if isinstance(command, BenchAccuracy):
+            check_suite(load_suite(command.suite))
 
 
 def check_setup(config: RunConfig) -> None:
@@ -161,12 +168,23 @@ def test_configuration_files_load(reader: Path) -> None:
     names = [block.file for page in PAGES for block in blocks(page) if block.info == "yaml" and block.file]
     assert names
     for name in names:
-        check_setup(load_config(name, RunConfig))
+        if name.endswith("suite.yaml"):
+            check_suite(load_suite(name))
+        else:
+            check_setup(load_config(name, RunConfig))
+
+
+def check_suite(suite: Suite) -> None:
+    """That its methods can be built."""
+    assert plan(suite)
+    for method in suite.methods.values():
+        build_method(method, nn.Identity(), 0)
 
 
 def test_every_command_is_shown() -> None:
-    shown = {arguments[0] for page in PAGES for _, arguments in commands(page)}
-    assert shown >= set(COMMANDS)
+    lines = [" ".join(arguments) for page in PAGES for _, arguments in commands(page)]
+    for command in COMMANDS:
+        assert any(line.startswith(command) for line in lines), command
 
 
 def anchors(page: Path) -> set[str]:

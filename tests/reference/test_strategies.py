@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -17,8 +18,9 @@ from torch.nn import functional as F
 from secateur.allocate import Global
 from secateur.errors import InvalidArgument
 from secateur.masks import Masks, apply_masks
+from secateur.naming import Named
 from secateur.schedules import cubic_sparsity
-from secateur.scores import Inverted, Magnitude, Random
+from secateur.scores import AbstractCriterion, Inverted, Magnitude, Random, ScoreInputs
 from secateur.strategies import (
     SET,
     Colt,
@@ -78,13 +80,33 @@ def test_a_lottery_ticket_is_the_start_under_the_mask_of_what_was_trained() -> N
     assert second.weights is problem.start
 
 
-def test_what_is_gone_stays_gone_whatever_the_criterion_says() -> None:
-    """Random scores are the same at each cut, so that without memory nothing would be nested."""
+@dataclass
+class Fickle(AbstractCriterion):
+    """Draws other scores at every call."""
+
+    calls: int = 0
+
+    def __call__(self, inputs: ScoreInputs) -> Named:
+        self.calls += 1
+        return Random(seed=self.calls)(inputs)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "n_gone"),
+    [
+        (IterativeMagnitude(criterion=Fickle(), rounds=4), [438, 684, 822, 900]),
+        (Gradual(criterion=Fickle(), updates=3, end=0.5), [633, 867, 900]),
+    ],
+    ids=["imp", "gradual"],
+)
+def test_what_is_gone_stays_gone_whatever_the_criterion_says(
+    strategy: IterativeMagnitude | Gradual, n_gone: list[int]
+) -> None:
     student = thousand()
-    rounds = IterativeMagnitude(criterion=Random(), rounds=4).rounds_for(problem_of(student, 0.9, 4))
-    masks = [round_.masks for round_ in played(rounds, student)]
-    assert [m.n_prune for m in masks if m] == [438, 684, 822, 900]
-    assert all(a & b == b for a, b in pairwise(masks) if a and b)
+    rounds = played(strategy.rounds_for(problem_of(student, 0.9, 20)), student)
+    masks = [round_.masks for round_ in rounds if round_.masks is not None]
+    assert [m.n_prune for m in masks] == n_gone
+    assert all(a & b == b for a, b in pairwise(masks))
 
 
 # Gradual pruning

@@ -90,7 +90,7 @@ class Bench:
             outcome = self._carry_out(strategy, student, cell, recipe, on_last_cut, folder)
         trained = outcome.epochs > 0
         accuracy["recovered"] = self._test(student) if trained else None
-        accuracy["val"] = evaluate(student, self.networks.data.val).accuracy
+        accuracy["val"] = evaluate(student, self.networks.data.val).accuracy if trained else None
         cost = {
             "score_s": outcome.score_s + scored_before,
             "train_s": outcome.train_s,

@@ -17,8 +17,10 @@ from secateur.scores.base import AbstractCriterion, ScoreInputs
 from secateur.scores.functional import Functional, gradients_of, hessian_product
 from secateur.scores.gradient import backward_to, each_task_loss, zero_scores
 
-_MOST_GRADIENTS = 1 << 24
-"""Numbers in the per-sample gradients that are alive at a time: 128 MB of float32."""
+_MOST_SAMPLES = 32
+"""Samples whose gradients are taken at a time; more are not faster, and their activations need memory."""
+_MOST_GRADIENTS = 1 << 26
+"""Numbers in these gradients: 256 MB of float32."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ class Fisher(AbstractCriterion):
     a trained network is mostly noise of the batching. Deviation from the true Fisher information: labels
     are those of the data, not drawn from the model.
 
-    Per-sample gradients are exact, many samples at a time (``torch.func.vmap``), as many as fit in 128 MB.
+    Per-sample gradients are exact, 32 samples at a time (``torch.func.vmap``) or as many as fit in 256 MB.
     A network that vmap cannot follow (branches on values, autograd functions without a batching rule)
     needs ``per="batch"``.
 
@@ -140,7 +142,8 @@ class Fisher(AbstractCriterion):
             "Callable[[dict[str, Tensor], Tensor, Tensor], tuple[dict[str, Tensor], Tensor]]",
             vmap(grad_and_value(loss_of), in_dims=(None, 0, 0), randomness="different"),
         )
-        chunk = max(1, _MOST_GRADIENTS // sum(weight.numel() for weight in targets.values()))
+        fitting = _MOST_GRADIENTS // sum(weight.numel() for weight in targets.values())
+        chunk = max(1, min(_MOST_SAMPLES, fitting))
         squares = zero_scores(inputs.weights)
         n_samples = 0
         for index, (x, y) in enumerate(inputs.stream_labelled(self)):

@@ -226,9 +226,9 @@ class _Job:
                 f"round {number} trains to part {end} of a learning-rate schedule of {self.schedule} parts; "
                 "rounds must stay within it, and the last must end it."
             )
-        # The network has been cut since the state was kept; only what comes after a cut is chosen among.
+        # The network has been cut since the state was kept.
         weights = {name: value.detach().clone() for name, value in self.student.state_dict().items()}
-        fresh = replace(self.state, model=weights, selected={}, selected_epoch=0, best_accuracy=-1.0)
+        fresh = replace(self.state, model=weights)
         train = self.train
         if isinstance(train, IndexedLoader):
             train = Parts(train, self.length, first=self.spent - end, views=self.recipe.teacher_views)
