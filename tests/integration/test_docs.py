@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import json
 import re
-import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, fields
@@ -16,6 +15,16 @@ from typing import Any
 import pytest
 from torch import nn
 
+from integration.docs_helpers import (
+    PAGES,
+    ROOT,
+    blocks,
+    commands,
+    prose,
+    read,
+    section,
+    table_rows,
+)
 from secateur import Recovery
 from secateur.arena import Suite, load_suite, plan
 from secateur.arena.cell import build_method
@@ -28,82 +37,6 @@ from secateur.factories import load_object
 from secateur.files import read_json
 from secateur.models import MODELS
 from secateur.scores import CRITERIA
-
-ROOT = Path(__file__).parents[2]
-PAGES = [
-    ROOT / "README.md",
-    ROOT / "CONTRIBUTING.md",
-    ROOT / "CHANGELOG.md",
-    *sorted((ROOT / "docs").glob("*.md")),
-]
-FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-
-
-@dataclass(frozen=True)
-class Block:
-    """A fenced block: ``language [no-run]``, its text, and the line it begins at."""
-
-    page: Path
-    info: str
-    text: str
-    line: int
-
-    @property
-    def file(self) -> str | None:
-        """The name under which the reader is told to save it."""
-        found = re.match(r"# file: (\S+)\n", self.text)
-        return found[1] if found else None
-
-    def __str__(self) -> str:
-        return f"{self.page.name}:{self.line}"
-
-
-def read(page: Path) -> str:
-    return page.read_text(encoding="utf-8")
-
-
-def blocks(page: Path) -> list[Block]:
-    text = read(page)
-    return [Block(page, m[1], m[2], text[: m.start()].count("\n") + 1) for m in FENCE.finditer(text)]
-
-
-def prose(page: Path) -> str:
-    """A page without its fenced blocks."""
-    return FENCE.sub("", read(page))
-
-
-def commands(page: Path) -> Iterator[tuple[str, list[str]]]:
-    """``(place, arguments)`` of every secateur line in a bash block."""
-    for block in blocks(page):
-        if block.info == "bash":
-            for line in block.text.replace("\\\n", " ").splitlines():
-                words = shlex.split(line, comments=True)
-                if words[:1] == ["secateur"]:
-                    yield f"{block}: {line}", words[1:]
-
-
-def table_rows(text: str, heading: str) -> list[list[str]]:
-    """Cells of the table whose first column is headed so; the first one in `text`."""
-    lines = iter(text.splitlines())
-    for line in lines:
-        if line.startswith(f"| {heading} |"):
-            next(lines)
-            break
-    rows: list[list[str]] = []
-    for line in lines:
-        if not line.startswith("|"):
-            break
-        rows.append([cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]])
-    return rows
-
-
-def section(page: Path, heading: str) -> str:
-    """A section with its heading, up to the next one of the same level."""
-    level = heading.partition(" ")[0]
-    text = read(page)
-    start = text.index(f"\n{heading}\n")
-    end = re.compile(rf"^#{{1,{len(level)}}} ", re.MULTILINE).search(text, start + len(heading) + 2)
-    return text[start : end.start() if end else len(text)]
 
 
 @pytest.fixture

@@ -83,8 +83,8 @@ def test_overlap_is_pruning_one_after_the_other(
     assert set(found["w"].nonzero().flatten().tolist()) == expected
 
 
-def image_loader(n_classes: int = 4, n: int = 24) -> ImageLoader:
-    images = torch.randint(0, 256, (n, 1, 6, 6), dtype=torch.uint8)
+def image_loader(n_classes: int = 4, n: int = 24, size: int = 6) -> ImageLoader:
+    images = torch.randint(0, 256, (n, 1, size, size), dtype=torch.uint8)
     return ImageLoader(ImageSplit(images, torch.arange(n) % n_classes), batch_size=4, mean=(0.5,), std=(0.5,))
 
 
@@ -148,6 +148,32 @@ def test_a_partner_does_not_judge_what_only_other_classes_use() -> None:
     # both partners agree on the first layer, so 15 % rounded up go a round: 180, 150, 125, … of it
     start = problem.start["1.weight"]
     assert torch.equal(round_.masks["1.weight"], start > 100)
+
+
+def test_the_ticket_gets_its_share_however_slowly_the_partners_prune() -> None:
+    """They agree on the first layer and leave their rows alone: 9 of 80 weights in the first round, not 12.
+
+    80 → 71 → 63 → 56 → 50; the next would be 45, but five rounds are what the budget was shared out for.
+    """
+    student = nn.Sequential(
+        nn.Flatten(), nn.Linear(4, 10, bias=False), nn.ReLU(), nn.Linear(10, 4, bias=False)
+    )
+    n_left: list[int] = []
+
+    def train_aside(network: Any, train: Any, *, masks: Masks, parts: int) -> None:
+        n_left.append(masks.n_keep)
+        with torch.no_grad():
+            network[1].weight.copy_(torch.arange(1.0, 41).view(10, 4))
+            network[3].weight.fill_(1e6)
+
+    loader = image_loader(size=2)
+    data = [next(iter(loader))[0]]
+    problem = problem_of(student, 0.5, 20, train=loader, train_aside=train_aside, calibration=data)
+    (round_,) = Colt().rounds_for(problem)
+    assert n_left == [80, 80, 71, 71, 63, 63, 56, 56, 50, 50]
+    assert round_.parts == 10
+    assert round_.masks is not None
+    assert round_.masks.n_keep == 40
 
 
 def test_rounds_and_budget_of_colt() -> None:

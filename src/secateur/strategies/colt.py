@@ -148,8 +148,7 @@ class _Partner:
             int64, over all weights under `masks` flattened one after the other; weights that are gone, or
             that only feed the logits of other groups, stand at the largest number there is.
         """
-        network = copy.deepcopy(problem.student)
-        network.load_state_dict(problem.start)
+        network = copy.deepcopy(problem.student)  # which has not been trained yet: it is as it was given
         network.register_forward_hook(self._own_logits)
         problem.train_aside(network, self.train, masks=masks, parts=parts)
         sizes: list[Tensor] = []
