@@ -32,6 +32,8 @@ LAYERS = (
     },
     {"losses", "scores", "allocate", "schedules", "layout"},
     {
+        "calibration",
+        "cutting",
         "enforce",
         "evaluate",
         "diagnostics",

@@ -23,7 +23,9 @@ from secateur.allocate import (
     Unstructured,
     allocate,
 )
+from secateur.calibration import CalibrationRecovery, flip_and_shift, mix
 from secateur.checkpoint import inspect_checkpoint, load_sparse, save_sparse, verify_checkpoint
+from secateur.cutting import cut
 from secateur.data import Data, DataOptions, load_data
 from secateur.diagnostics import mask_overlap, split_half_overlap
 from secateur.enforce import keep_masks
@@ -64,14 +66,16 @@ from secateur.scores import (
     ScoreInputs,
     Shuffled,
     Snip,
+    SolvingScores,
     SynFlow,
     TaskGradient,
     Taylor,
+    TeacherCurvature,
     TeacherGuided,
     Wanda,
     score,
 )
-from secateur.stages import Stage, cut, staged_masks
+from secateur.stages import Stage, staged_masks
 from secateur.targets import select_targets
 from secateur.train import Epoch, TrainState, fit
 
@@ -81,6 +85,7 @@ __all__ = [
     "ERK",
     "AbstractCriterion",
     "AbstractScope",
+    "CalibrationRecovery",
     "CheckpointError",
     "Data",
     "DataError",
@@ -116,11 +121,13 @@ __all__ = [
     "Shuffled",
     "SmartRatios",
     "Snip",
+    "SolvingScores",
     "Stage",
     "SynFlow",
     "TargetError",
     "TaskGradient",
     "Taylor",
+    "TeacherCurvature",
     "TeacherGuided",
     "TrainState",
     "TrainingError",
@@ -134,6 +141,7 @@ __all__ = [
     "cut",
     "evaluate",
     "fit",
+    "flip_and_shift",
     "inspect_checkpoint",
     "kd_loss",
     "keep_masks",
@@ -141,6 +149,7 @@ __all__ = [
     "load_sparse",
     "load_weights",
     "mask_overlap",
+    "mix",
     "prune",
     "reestimate_batchnorm",
     "save_sparse",

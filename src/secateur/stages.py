@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from secateur.allocate import AbstractScope, allocate
 from secateur.counts import check_fraction
 from secateur.errors import EmptiedLayerWarning, InvalidArgument
-from secateur.masks import Masks, apply_masks
+from secateur.masks import Masks
 from secateur.naming import Batches, Loss, Named
 from secateur.schedules import geometric_sparsities
 from secateur.scores import AbstractCriterion, score
@@ -33,7 +33,12 @@ class Stage:
         masks: What it kept.
         n_returned: Weights that were gone before it and that it took back.
         score_s: Seconds spent scoring.
-        allocate_s: Seconds spent choosing what stays.
+        allocate_s: Seconds spent choosing what stays, and solving for its values.
+        predicted: Change of the teacher's loss by cut and solve, as the criterion expected it; None where it
+            does not solve, see `secateur.scores.SolvingScores`.
+        loss: Measured teacher's loss on the calibration inputs before the stage, after its cut (and solve),
+            and after its recovery; None in a cut without `CalibrationRecovery` or such a criterion.
+        recovery_s: Seconds spent on distillation steps.
     """
 
     sparsity: float
@@ -42,55 +47,9 @@ class Stage:
     n_returned: int
     score_s: float
     allocate_s: float
-
-
-def cut(
-    student: nn.Module,
-    batches: Batches | None,
-    criterion: AbstractCriterion,
-    *,
-    sparsity: float,
-    scope: AbstractScope | None = None,
-    stages: int = 1,
-    regrow: bool = False,
-    task_loss: Loss = F.cross_entropy,
-    include: Sequence[str] = ("*",),
-    exclude: Sequence[str] = (),
-) -> Masks:
-    """Score, allocate and apply in one call; `student` is pruned in place.
-
-    Args:
-        student: A trained network.
-        batches: Calibration batches, or None for a criterion that needs none.
-        criterion: What to score by.
-        sparsity: Fraction of the prunable weights to remove, in [0, 1).
-        scope: Where weights compete; `Global()` by default.
-        stages: How many times to score and cut, see `staged_masks`; 1 is one cut.
-        regrow: Let a later stage take back what an earlier one removed.
-        task_loss: ``f(outputs, labels)``, a scalar averaged over the batch.
-        include: Shell patterns of weights to prune.
-        exclude: Shell patterns of weights to leave dense.
-
-    Returns:
-        The masks; keep them with `keep_masks` in any training that follows.
-
-    Raises:
-        SecateurError: one of its kinds; `student` is as it was then.
-    """
-    masks = staged_masks(
-        student,
-        batches,
-        criterion,
-        sparsity=sparsity,
-        scope=scope,
-        stages=stages,
-        regrow=regrow,
-        task_loss=task_loss,
-        include=include,
-        exclude=exclude,
-    )
-    apply_masks(student, masks)
-    return masks
+    predicted: float | None = None
+    loss: tuple[float, float, float] | None = None
+    recovery_s: float = 0.0
 
 
 def staged_masks(
@@ -150,8 +109,8 @@ def staged_masks(
     check_stages(stages, regrow=regrow)
     targets = select_targets(model, include=include, exclude=exclude)
     if stages > 1:
-        _check_repeatable(batches, stages)
-        _check_apart(criterion, targets)
+        check_repeatable(batches, stages)
+        check_apart(criterion, targets)
     schedule = geometric_sparsities(sparsity, stages)
     masks: Masks | None = gone
     with _maskable(targets) as weights:
@@ -169,9 +128,9 @@ def staged_masks(
                 weights=weights.originals,
             )
             scored = time.perf_counter()
-            ranking = scores if masks is None or regrow else _gone_last(scores, masks)
-            before, masks = masks, _choose(ranking, scope, schedule, number)
-            n_returned = 0 if before is None else _n_returned(before, masks, scope, regrow=regrow)
+            ranking = scores if masks is None or regrow else gone_last(scores, masks)
+            before, masks = masks, choose_masks(ranking, scope, schedule, number)
+            n_returned = 0 if before is None else count_returned(before, masks, scope, regrow=regrow)
             chosen = time.perf_counter()
             on_stage(Stage(asked, scores, masks, n_returned, scored - started, chosen - scored))
     assert masks is not None, "there is at least one stage"
@@ -275,7 +234,7 @@ def _counted(batches: Batches, on_batch: Callable[[], None]) -> Iterator[Any]:
         on_batch()
 
 
-def _choose(scores: Named, scope: AbstractScope | None, schedule: Sequence[float], number: int) -> Masks:
+def choose_masks(scores: Named, scope: AbstractScope | None, schedule: Sequence[float], number: int) -> Masks:
     """The masks of stage `number`; only of the last one it matters whether they empty a tensor."""
     last = number == len(schedule)
     try:
@@ -287,7 +246,7 @@ def _choose(scores: Named, scope: AbstractScope | None, schedule: Sequence[float
         raise InvalidArgument(f"stage {number} of {len(schedule)}: {error}") from error
 
 
-def _gone_last(scores: Named, masks: Masks) -> Named:
+def gone_last(scores: Named, masks: Masks) -> Named:
     """The same ranking with all weights that are gone below all that are left, so that they go first."""
     lowest = torch.finfo(torch.float32).min
     above = torch.nextafter(torch.tensor(lowest), torch.tensor(0.0))
@@ -299,7 +258,7 @@ def _gone_last(scores: Named, masks: Masks) -> Named:
     return ranking
 
 
-def _n_returned(before: Masks, masks: Masks, scope: AbstractScope | None, *, regrow: bool) -> int:
+def count_returned(before: Masks, masks: Masks, scope: AbstractScope | None, *, regrow: bool) -> int:
     """How many weights that were gone are there again.
 
     Raises:
@@ -314,7 +273,12 @@ def _n_returned(before: Masks, masks: Masks, scope: AbstractScope | None, *, reg
     return n_returned
 
 
-def _check_repeatable(batches: Batches | None, stages: int) -> None:
+def check_repeatable(batches: Batches | None, stages: int) -> None:
+    """Refuse batches that can be gone through once only.
+
+    Raises:
+        InvalidArgument: saying how often they are needed.
+    """
     if batches is not None and iter(batches) is batches:
         raise InvalidArgument(
             f"{stages} stages go through the calibration batches {stages} times, but these can be gone "
@@ -322,10 +286,10 @@ def _check_repeatable(batches: Batches | None, stages: int) -> None:
         )
 
 
-def _check_apart(criterion: AbstractCriterion, targets: dict[str, nn.Parameter]) -> None:
+def check_apart(criterion: AbstractCriterion, targets: dict[str, nn.Parameter]) -> None:
     """Refuse a teacher that would be masked with the student."""
     ours = {id(weight) for weight in targets.values()}
-    for teacher in _networks_of(criterion):
+    for teacher in networks_of(criterion):
         if any(id(parameter) in ours for parameter in teacher.parameters()):
             raise InvalidArgument(
                 "the teacher shares weights with the student, and a cut in stages would prune both. "
@@ -333,10 +297,10 @@ def _check_apart(criterion: AbstractCriterion, targets: dict[str, nn.Parameter])
             )
 
 
-def _networks_of(criterion: AbstractCriterion) -> Iterator[nn.Module]:
+def networks_of(criterion: AbstractCriterion) -> Iterator[nn.Module]:
     """The networks that a criterion holds, and those of a criterion inside it."""
     for value in vars(criterion).values():
         if isinstance(value, nn.Module):
             yield value
         elif isinstance(value, AbstractCriterion):
-            yield from _networks_of(value)
+            yield from networks_of(value)

@@ -24,6 +24,7 @@ from secateur.allocate import (
     allocate,
 )
 from secateur.counts import n_prune
+from secateur.cutting import cut
 from secateur.diagnostics import split_half_overlap
 from secateur.errors import EmptiedLayerWarning, InvalidArgument, ScoreError
 from secateur.masks import Masks
@@ -39,7 +40,7 @@ from secateur.scores import (
     TeacherGuided,
     score,
 )
-from secateur.stages import Stage, StageLog, cut, staged_masks
+from secateur.stages import Stage, StageLog, staged_masks
 from secateur.targets import select_targets
 from stages_helpers import Told, stages_of
 

@@ -17,11 +17,11 @@ from torch.utils.data import DataLoader, TensorDataset
 from helpers import indexed_images, make_cnn, same_bits, same_state
 from integration.train_helpers import GUIDED, PLAIN, pruned, student_cnn
 from secateur import train as train_module
+from secateur.cutting import cut
 from secateur.errors import InvalidArgument, ScoreError, TrainingError
 from secateur.evaluate import Metrics
 from secateur.masks import Masks, apply_masks
 from secateur.recovery import Recovery, learning_rate
-from secateur.stages import cut
 from secateur.strategies import Dense, OneShot, Problem, Round
 from secateur.teacher_cache import TeacherLogits
 from secateur.train import TrainState, fit

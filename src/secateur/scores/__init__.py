@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from secateur.errors import ScoreError
 from secateur.naming import Batches, Loss, Named
-from secateur.scores.base import AbstractCriterion, ScoreInputs, preserving
+from secateur.scores.base import AbstractCriterion, ScoreInputs, Solution, SolvingScores, preserving
 from secateur.scores.controls import Inverted, Shuffled
 from secateur.scores.curvature import Fisher, GraSP
 from secateur.scores.gradient import TaskGradient
@@ -19,6 +19,7 @@ from secateur.scores.meta import Epsd, ProsPr
 from secateur.scores.sensitivity import Platon, Snip, Taylor
 from secateur.scores.synflow import SynFlow
 from secateur.scores.teacher import GuidedScores, TeacherGuided
+from secateur.scores.teacher_curvature import TeacherCurvature
 from secateur.scores.wanda import Wanda
 from secateur.targets import select_targets
 
@@ -38,9 +39,12 @@ __all__ = [
     "ScoreInputs",
     "Shuffled",
     "Snip",
+    "Solution",
+    "SolvingScores",
     "SynFlow",
     "TaskGradient",
     "Taylor",
+    "TeacherCurvature",
     "TeacherGuided",
     "Wanda",
     "score",
@@ -48,6 +52,7 @@ __all__ = [
 
 CRITERIA: dict[str, type[AbstractCriterion]] = {
     "teacher-guided": TeacherGuided,
+    "teacher-curvature": TeacherCurvature,
     "magnitude": Magnitude,
     "lamp": Lamp,
     "random": Random,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -77,6 +77,30 @@ class AbstractCriterion(abc.ABC):
     @abc.abstractmethod
     def __call__(self, inputs: ScoreInputs) -> Named:
         """Scores by parameter name: finite, floating, shaped like the weights, higher = keep."""
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What the kept weights should become.
+
+    Attributes:
+        weights: New values by name, float32, exactly 0 where the masks prune.
+        predicted: Expected change of the loss from the weights that were scored to these.
+    """
+
+    weights: dict[str, Tensor]
+    predicted: float
+
+
+class SolvingScores(Mapping[str, Tensor], abc.ABC):
+    """Scores of a criterion that can also say what the weights that stay should become.
+
+    `secateur.cut` asks for that in each of its stages; `score` and `staged_masks` only rank.
+    """
+
+    @abc.abstractmethod
+    def solve(self, masks: Named) -> Solution:
+        """New values of the weights under `masks`, which were made from these scores."""
 
 
 @contextmanager
