@@ -40,7 +40,7 @@ class CalibrationRecovery:
     Attributes:
         steps: After each stage but the last, ≥ 0.
         final_steps: After the last stage, ≥ 0; None takes `steps`.
-        batch_size: Inputs a step, drawn in passes without replacement; all of them where there are fewer.
+        batch_size: Inputs a step, ≥ 2, drawn in passes without replacement; all where there are fewer.
         lr: Peak learning rate, > 0.
         momentum: In [0, 1).
         temperature: T > 0.
@@ -72,7 +72,7 @@ class CalibrationRecovery:
         for name, number, least in (
             ("steps", self.steps, 0),
             ("final_steps", self.final_steps, 0),
-            ("batch_size", self.batch_size, 1),
+            ("batch_size", self.batch_size, 2),
         ):
             if number is not None and number < least:
                 raise InvalidArgument(f"{name} must be at least {least}, got {number!r}.")
@@ -116,11 +116,15 @@ def distil_on_inputs(
         on_step: Called after each step.
 
     Raises:
-        TrainingError: if a loss is not finite.
+        TrainingError: if there are fewer than 2 inputs, or a loss is not finite.
         ScoreError: if the outputs of student and teacher cannot be compared.
     """
     if not steps:
         return
+    if len(inputs) < 2:
+        raise TrainingError(
+            f"distillation steps need at least 2 inputs, got {len(inputs)}. Pass more batches."
+        )
     device = inputs.device
     bf16 = resolve_precision(recipe.precision, device) == "bf16"
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)

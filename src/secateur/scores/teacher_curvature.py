@@ -95,8 +95,9 @@ class TeacherCurvature(AbstractCriterion):
         model = self._model(network, inputs, *made)
 
         def loss_at(weights: Named) -> float:
+            own = {name: w.to(network.parameters[name].dtype) for name, w in weights.items()}
             with torch.no_grad(), preserving(inputs.model):
-                return float(self._loss(network, weights, *held))
+                return float(self._loss(network, own, *held))
 
         scores = model.saliency(self._choose_damping(model, loss_at))
         if not self.update_weights:
@@ -236,6 +237,8 @@ class CurvatureScores(SolvingScores):
         """The kept weights by the damping, of those allowed, with the least loss on the held-out inputs."""
         support = self._model.support(masks)
         solutions = [support.solve(damping) for damping in self._dampings]
+        if len(solutions) == 1:
+            return solutions[0]
         return min(solutions, key=lambda solution: self._loss_at(solution.weights))
 
 
