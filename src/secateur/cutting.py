@@ -88,7 +88,7 @@ def cut(
             shares weights with the student.
         SecateurError: one of its kinds; `student` is as it was then, as after any exception.
     """
-    if recovery is None and not getattr(criterion, "update_weights", False):
+    if not moves_weights(criterion, recovery):
         masks = staged_masks(
             student,
             batches,
@@ -158,6 +158,11 @@ def cut(
             loss = after
     assert masks is not None, "there is at least one stage"
     return masks
+
+
+def moves_weights(criterion: AbstractCriterion, recovery: CalibrationRecovery | None) -> bool:
+    """Whether a cut by `criterion` changes weights that it keeps: by solving for them, or by `recovery`."""
+    return recovery is not None or bool(getattr(criterion, "update_weights", False))
 
 
 def _put(targets: dict[str, nn.Parameter], weights: dict[str, Tensor]) -> None:

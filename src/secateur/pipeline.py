@@ -19,6 +19,7 @@ from secateur import provenance
 from secateur.allocate import SCOPES, AbstractScope, Global
 from secateur.checkpoint import inspect_checkpoint, save_sparse
 from secateur.counts import check_fraction
+from secateur.cutting import cut, moves_weights
 from secateur.data import Data, DataOptions, load_data
 from secateur.diagnostics import describe_scores, mask_overlap, split_half_overlap
 from secateur.errors import DataError, InvalidArgument, SecateurWarning
@@ -137,7 +138,7 @@ class _Job:
         started = time.perf_counter()
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", SecateurWarning)
-            masks, found = self._choose()
+            masks, found, moved = self._choose()
         result = Result(
             masks=masks,
             n_parameters=sum(p.numel() for p in self.student.parameters()),
@@ -158,6 +159,8 @@ class _Job:
         }
         if self.stages > 1 and found.one_cut is not None:
             result.stages["one_cut"] = self._try_one_cut(found.one_cut, masks, batchnorm)
+        if moved is not None:
+            self.student.load_state_dict(moved)
         apply_masks(self.student, masks)
         result.accuracy["cut"] = self._test("after the cut")
         if batchnorm != "off":
@@ -170,24 +173,25 @@ class _Job:
         result.seconds["total"] = time.perf_counter() - started
         return result
 
-    def _choose(self) -> tuple[Masks, StageLog]:
-        """The masks, and what came up on the way to them."""
+    def _choose(self) -> tuple[Masks, StageLog, dict[str, Any] | None]:
+        """The masks, what came up on the way, and the state of a student whose kept weights the cut moved."""
         calibration, found = self.data.calibration, StageLog(self.sparsity, self.scope)
+        options: dict[str, Any] = {
+            "sparsity": self.sparsity,
+            "scope": self.scope,
+            "stages": self.stages,
+            "regrow": self.regrow,
+            "include": self.include,
+            "exclude": self.exclude,
+            "on_stage": found.add,
+        }
         with self.watcher.stage("score", self.stages * count_batches(calibration)) as step:
-            masks = staged_masks(
-                self.student,
-                calibration,
-                self.criterion,
-                sparsity=self.sparsity,
-                scope=self.scope,
-                stages=self.stages,
-                regrow=self.regrow,
-                include=self.include,
-                exclude=self.exclude,
-                on_batch=step,
-                on_stage=found.add,
-            )
-        return masks, found
+            if moves_weights(self.criterion, None):
+                trial = copy.deepcopy(self.student)
+                masks = cut(trial, calibration, self.criterion, **options)
+                return masks, found, trial.state_dict()
+            masks = staged_masks(self.student, calibration, self.criterion, on_batch=step, **options)
+        return masks, found, None
 
     def _try_one_cut(self, one_cut: Masks, masks: Masks, batchnorm: str) -> dict[str, Any]:
         """What the stages are compared with: the same student cut by the scores of the first one alone."""

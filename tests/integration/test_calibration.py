@@ -13,11 +13,16 @@ from torch import Tensor, nn
 from secateur.calibration import CalibrationRecovery, flip_and_shift, mix
 from secateur.counts import n_prune
 from secateur.cutting import cut
+from secateur.data import DataOptions, load_data
 from secateur.errors import InvalidArgument, SecateurError, TrainingError
 from secateur.evaluate import reestimate_batchnorm
 from secateur.losses import kd_loss
+from secateur.models import build_model
+from secateur.pipeline import prune
+from secateur.recovery import Recovery
 from secateur.scores import AbstractCriterion, Magnitude, Random, TeacherCurvature, TeacherGuided
 from secateur.stages import Stage
+from secateur.strategies import OneShot, carry_out
 
 STEPS = CalibrationRecovery(steps=40, batch_size=16, lr=0.003, precision="fp32")
 
@@ -215,3 +220,33 @@ def test_the_classes_are_the_teachers() -> None:
     other = nn.Sequential(nn.Flatten(), nn.Linear(36, 4))
     with pytest.raises(SecateurError, match="classes"):
         cut(network(), inputs(), Magnitude(), sparsity=0.5, recovery=STEPS, teacher=other)
+
+
+def test_a_strategy_starts_its_training_from_the_weights_that_the_cut_moved() -> None:
+    strategy = OneShot(Magnitude(), stages=2, recovery=STEPS)
+    student, expected = network(), network()
+    outcome = carry_out(
+        strategy,
+        student,
+        sparsity=0.6,
+        recipe=Recovery(epochs=0),
+        train=[],
+        calibration=inputs(),
+    )
+    masks = cut(expected, inputs(), Magnitude(), sparsity=0.6, stages=2, recovery=STEPS)
+    assert outcome.masks == masks
+    assert same(state_of(student), state_of(expected))
+
+
+def test_prune_solves_for_the_kept_weights_if_the_criterion_does() -> None:
+    data = load_data(DataOptions(data="digits", n_calibration=256), seed=0)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        student = build_model("small-cnn", in_channels=1, num_classes=10)
+    criterion = TeacherCurvature(copy.deepcopy(student), rows=64, damping=10.0)
+    before, expected = copy.deepcopy(student), copy.deepcopy(student)
+    prune(student, data=data, sparsity=0.5, criterion=criterion, stages=2, batchnorm="off")
+    cut(expected, data.calibration, criterion, sparsity=0.5, stages=2)
+    assert same(state_of(student), state_of(expected))
+    was, now = next(before.parameters()), next(student.parameters())
+    assert bool((now != was)[now != 0].any())

@@ -25,7 +25,7 @@ from integration.docs_helpers import (
     section,
     table_rows,
 )
-from secateur import Recovery
+from secateur import CalibrationRecovery, Recovery
 from secateur.arena import Suite, load_suite, plan
 from secateur.arena.cell import build_method
 from secateur.cli import COMMANDS, _parse, main
@@ -171,7 +171,9 @@ def test_the_options_of_every_criterion_are_documented_with_their_defaults() -> 
 
 
 def test_the_options_of_recovery_are_documented_with_their_defaults() -> None:
-    assert options(section(ROOT / "docs" / "methods.md", "## Recovery")) == defaults(Recovery)
+    page = ROOT / "docs" / "methods.md"
+    assert options(section(page, "## Recovery")) == defaults(Recovery)
+    assert options(section(page, "## Calibration recovery")) == defaults(CalibrationRecovery)
 
 
 def options(text: str) -> dict[str, object]:

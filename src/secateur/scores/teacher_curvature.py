@@ -19,7 +19,7 @@ from secateur.scores.base import AbstractCriterion, ScoreInputs, Solution, Solvi
 from secateur.scores.functional import Functional, gradients_of
 from secateur.scores.gauss_newton import Quadratic
 
-_DAMPINGS = (0.1, 1.0, 10.0, 100.0)
+_DAMPINGS = (1.0, 10.0, 100.0, 1e3, 1e4)
 """What is tried, in units of the mean curvature of a weight."""
 _PROBE = 0.2
 """Fraction of the weights that are there which a trial cut removes."""
