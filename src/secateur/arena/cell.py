@@ -170,8 +170,9 @@ class Bench:
         criterion = getattr(strategy, "criterion", None)
         criterion = criterion.criterion if isinstance(criterion, ScoreOnce) else criterion
         scope = getattr(strategy, "scope", None)
+        apart = ("criterion", "scope")
         return {
-            "strategy": describe(strategy, STRATEGIES),
+            "strategy": {k: v for k, v in describe(strategy, STRATEGIES).items() if k not in apart},
             "criterion": None if criterion is None else describe(criterion, CRITERIA),
             "scope": None if scope is None else describe(scope, SCOPES),
             "control": method.control,
