@@ -25,6 +25,7 @@ Augment = Callable[[Tensor, torch.Generator], Tensor]
 """``f(inputs, generator)``: another look of a batch, of the same shape."""
 
 _WARMUP = 0.1
+_CHUNK = 256
 
 
 @dataclass(frozen=True)
@@ -92,10 +93,22 @@ class CalibrationRecovery:
         return sum(self.steps_after(stage, stages) for stage in range(1, stages + 1))
 
 
+def answers_of(teacher: nn.Module, inputs: Tensor, recipe: CalibrationRecovery) -> Tensor:
+    """The teacher's outputs for all `inputs`, shape (N, classes), float32 by the precision of `recipe`."""
+    layout = image_layout(inputs, teacher)
+    answers: list[Tensor] = []
+    with modes_kept(teacher), torch.no_grad(), _autocast(recipe, inputs.device):
+        teacher.eval()
+        for x in inputs.split(_CHUNK):
+            x = x.contiguous(memory_format=layout) if x.ndim == 4 else x
+            answers.append(logits_of(teacher(x)).float())
+    return torch.cat(answers)
+
+
 def distil_on_inputs(
     student: nn.Module,
     inputs: Tensor,
-    teacher: nn.Module,
+    teacher: nn.Module | Tensor,
     masks: Masks,
     recipe: CalibrationRecovery,
     *,
@@ -108,7 +121,8 @@ def distil_on_inputs(
     Args:
         student: The network under `masks`.
         inputs: All calibration inputs, shape (N, …), on the student's device.
-        teacher: Frozen network over the same classes, another object than `student`.
+        teacher: Frozen network over the same classes, another object than `student`; or, for a recipe
+            without `augment`, what `answers_of` it gave, so that no step asks it again.
         masks: What stays.
         recipe: How.
         steps: How many, ≥ 0.
@@ -116,9 +130,14 @@ def distil_on_inputs(
         on_step: Called after each step.
 
     Raises:
+        InvalidArgument: if answers are given for inputs that the recipe changes.
         TrainingError: if there are fewer than 2 inputs, or a loss is not finite.
         ScoreError: if the outputs of student and teacher cannot be compared.
     """
+    if isinstance(teacher, Tensor) and recipe.augment is not None:
+        raise InvalidArgument(
+            "augment changes the inputs that the teacher answered; pass the teacher itself."
+        )
     if not steps:
         return
     if len(inputs) < 2:
@@ -126,31 +145,31 @@ def distil_on_inputs(
             f"distillation steps need at least 2 inputs, got {len(inputs)}. Pass more batches."
         )
     device = inputs.device
-    bf16 = resolve_precision(recipe.precision, device) == "bf16"
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
     order = torch.Generator().manual_seed(recipe.seed * 1_000_003 + stage)
     looks = torch.Generator().manual_seed(recipe.seed * 1_000_003 - stage)
-    layout = image_layout(inputs, student, teacher)
+    networks = (student,) if isinstance(teacher, Tensor) else (student, teacher)
+    layout = image_layout(inputs, *networks)
     parameters = [p for p in student.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(parameters, lr=recipe.lr, momentum=recipe.momentum)
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
         torch.manual_seed(recipe.seed * 1_000_003 + stage)
-        stack.enter_context(modes_kept(student))
-        stack.enter_context(modes_kept(teacher))
+        for network in networks:
+            stack.enter_context(modes_kept(network))
+            network.eval()
         stack.enter_context(keep_masks(student, optimizer, masks))
-        teacher.eval()
         student.train(recipe.batchnorm == "train")
         batches = _Batches(len(inputs), recipe.batch_size, order)
         for step in range(steps):
             for group in optimizer.param_groups:
                 group["lr"] = recipe.lr * cosine_with_warmup((step + 0.5) / steps, warmup=_WARMUP)
-            x = inputs[batches.next().to(device)]
+            chosen = batches.next().to(device)
+            x = inputs[chosen]
             x = x if recipe.augment is None else recipe.augment(x, looks)
             x = x.contiguous(memory_format=layout) if x.ndim == 4 else x
-            with autocast:
+            with _autocast(recipe, device):
                 with torch.no_grad():
-                    taught = logits_of(teacher(x))
+                    taught = teacher[chosen] if isinstance(teacher, Tensor) else logits_of(teacher(x))
                 logits = logits_of(student(x))
             loss = kd_loss(logits.float(), taught.float(), temperature=recipe.temperature)
             if not bool(torch.isfinite(loss)):
@@ -164,6 +183,11 @@ def distil_on_inputs(
             on_step()
         for parameter in parameters:
             parameter.grad = None
+
+
+def _autocast(recipe: CalibrationRecovery, device: torch.device) -> torch.autocast:
+    bf16 = resolve_precision(recipe.precision, device) == "bf16"
+    return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
 
 
 class _Batches:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from secateur.allocate import AbstractScope
-from secateur.calibration import CalibrationRecovery, distil_on_inputs
+from secateur.calibration import CalibrationRecovery, answers_of, distil_on_inputs
 from secateur.counts import check_fraction
 from secateur.errors import InvalidArgument
 from secateur.losses import kd_loss, logits_of
@@ -122,9 +123,12 @@ def cut(
     inputs = torch.cat([x for x, _ in split_batches(batches, next(iter(targets.values())).device)])
     schedule = geometric_sparsities(sparsity, stages)
     masks: Masks | None = None
-    measured = inputs[:: max(1, len(inputs) // _MEASURED)]
     with _as_it_was_on_errors(student), torch.enable_grad():
-        loss = _loss(student, teacher, measured, recovery)
+        measure = _Measure(teacher, inputs, recovery)
+        teaching = teacher
+        if recovery is not None and recovery.augment is None:
+            teaching = answers_of(teacher, inputs, recovery)  # once for all steps of all stages
+        loss = measure(student)
         for number, asked in enumerate(schedule, start=1):
             started = time.perf_counter()
             scores = score(student, batches, criterion, task_loss=task_loss, include=include, exclude=exclude)
@@ -141,7 +145,7 @@ def cut(
                 _put(targets, solution.weights)
             apply_masks(student, masks)
             chosen = time.perf_counter()
-            after_cut = after = _loss(student, teacher, measured, recovery)
+            after_cut = after = measure(student)
             stage = Stage(
                 asked, dict(scores), masks, n_returned, scored - started, chosen - scored, predicted
             )
@@ -150,10 +154,10 @@ def cut(
                 started = time.perf_counter()
                 n_steps = recovery.steps_after(number, stages)
                 distil_on_inputs(
-                    student, inputs, teacher, masks, recovery, steps=n_steps, stage=number, on_step=on_step
+                    student, inputs, teaching, masks, recovery, steps=n_steps, stage=number, on_step=on_step
                 )
                 stage = replace(stage, recovery_s=time.perf_counter() - started)
-                after = _loss(student, teacher, measured, recovery)
+                after = measure(student)
             on_stage(replace(stage, loss=(loss, after_cut, after)))
             loss = after
     assert masks is not None, "there is at least one stage"
@@ -171,19 +175,23 @@ def _put(targets: dict[str, nn.Parameter], weights: dict[str, Tensor]) -> None:
             weight.copy_(weights[name])
 
 
-def _loss(
-    student: nn.Module, teacher: nn.Module, inputs: Tensor, recovery: CalibrationRecovery | None
-) -> float:
-    """The teacher's loss on `inputs`, in eval mode."""
-    temperature = 4.0 if recovery is None else recovery.temperature
-    total = 0.0
-    with modes_kept(student), modes_kept(teacher), torch.no_grad():
-        student.eval()
-        teacher.eval()
-        for x in inputs.split(_CHUNK):
-            loss = kd_loss(logits_of(student(x)), logits_of(teacher(x)), temperature=temperature)
-            total += float(loss) * len(x) / len(inputs)
-    return total
+class _Measure:
+    """The teacher's loss in eval mode, on some of the inputs; the teacher is asked once."""
+
+    def __init__(self, teacher: nn.Module, inputs: Tensor, recovery: CalibrationRecovery | None) -> None:
+        self._inputs = inputs[:: math.ceil(len(inputs) / _MEASURED)]
+        self._temperature = 4.0 if recovery is None else recovery.temperature
+        self._taught = answers_of(teacher, self._inputs, CalibrationRecovery(precision="fp32"))
+
+    def __call__(self, student: nn.Module) -> float:
+        total = 0.0
+        with modes_kept(student), torch.no_grad():
+            student.eval()
+            parts = zip(self._inputs.split(_CHUNK), self._taught.split(_CHUNK), strict=True)
+            for x, taught in parts:
+                loss = kd_loss(logits_of(student(x)).float(), taught, temperature=self._temperature)
+                total += float(loss) * len(x) / len(self._inputs)
+        return total
 
 
 def _check_other(teacher: nn.Module, student: nn.Module) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from secateur.calibration import CalibrationRecovery, flip_and_shift, mix
+from secateur.calibration import CalibrationRecovery, answers_of, distil_on_inputs, flip_and_shift, mix
 from secateur.counts import n_prune
 from secateur.cutting import cut
 from secateur.data import DataOptions, load_data
@@ -99,6 +99,34 @@ def test_the_teacher_is_by_default_the_criterions_or_else_the_student_as_it_was(
         default, _, _ = cut_copy(criterion, recovery=STEPS)
         explicit, _, _ = cut_copy(criterion, recovery=STEPS, teacher=network())
         assert same(state_of(default), state_of(explicit))
+
+
+def test_the_teacher_answers_once_a_cut_unless_the_inputs_change() -> None:
+    asked: list[int] = []
+    teacher = network()
+    teacher.register_forward_hook(lambda module, args, out: asked.append(len(args[0])))
+    as_they_are = replace(STEPS, steps=5)
+    once, _, _ = cut_copy(Magnitude(), stages=3, recovery=as_they_are, teacher=teacher)
+    n_once = len(asked)
+    longer = replace(STEPS, steps=6)
+    cut_copy(Magnitude(), stages=3, recovery=longer, teacher=teacher)
+    assert len(asked) == 2 * n_once
+
+    asked.clear()
+    looked_at = replace(as_they_are, augment=lambda x, generator: x)
+    every_step, _, _ = cut_copy(Magnitude(), stages=3, recovery=looked_at, teacher=teacher)
+    assert len(asked) >= 3 * 5
+    for name, value in once.state_dict().items():
+        assert torch.allclose(value, every_step.state_dict()[name], atol=1e-4), name
+
+
+def test_answers_do_not_go_with_inputs_that_change() -> None:
+    x = torch.cat(inputs())
+    masks = cut(network(), inputs(), Magnitude(), sparsity=0.5)
+    changing = replace(STEPS, augment=mix)
+    answers = answers_of(network(), x, changing)
+    with pytest.raises(InvalidArgument, match="teacher itself"):
+        distil_on_inputs(network(), x, answers, masks, changing, steps=1)
 
 
 def test_the_budget_is_explicit() -> None:
