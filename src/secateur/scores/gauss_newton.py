@@ -39,7 +39,7 @@ class Quadratic:
         self._weights = {name: w.detach().float() for name, w in weights.items()}
         for name, block in rows.items():
             block.mul_(self._weights[name].reshape(-1) != 0)
-        gram = _gram(rows)
+        gram = _gram(rows, {name: w != 0 for name, w in self._weights.items()})
         trace = float(gram.diagonal().sum())
         if not trace < float("inf"):
             raise ScoreError("the gradients of the teacher's loss are not finite. Check weights and inputs.")
@@ -87,8 +87,15 @@ class Quadratic:
             name: (self._slope[name] + torch.mv(block.T, pulled).view_as(kept[name])) * kept[name]
             for name, block in self._rows.items()
         }
-        gram = _gram(self._rows, {name: keep.reshape(-1) for name, keep in kept.items()})
-        return Support(self, masks, kept, removed, force, gram)
+        return Support(self, masks, kept, removed, force, self._gram_of(kept))
+
+    def _gram_of(self, kept: Named) -> Tensor:
+        """``GGᵀ`` over the columns `kept`, from those or from the others, whichever are fewer."""
+        others = {name: ~keep & (self._weights[name] != 0) for name, keep in kept.items()}
+        n_kept, n_others = (sum(int(part.sum()) for part in side.values()) for side in (kept, others))
+        if n_kept <= n_others:
+            return _gram(self._rows, kept)
+        return torch.diag(self._spectrum) - _gram(self._rows, others)
 
     def weights_after(self, step: Named, masks: Named) -> dict[str, Tensor]:
         """The weights after δ, exactly 0 where `masks` prune."""
@@ -144,14 +151,13 @@ _LEAST = 1e-6
 """Of λ·[H⁻¹]_ww, which rounding could make 0."""
 
 
-def _gram(rows: Named, kept: Named | None = None) -> Tensor:
-    """``GGᵀ`` over all tensors, or over the columns `kept` alone; double, shape (R, R)."""
+def _gram(rows: Named, kept: Named) -> Tensor:
+    """``GGᵀ`` over the columns of the weights `kept`; double, shape (R, R)."""
     total: Tensor | None = None
     for name, block in rows.items():
         for start in range(0, block.shape[1], _COLUMNS):
-            part = block[:, start : start + _COLUMNS]
-            if kept is not None:
-                part = part[:, kept[name][start : start + _COLUMNS]]
+            place = slice(start, start + _COLUMNS)
+            part = block[:, place][:, kept[name].reshape(-1)[place]]
             product = (part @ part.T).double()
             total = product if total is None else total.add_(product)
     assert total is not None, "there is at least one weight"
