@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Literal
@@ -46,7 +46,8 @@ class CalibrationRecovery:
         momentum: In [0, 1).
         temperature: T > 0.
         batchnorm: train: batch statistics in the steps, and their running average after; fixed: as it was.
-        augment: Changes each batch before student and teacher see it, such as a flip; None leaves it.
+        augment: Changes each batch before student and teacher see it: none; flip-shift (`flip_and_shift`);
+            mix (`mix`); or a function of your own.
         precision: Of the passes; auto takes bf16 where the hardware has it.
         seed: Of the order, the augmentation and dropout.
 
@@ -61,7 +62,7 @@ class CalibrationRecovery:
     momentum: float = 0.9
     temperature: float = 4.0
     batchnorm: Literal["train", "fixed"] = "train"
-    augment: Augment | None = None
+    augment: Literal["none", "flip-shift", "mix"] | Augment = "none"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     seed: int = 0
 
@@ -83,6 +84,15 @@ class CalibrationRecovery:
         ):
             if choice not in allowed:
                 raise InvalidArgument(f"{name} must be {' or '.join(allowed)}, got {choice!r}.")
+        if not (callable(self.augment) or self.augment in _AUGMENTS):
+            raise InvalidArgument(
+                f"augment must be {', '.join(_AUGMENTS)} or a function, got {self.augment!r}."
+            )
+
+    @property
+    def look(self) -> Augment | None:
+        """What `augment` stands for; None leaves the inputs as they are."""
+        return self.augment if callable(self.augment) else _AUGMENTS[self.augment]
 
     def steps_after(self, stage: int, stages: int) -> int:
         """How many steps follow stage `stage` of `stages`, from 1."""
@@ -134,7 +144,8 @@ def distil_on_inputs(
         TrainingError: if there are fewer than 2 inputs, or a loss is not finite.
         ScoreError: if the outputs of student and teacher cannot be compared.
     """
-    if isinstance(teacher, Tensor) and recipe.augment is not None:
+    look = recipe.look
+    if isinstance(teacher, Tensor) and look is not None:
         raise InvalidArgument(
             "augment changes the inputs that the teacher answered; pass the teacher itself."
         )
@@ -165,7 +176,7 @@ def distil_on_inputs(
                 group["lr"] = recipe.lr * cosine_with_warmup((step + 0.5) / steps, warmup=_WARMUP)
             chosen = batches.next().to(device)
             x = inputs[chosen]
-            x = x if recipe.augment is None else recipe.augment(x, looks)
+            x = x if look is None else look(x, looks)
             x = x.contiguous(memory_format=layout) if x.ndim == 4 else x
             with _autocast(recipe, device):
                 with torch.no_grad():
@@ -243,3 +254,6 @@ def mix(images: Tensor, generator: torch.Generator) -> Tensor:
     share[: n // 2] = 1.0
     share = share.to(images.device, images.dtype).view(-1, *(1,) * (images.ndim - 1))
     return share * images + (1 - share) * images[torch.randperm(n, generator=generator).to(images.device)]
+
+
+_AUGMENTS: Mapping[str, Augment | None] = {"none": None, "flip-shift": flip_and_shift(), "mix": mix}

@@ -126,7 +126,7 @@ def cut(
     with _as_it_was_on_errors(student), torch.enable_grad():
         measure = _Measure(teacher, inputs, recovery)
         teaching = teacher
-        if recovery is not None and recovery.augment is None:
+        if recovery is not None and recovery.look is None:
             teaching = answers_of(teacher, inputs, recovery)  # once for all steps of all stages
         loss = measure(student)
         for number, asked in enumerate(schedule, start=1):
@@ -156,7 +156,7 @@ def cut(
                 distil_on_inputs(
                     student, inputs, teaching, masks, recovery, steps=n_steps, stage=number, on_step=on_step
                 )
-                stage = replace(stage, recovery_s=time.perf_counter() - started)
+                stage = replace(stage, n_steps=n_steps, recovery_s=time.perf_counter() - started)
                 after = measure(student)
             on_stage(replace(stage, loss=(loss, after_cut, after)))
             loss = after

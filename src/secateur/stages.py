@@ -38,7 +38,8 @@ class Stage:
             does not solve, see `secateur.scores.SolvingScores`.
         loss: Measured teacher's loss on the calibration inputs before the stage, after its cut (and solve),
             and after its recovery; None in a cut without `CalibrationRecovery` or such a criterion.
-        recovery_s: Seconds spent on distillation steps.
+        n_steps: Distillation steps after the cut.
+        recovery_s: Seconds spent on them.
     """
 
     sparsity: float
@@ -49,7 +50,17 @@ class Stage:
     allocate_s: float
     predicted: float | None = None
     loss: tuple[float, float, float] | None = None
+    n_steps: int = 0
     recovery_s: float = 0.0
+
+    def about_loss(self) -> str:
+        """Predicted and measured change of the teacher's loss, for a person who waits; empty if unmeasured."""
+        if self.loss is None:
+            return ""
+        before, cut, recovered = self.loss
+        expected = "" if self.predicted is None else f", {self.predicted:+.4f} predicted"
+        steps = f", {recovered:.4f} after {self.n_steps} steps" if self.n_steps else ""
+        return f"loss {before:.4f}, {cut:.4f} after the cut ({cut - before:+.4f}{expected}){steps}"
 
 
 def staged_masks(

@@ -209,6 +209,8 @@ def test_refusals() -> None:
         {"temperature": 0.0},
         {"batchnorm": "off"},
         {"precision": "fp8"},
+        {"augment": "flip"},
+        {"augment": None},
     ):
         with pytest.raises(InvalidArgument, match=next(iter(wrong))):
             CalibrationRecovery(**wrong)  # type: ignore[arg-type]
@@ -234,6 +236,17 @@ def test_flip_and_shift_moves_whole_images() -> None:
     assert any(torch.equal(y[0, 0, :, :3], x[0, 0, :, 1:]) and bool((y[0, 0, :, 3] == 0).all()) for y in seen)
     with pytest.raises(InvalidArgument, match="pixels"):
         flip_and_shift(-1)
+
+
+def test_augmentations_go_by_name() -> None:
+    x = torch.arange(8 * 4 * 4.0).view(8, 1, 4, 4)
+    assert CalibrationRecovery().look is None
+    for name, by_hand in (("flip-shift", flip_and_shift()), ("mix", mix)):
+        look = CalibrationRecovery(augment=name).look  # type: ignore[arg-type]
+        assert look is not None
+        changed = [f(x, torch.Generator().manual_seed(0)) for f in (look, by_hand)]
+        assert torch.equal(*changed)
+        assert not torch.equal(changed[0], x)
 
 
 def test_mix_leaves_half_and_mixes_the_rest() -> None:
