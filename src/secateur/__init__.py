@@ -14,6 +14,8 @@ or `prune` for all of it.
 
 from secateur.allocate import (
     ERK,
+    NM,
+    AbstractPattern,
     AbstractScope,
     Global,
     Layerwise,
@@ -34,6 +36,7 @@ from secateur.errors import (
     DataError,
     EmptiedLayerWarning,
     InvalidArgument,
+    LeftDenseWarning,
     MaskError,
     MissingExtra,
     ModelError,
@@ -83,7 +86,9 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ERK",
+    "NM",
     "AbstractCriterion",
+    "AbstractPattern",
     "AbstractScope",
     "CalibrationRecovery",
     "CheckpointError",
@@ -101,6 +106,7 @@ __all__ = [
     "Inverted",
     "Lamp",
     "Layerwise",
+    "LeftDenseWarning",
     "Magnitude",
     "MaskError",
     "Masks",

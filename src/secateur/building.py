@@ -1,14 +1,15 @@
-"""Criteria and scopes by name: one of the registry, or "pkg.mod:Class" for a class of the user's own."""
+"""Criteria, scopes and patterns by name; a class of the user's own goes by "pkg.mod:Class"."""
 
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Mapping
 from typing import TypeVar, get_type_hints
 
 from torch import nn
 
-from secateur.allocate import SCOPES, AbstractScope
+from secateur.allocate import NM, SCOPES, AbstractPattern, AbstractScope, Unstructured
 from secateur.errors import InvalidArgument
 from secateur.factories import load_object
 from secateur.scores import CRITERIA, AbstractCriterion
@@ -57,6 +58,20 @@ def build_scope_from(name: str, options: Mapping[str, object]) -> AbstractScope:
         InvalidArgument: if there is no such scope, or it does not take an option or not that value.
     """
     return build("scope", name, class_of("scope", name, SCOPES, AbstractScope), options, {})
+
+
+def build_pattern_from(text: str) -> AbstractPattern:
+    """The pattern that ``unstructured`` or ``N:M`` stands for.
+
+    Raises:
+        InvalidArgument: if it is neither, or not 1 ≤ N < M.
+    """
+    if text == "unstructured":
+        return Unstructured()
+    found = re.fullmatch(r"([0-9]+):([0-9]+)", text)
+    if found is None:
+        raise InvalidArgument(f"pattern must be unstructured or N:M such as 2:4, got {text!r}.")
+    return NM(int(found[1]), int(found[2]))
 
 
 def class_of(what: str, name: str, registry: Mapping[str, type[T]], base: type[T]) -> type[T]:

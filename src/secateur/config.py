@@ -12,8 +12,8 @@ import tyro
 import yaml
 from torch import nn
 
-from secateur.allocate import AbstractScope
-from secateur.building import build_criterion_from, build_scope_from, wants_teacher
+from secateur.allocate import AbstractScope, Unstructured
+from secateur.building import build_criterion_from, build_pattern_from, build_scope_from, wants_teacher
 from secateur.counts import check_fraction
 from secateur.data import DataOptions
 from secateur.errors import InvalidArgument
@@ -118,8 +118,11 @@ class RunConfig:
     """One run, from data to report."""
 
     setup: Annotated[Setup, tyro.conf.arg(name="")] = field(default_factory=Setup)
-    sparsity: float = 0.9
-    """Fraction of the prunable weights to remove, in [0, 1)."""
+    sparsity: float | None = None
+    """Fraction of the prunable weights to remove, in [0, 1); by default 0.9, or what the pattern removes."""
+    pattern: str = "unstructured"
+    """Where zeros may stand: unstructured (anywhere), or N:M such as 2:4 (in YAML in quotes): of every M
+    weights along the input N stay."""
     alpha: float | None = None
     """Weight of the task term in the score, in [0, 1]: 0 = teacher alone, 1 = labels alone (default 0.5)."""
     stages: int = 1
@@ -135,13 +138,22 @@ class RunConfig:
     """How to recover."""
 
     def __post_init__(self) -> None:
-        check_fraction("sparsity", self.sparsity, below_one=True)
+        self._sparsity()
         check_stages(self.stages, regrow=self.regrow)
         if self.recover in ("kd", "both") and self.recovery.kd_weight == 0:
             raise InvalidArgument(
                 f"recover={self.recover} with recovery.kd_weight=0 has no teacher in it. "
                 "Raise kd_weight or choose recover=plain."
             )
+
+    def resolved(self) -> RunConfig:
+        """The same run with its sparsity written out."""
+        return replace(self, sparsity=self._sparsity())
+
+    def _sparsity(self) -> float:
+        pattern = build_pattern_from(self.pattern)
+        default = 0.9 if pattern == Unstructured() else None
+        return pattern.sparsity_for(default if self.sparsity is None else self.sparsity)
 
     @property
     def wants_teacher(self) -> bool:
@@ -192,8 +204,11 @@ def run_id(config: RunConfig | SweepConfig) -> str:
 
     The same configuration has the same id; a new field whose default changes nothing keeps old ids.
     """
+    default = type(config)()
+    if isinstance(config, RunConfig) and isinstance(default, RunConfig):
+        config, default = config.resolved(), default.resolved()
     canonical = json.dumps(
-        without_defaults(config, type(config)()), sort_keys=True, separators=(",", ":"), allow_nan=False
+        without_defaults(config, default), sort_keys=True, separators=(",", ":"), allow_nan=False
     )
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 

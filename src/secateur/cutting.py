@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from secateur.allocate import AbstractScope
+from secateur.allocate import AbstractPattern, AbstractScope, Unstructured
 from secateur.calibration import CalibrationRecovery, answers_of, distil_on_inputs
-from secateur.counts import check_fraction
 from secateur.errors import InvalidArgument
 from secateur.losses import kd_loss, logits_of
 from secateur.masks import Masks, apply_masks
@@ -30,11 +29,11 @@ from secateur.stages import (
     check_stages,
     choose_masks,
     count_returned,
+    fitting_targets,
     gone_last,
     networks_of,
     staged_masks,
 )
-from secateur.targets import select_targets
 
 _MEASURED = 512
 """Calibration inputs that a stage's losses are measured on, at most."""
@@ -46,8 +45,9 @@ def cut(
     batches: Batches | None,
     criterion: AbstractCriterion,
     *,
-    sparsity: float,
+    sparsity: float | None = None,
     scope: AbstractScope | None = None,
+    pattern: AbstractPattern = Unstructured(),  # noqa: B008 - a frozen value
     stages: int = 1,
     regrow: bool = False,
     recovery: CalibrationRecovery | None = None,
@@ -68,8 +68,9 @@ def cut(
         student: A trained network.
         batches: Calibration batches, or None for a criterion that needs none.
         criterion: What to score by.
-        sparsity: Fraction of the prunable weights to remove, in [0, 1).
+        sparsity: Fraction of the prunable weights to remove, in [0, 1); `NM` sets it.
         scope: Where weights compete; `Global()` by default.
+        pattern: Where zeros may stand, see `secateur.allocate`.
         stages: How many times to score and cut, see `staged_masks`; 1 is one cut.
         regrow: Let a later stage take back what an earlier one removed; not where weights move.
         recovery: Distillation on the calibration inputs after each stage; its budget is
@@ -96,6 +97,7 @@ def cut(
             criterion,
             sparsity=sparsity,
             scope=scope,
+            pattern=pattern,
             stages=stages,
             regrow=regrow,
             task_loss=task_loss,
@@ -105,7 +107,7 @@ def cut(
         )
         apply_masks(student, masks)
         return masks
-    check_fraction("sparsity", sparsity, below_one=True)
+    sparsity, scope = pattern.sparsity_for(sparsity), pattern.scope_for(scope)
     check_stages(stages, regrow=regrow)
     if regrow:
         raise InvalidArgument(
@@ -116,7 +118,7 @@ def cut(
         raise InvalidArgument("a cut that moves the kept weights needs calibration batches, got None.")
     if stages > 1 or recovery is not None:
         check_repeatable(batches, stages + 1)
-    targets = select_targets(student, include=include, exclude=exclude)
+    targets, exclude = fitting_targets(student, pattern, include, exclude)
     check_apart(criterion, targets)
     teacher = teacher or next(networks_of(criterion), None) or copy.deepcopy(student)
     _check_other(teacher, student)

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from secateur.allocate import AbstractScope, allocate
+from secateur.allocate import AbstractPattern, AbstractScope, Unstructured, allocate
 from secateur.errors import DataError
 from secateur.masks import Masks
 from secateur.naming import Batches, Loss, Named
 from secateur.scores import AbstractCriterion, GuidedScores
-from secateur.stages import emptied_layers_ignored, staged_masks
+from secateur.stages import mask_warnings_ignored, staged_masks
 
 _SAMPLE = 1 << 20
 """Most scores that a rank correlation looks at; beyond it every k-th is taken."""
@@ -57,8 +57,9 @@ def split_half_overlap(
     batches: Batches,
     criterion: AbstractCriterion,
     *,
-    sparsity: float,
+    sparsity: float | None = None,
     scope: AbstractScope | None = None,
+    pattern: AbstractPattern = Unstructured(),  # noqa: B008 - a frozen value
     stages: int = 1,
     regrow: bool = False,
     task_loss: Loss = F.cross_entropy,
@@ -78,13 +79,14 @@ def split_half_overlap(
         raise DataError(f"split-half stability needs at least 2 calibration batches, got {len(batches)}.")
     halves: list[Masks] = []
     for start in (0, 1):
-        with emptied_layers_ignored():
+        with mask_warnings_ignored():
             masks = staged_masks(
                 model,
                 _EveryOther(batches, start),
                 criterion,
                 sparsity=sparsity,
                 scope=scope,
+                pattern=pattern,
                 stages=stages,
                 regrow=regrow,
                 task_loss=task_loss,
@@ -210,5 +212,5 @@ def describe_scores(scores: Named, masks: Masks, scope: AbstractScope) -> dict[s
 
 def _allocate_quietly(scores: Named, sparsity: float, scope: AbstractScope) -> Masks:
     """`allocate` for a mask that is only compared: a layer it empties is no news."""
-    with emptied_layers_ignored():
+    with mask_warnings_ignored():
         return allocate(scores, sparsity=sparsity, scope=scope)

@@ -15,7 +15,8 @@
     └── MissingExtra (ImportError)        an optional package is not installed
 
     SecateurWarning (UserWarning)
-    └── EmptiedLayerWarning               a cut left a whole tensor without weights
+    ├── EmptiedLayerWarning               a cut left a whole tensor without weights
+    └── LeftDenseWarning                  a pattern does not fit a tensor, which stays dense
 
 Each is also the standard exception in brackets, so ``except ValueError`` keeps working.
 A message names the thing, the value, what is allowed, and what to do next.
@@ -74,3 +75,7 @@ class SecateurWarning(UserWarning):
 
 class EmptiedLayerWarning(SecateurWarning):
     """A cut left a whole tensor without weights, so nothing flows through it any more."""
+
+
+class LeftDenseWarning(SecateurWarning):
+    """A pattern does not fit a tensor, which stays dense though it was to be pruned."""

@@ -13,6 +13,7 @@ from torch import nn
 
 from secateur import provenance
 from secateur.allocate import SCOPES, allocate
+from secateur.building import build_pattern_from
 from secateur.config import (
     RunConfig,
     Setup,
@@ -71,14 +72,17 @@ def launch(config: RunConfig, folder: RunFolder, watcher: Watcher) -> dict[str, 
     if finished is not None:
         return finished
     check_names(config.setup, alpha=config.alpha)
+    pattern = build_pattern_from(config.pattern)
+    pattern.scope_for(build_scope(config.setup))  # refused before any training
     ready = prepare(config.setup, folder, watcher, wants_teacher=config.wants_teacher)
     result = prune(
         ready.student,
         data=ready.data,
-        sparsity=config.sparsity,
+        sparsity=config.resolved().sparsity,
         teacher=ready.teacher,
         criterion=build_criterion(config.setup, alpha=config.alpha, teacher=ready.teacher),
         scope=build_scope(config.setup),
+        pattern=pattern,
         stages=config.stages,
         regrow=config.regrow,
         recovery=config.recoveries,

@@ -16,9 +16,8 @@ import torch
 from torch import nn
 
 from secateur import provenance
-from secateur.allocate import SCOPES, AbstractScope, Global
+from secateur.allocate import SCOPES, AbstractPattern, AbstractScope, Groups, Unstructured
 from secateur.checkpoint import inspect_checkpoint, save_sparse
-from secateur.counts import check_fraction
 from secateur.cutting import cut, moves_weights
 from secateur.data import Data, DataOptions, load_data
 from secateur.diagnostics import describe_scores, mask_overlap, split_half_overlap
@@ -33,7 +32,7 @@ from secateur.recovery import Recovery
 from secateur.result import Result, describe, describe_network, sparsities
 from secateur.runs import RunFolder
 from secateur.scores import CRITERIA, AbstractCriterion, TeacherGuided
-from secateur.stages import StageLog, check_stages, staged_masks
+from secateur.stages import StageLog, check_stages, fitting_targets, staged_masks
 from secateur.steps import Execution
 from secateur.train import Epoch, TrainState, fit
 
@@ -42,10 +41,11 @@ def prune(
     student: nn.Module,
     *,
     data: Data | str,
-    sparsity: float,
+    sparsity: float | None = None,
     teacher: nn.Module | None = None,
     criterion: AbstractCriterion | None = None,
     scope: AbstractScope | None = None,
+    pattern: AbstractPattern = Unstructured(),  # noqa: B008 - a frozen value
     stages: int = 1,
     regrow: bool = False,
     recovery: Recovery | Sequence[Recovery] | None = None,
@@ -62,10 +62,11 @@ def prune(
     Args:
         student: A trained classifier, on the device to work on.
         data: Data, or the name of a data set such as "digits".
-        sparsity: Fraction of the prunable weights to remove, in [0, 1).
+        sparsity: Fraction of the prunable weights to remove, in [0, 1); `NM` sets it.
         teacher: Network over the same classes, needed by `TeacherGuided` and by recovery with KD.
         criterion: What to score by; `TeacherGuided(teacher)` by default.
         scope: Where weights compete; `Global()` by default.
+        pattern: Where zeros may stand, see `secateur.allocate`.
         stages: How many times to score and cut, see `secateur.staged_masks`; 1 is one cut.
         regrow: Let a later stage take back what an earlier one removed.
         recovery: Trainings after the cut, each from the same cut; `student` ends with the last one.
@@ -87,12 +88,12 @@ def prune(
     """
     recipes = [recovery] if isinstance(recovery, Recovery) else list(recovery or ())
     recipes = [recipe for recipe in recipes if recipe.epochs > 0]
-    _check_arguments(student, teacher, recipes, sparsity, batchnorm)
+    sparsity, scope = pattern.sparsity_for(sparsity), pattern.scope_for(scope)
+    _check_arguments(student, teacher, recipes, batchnorm)
     check_stages(stages, regrow=regrow)
     criterion = criterion or _default_criterion(teacher)
     loaded = load_data(DataOptions(data=data), seed=seed) if isinstance(data, str) else data
     loaded = loaded.near(device_of(student))
-    scope = scope or Global()
     for role, network in (("student", student), ("teacher", teacher)):
         if network is not None:
             check_fits(network, loaded, role)
@@ -103,6 +104,7 @@ def prune(
         loaded,
         criterion,
         scope,
+        pattern,
         sparsity,
         stages,
         regrow,
@@ -124,6 +126,7 @@ class _Job:
     data: Data
     criterion: AbstractCriterion
     scope: AbstractScope
+    pattern: AbstractPattern
     sparsity: float
     stages: int
     regrow: bool
@@ -138,6 +141,7 @@ class _Job:
         started = time.perf_counter()
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", SecateurWarning)
+            _, self.exclude = fitting_targets(self.student, self.pattern, self.include, self.exclude)
             masks, found, moved = self._choose()
         result = Result(
             masks=masks,
@@ -211,7 +215,7 @@ class _Job:
         device = device_of(self.student)
         return {
             "criterion": describe(self.criterion, CRITERIA),
-            "scope": describe(self.scope, SCOPES),
+            "scope": describe(self.scope, {**SCOPES, "n:m": Groups}),
             "data": self.data.describe(),
             "models": {
                 "student": describe_network(self.student),
@@ -364,11 +368,9 @@ def _check_arguments(
     student: nn.Module,
     teacher: nn.Module | None,
     recipes: Sequence[Recovery],
-    sparsity: float,
     batchnorm: str,
 ) -> None:
     """Refuse what `prune` cannot do, before any work."""
-    check_fraction("sparsity", sparsity, below_one=True)
     if batchnorm not in ("augmented", "plain", "off"):
         raise InvalidArgument(f"batchnorm must be augmented, plain or off, got {batchnorm!r}.")
     names = [recovery_name(recipe) for recipe in recipes]

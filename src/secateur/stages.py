@@ -7,15 +7,15 @@ import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from glob import escape
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from secateur.allocate import AbstractScope, allocate
-from secateur.counts import check_fraction
-from secateur.errors import EmptiedLayerWarning, InvalidArgument
+from secateur.allocate import AbstractPattern, AbstractScope, Unstructured, allocate
+from secateur.errors import EmptiedLayerWarning, InvalidArgument, LeftDenseWarning
 from secateur.masks import Masks
 from secateur.naming import Batches, Loss, Named
 from secateur.schedules import geometric_sparsities
@@ -68,8 +68,9 @@ def staged_masks(
     batches: Batches | None,
     criterion: AbstractCriterion,
     *,
-    sparsity: float,
+    sparsity: float | None = None,
     scope: AbstractScope | None = None,
+    pattern: AbstractPattern = Unstructured(),  # noqa: B008 - a frozen value
     stages: int = 1,
     regrow: bool = False,
     task_loss: Loss = F.cross_entropy,
@@ -93,8 +94,10 @@ def staged_masks(
         model: A trained network.
         batches: Calibration batches, gone through once a stage; None for a criterion that needs none.
         criterion: What to score by.
-        sparsity: Fraction of the prunable weights to remove in the end, in [0, 1).
+        sparsity: Fraction of the prunable weights to remove in the end, in [0, 1); `NM` sets it.
         scope: Where weights compete; `Global()` by default.
+        pattern: Where zeros may stand, see `secateur.allocate`. The stages before the last of `NM` leave n
+            or more weights in each group.
         stages: How many times to score and cut, ≥ 1.
         regrow: Let a later stage take back what an earlier one removed; needs 2 stages.
         task_loss: ``f(outputs, labels)``, a scalar averaged over the batch.
@@ -108,17 +111,19 @@ def staged_masks(
         The masks of the last stage.
 
     Raises:
-        InvalidArgument: if a number is out of range; with several stages also for batches that can be
-            gone through once only, for a teacher that shares weights with the model, and for a scope
-            that cannot meet the sparsity of a stage or would take weights back without `regrow`.
+        InvalidArgument: if a number is out of range, or the pattern does not fit; with several stages
+            also for batches that can be gone through once only, for a teacher that shares weights with the
+            model, and for a scope that cannot meet the sparsity of a stage or would take weights back
+            without `regrow`.
         SecateurError: as `score` and `allocate` raise.
 
     Warns:
         EmptiedLayerWarning: if a tensor keeps nothing in the end.
+        LeftDenseWarning: if the pattern does not fit a tensor.
     """
-    check_fraction("sparsity", sparsity, below_one=True)
+    sparsity, scope = pattern.sparsity_for(sparsity), pattern.scope_for(scope)
     check_stages(stages, regrow=regrow)
-    targets = select_targets(model, include=include, exclude=exclude)
+    targets, exclude = fitting_targets(model, pattern, include, exclude)
     if stages > 1:
         check_repeatable(batches, stages)
         check_apart(criterion, targets)
@@ -173,13 +178,30 @@ class StageLog:
         if stage.sparsity == self.sparsity:
             self.one_cut = self.one_cut or stage.masks
         elif not self.rows:
-            with emptied_layers_ignored():
+            with mask_warnings_ignored():
                 self.one_cut = allocate(stage.scores, sparsity=self.sparsity, scope=self.scope)
         n_prune, n_returned = stage.masks.n_prune, stage.n_returned
         self.rows.append({"sparsity": stage.sparsity, "n_prune": n_prune, "n_returned": n_returned})
         self.scores = stage.scores
         self.seconds["score"] += stage.score_s
         self.seconds["allocate"] += stage.allocate_s
+
+
+def fitting_targets(
+    model: nn.Module, pattern: AbstractPattern, include: Sequence[str], exclude: Sequence[str]
+) -> tuple[dict[str, nn.Parameter], list[str]]:
+    """What is pruned: the targets that `pattern` fits, and an `exclude` that leaves out the others too.
+
+    Raises:
+        TargetError: as `select_targets` does.
+        InvalidArgument: if the pattern fits none of them.
+
+    Warns:
+        LeftDenseWarning: naming those that it does not fit.
+    """
+    targets = select_targets(model, include=include, exclude=exclude)
+    fitting = pattern.fitting(targets, model)
+    return dict(fitting), [*exclude, *(escape(name) for name in targets if name not in fitting)]
 
 
 def check_stages(stages: int, *, regrow: bool) -> None:
@@ -197,10 +219,11 @@ def check_stages(stages: int, *, regrow: bool) -> None:
 
 
 @contextmanager
-def emptied_layers_ignored() -> Generator[None]:
-    """No `EmptiedLayerWarning` inside: for masks that are only compared, or not the last ones."""
+def mask_warnings_ignored() -> Generator[None]:
+    """No warning of emptied or dense layers inside: for masks that are only compared, or not the last."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", EmptiedLayerWarning)
+        for kind in (EmptiedLayerWarning, LeftDenseWarning):
+            warnings.simplefilter("ignore", kind)
         yield
 
 
@@ -245,11 +268,11 @@ def _counted(batches: Batches, on_batch: Callable[[], None]) -> Iterator[Any]:
         on_batch()
 
 
-def choose_masks(scores: Named, scope: AbstractScope | None, schedule: Sequence[float], number: int) -> Masks:
+def choose_masks(scores: Named, scope: AbstractScope, schedule: Sequence[float], number: int) -> Masks:
     """The masks of stage `number`; only of the last one it matters whether they empty a tensor."""
     last = number == len(schedule)
     try:
-        with nullcontext() if last else emptied_layers_ignored():
+        with nullcontext() if last else mask_warnings_ignored():
             return allocate(scores, sparsity=schedule[number - 1], scope=scope)
     except InvalidArgument as error:
         if len(schedule) == 1:
@@ -269,7 +292,7 @@ def gone_last(scores: Named, masks: Masks) -> Named:
     return ranking
 
 
-def count_returned(before: Masks, masks: Masks, scope: AbstractScope | None, *, regrow: bool) -> int:
+def count_returned(before: Masks, masks: Masks, scope: AbstractScope, *, regrow: bool) -> int:
     """How many weights that were gone are there again.
 
     Raises:

@@ -63,3 +63,21 @@ def erk_densities(shapes: Mapping[str, tuple[int, ...]], density: float) -> dict
         if factor * raw[fullest] <= 1:
             return {name: 1.0 if name in dense else factor * raw[name] for name in shapes}
         dense.add(fullest)
+
+
+def with_groups(scores: Mapping[str, Tensor], n_lost: int, n: int, m: int) -> dict[str, list[bool]]:
+    """Masks that remove `n_lost` scores from the lowest up, passing over groups that are down to `n`.
+
+    A group is `m` places that follow each other along dimension 1, and are at one place in all others.
+    """
+    keep = {name: [True] * tensor.numel() for name, tensor in scores.items()}
+    left: dict[tuple[object, ...], int] = {}
+    for name, index in order(scores):
+        place = [int(i) for i in np.unravel_index(index, scores[name].shape)]
+        group = (name, place[0], place[1] // m, *place[2:])
+        if n_lost and left.setdefault(group, m) > n:
+            keep[name][index] = False
+            left[group] -= 1
+            n_lost -= 1
+    assert n_lost == 0, "the groups leave too little to remove"
+    return keep

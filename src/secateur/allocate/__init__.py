@@ -5,20 +5,22 @@ from __future__ import annotations
 import warnings
 
 from secateur.allocate.budgets import ERK, SmartRatios, UniformPlus
-from secateur.allocate.patterns import Unstructured
+from secateur.allocate.patterns import NM, AbstractPattern, Groups, Unstructured
 from secateur.allocate.per_tensor import PerTensor
 from secateur.allocate.scopes import AbstractBudgets, AbstractScope, Global, Layerwise
-from secateur.counts import check_fraction
 from secateur.errors import EmptiedLayerWarning, ScoreError
 from secateur.masks import Masks
 from secateur.naming import Named
 
 __all__ = [
     "ERK",
+    "NM",
     "SCOPES",
     "AbstractBudgets",
+    "AbstractPattern",
     "AbstractScope",
     "Global",
+    "Groups",
     "Layerwise",
     "PerTensor",
     "SmartRatios",
@@ -41,9 +43,9 @@ SCOPES: dict[str, type[AbstractScope]] = {
 def allocate(
     scores: Named,
     *,
-    sparsity: float,
+    sparsity: float | None = None,
     scope: AbstractScope | None = None,
-    pattern: Unstructured = Unstructured(),  # noqa: B008 - a frozen value
+    pattern: AbstractPattern = Unstructured(),  # noqa: B008 - a frozen value
 ) -> Masks:
     """Masks that keep the highest scores.
 
@@ -52,27 +54,31 @@ def allocate(
 
     Args:
         scores: Floating tensors by parameter name, higher = keep; compared as float32.
-        sparsity: Fraction removed, in [0, 1).
-        scope: Where weights compete; `Global()` by default.
-        pattern: What is removed together; so far single weights only.
+        sparsity: Fraction removed, in [0, 1). With `NM` it follows from the pattern and may be left out.
+        scope: Where weights compete; `Global()` by default, and no other with `NM`.
+        pattern: Where zeros may stand: anywhere, or `NM`.
 
     Returns:
-        Masks with exactly ``n_prune(n, sparsity)`` zeros (in each tensor for `Layerwise`).
+        Masks with exactly ``n_prune(n, sparsity)`` zeros (in each tensor for `Layerwise`), of the
+        tensors that the pattern fits.
 
     Raises:
-        InvalidArgument: if `sparsity` is out of range, or not one that the scope can meet.
+        InvalidArgument: if `sparsity` is missing, out of range, or not one that scope and pattern can meet.
         ScoreError: naming a tensor whose scores are not floating, or NaN or infinite.
 
     Warns:
         EmptiedLayerWarning: if a tensor keeps nothing.
+        LeftDenseWarning: if the pattern does not fit a tensor, which then has no mask.
     """
-    check_fraction("sparsity", sparsity, below_one=True)
+    sparsity = pattern.sparsity_for(sparsity)
+    scope = pattern.scope_for(scope)
+    scores = pattern.fitting(scores)
     if not scores:
         raise ScoreError("there are no scores to allocate by; score a model first.")
     for name, tensor in scores.items():
         if not tensor.is_floating_point():
             raise ScoreError(f"scores of {name!r} must be floating, got {tensor.dtype}.")
-    masks = Masks((scope or Global())(scores, sparsity))
+    masks = Masks(scope(scores, sparsity))
     emptied = [name for name, mask in masks.items() if mask.numel() and not bool(mask.any())]
     if emptied:
         warnings.warn(

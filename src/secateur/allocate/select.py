@@ -53,7 +53,7 @@ def find_threshold(scores: Named, n_prune: int) -> Threshold:
     high = torch.zeros(_BINS, dtype=torch.int64)
     for name, tensor in scores.items():
         histogram = _high_histogram(tensor)
-        _refuse_non_finite(name, histogram)
+        refuse_non_finite(name, _n_non_finite(histogram))
         high += histogram
     if n_prune == int(high.sum()):
         return Threshold(math.inf, 0)
@@ -89,6 +89,19 @@ def without_lowest(scores: Named, n_prune: int) -> dict[str, Tensor]:
         ScoreError: naming the tensor that holds NaN or infinity.
     """
     return cut_at(scores, find_threshold(scores, n_prune))
+
+
+def refuse_non_finite(name: str, n_bad: int) -> None:
+    """Refuse the scores `name`, `n_bad` of which are no numbers, if there are any such.
+
+    Raises:
+        ScoreError: naming the tensor.
+    """
+    if n_bad:
+        raise ScoreError(
+            f"{n_bad} scores of {name!r} are NaN or infinite. "
+            "Check the weights, the calibration data and the loss for overflow."
+        )
 
 
 def _chunks(tensor: Tensor) -> Iterator[Tensor]:
@@ -149,13 +162,8 @@ def _float_from_bins(high_bin: int, low_bin: int) -> float:
     return float(torch.tensor(signed, dtype=torch.int32).view(torch.float32))
 
 
-def _refuse_non_finite(name: str, raw: Tensor) -> None:
-    """Refuse floats whose exponent bits are all ones: infinities and NaN."""
+def _n_non_finite(raw: Tensor) -> int:
+    """How many floats have exponent bits that are all ones: infinities and NaN."""
     half = _BINS // 2
     first = 0x7F80
-    bad = int(raw[first:half].sum() + raw[half + first :].sum())
-    if bad:
-        raise ScoreError(
-            f"{bad} scores of {name!r} are NaN or infinite. "
-            "Check the weights, the calibration data and the loss for overflow."
-        )
+    return int(raw[first:half].sum() + raw[half + first :].sum())

@@ -45,9 +45,10 @@ class Prune:
 
     def run(self) -> int:
         """Run, and say where things lie."""
-        path = self.out or Path("runs") / run_id(self.config)
-        folder = _claim(path, self.config, resume=self.resume)
-        result = launch(self.config, folder, Watcher(None if self.json else err))
+        config = self.config.resolved()
+        path = self.out or Path("runs") / run_id(config)
+        folder = _claim(path, config, resume=self.resume)
+        result = launch(config, folder, Watcher(None if self.json else err))
         if self.json:
             print_json(result)
             return 0

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from secateur.allocate import AbstractScope
 from secateur.masks import Masks
 from secateur.scores import AbstractCriterion
-from secateur.stages import emptied_layers_ignored, staged_masks
+from secateur.stages import mask_warnings_ignored, staged_masks
 from secateur.strategies.base import Problem
 
 
@@ -36,7 +36,7 @@ def cut_further(
         EmptiedLayerWarning: if a tensor keeps nothing; only for the sparsity that is asked in the end.
     """
     final = sparsity == problem.sparsity
-    with nullcontext() if final else emptied_layers_ignored():
+    with nullcontext() if final else mask_warnings_ignored():
         return staged_masks(
             problem.student,
             problem.calibration,
