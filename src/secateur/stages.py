@@ -54,7 +54,7 @@ class Stage:
     recovery_s: float = 0.0
 
     def about_loss(self) -> str:
-        """Predicted and measured change of the teacher's loss, for a person who waits; empty if unmeasured."""
+        """Predicted and measured change of the teacher's loss, for one who waits; empty if unmeasured."""
         if self.loss is None:
             return ""
         before, cut, recovered = self.loss
