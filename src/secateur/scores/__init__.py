@@ -16,6 +16,7 @@ from secateur.scores.curvature import Fisher, GraSP
 from secateur.scores.gradient import TaskGradient
 from secateur.scores.magnitude import Lamp, Magnitude, Random
 from secateur.scores.meta import Epsd, ProsPr
+from secateur.scores.reconstruction import LayerReconstruction
 from secateur.scores.sensitivity import Platon, Snip, Taylor
 from secateur.scores.synflow import SynFlow
 from secateur.scores.teacher import GuidedScores, TeacherGuided
@@ -32,6 +33,7 @@ __all__ = [
     "GuidedScores",
     "Inverted",
     "Lamp",
+    "LayerReconstruction",
     "Magnitude",
     "Platon",
     "ProsPr",
@@ -53,6 +55,7 @@ __all__ = [
 CRITERIA: dict[str, type[AbstractCriterion]] = {
     "teacher-guided": TeacherGuided,
     "teacher-curvature": TeacherCurvature,
+    "layer-reconstruction": LayerReconstruction,
     "magnitude": Magnitude,
     "lamp": Lamp,
     "random": Random,

@@ -85,11 +85,12 @@ class Solution:
 
     Attributes:
         weights: New values by name, float32, exactly 0 where the masks prune.
-        predicted: Expected change of the loss from the weights that were scored to these.
+        predicted: Expected change of the teacher's loss from the weights that were scored to these; None
+            where the criterion does not know.
     """
 
     weights: dict[str, Tensor]
-    predicted: float
+    predicted: float | None
 
 
 class SolvingScores(Mapping[str, Tensor], abc.ABC):

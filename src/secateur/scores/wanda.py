@@ -7,21 +7,16 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain, product
 from math import prod
-from typing import Literal, TypeAlias, cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from secateur.errors import InvalidArgument, ScoreError
 from secateur.naming import Named
 from secateur.scores.base import AbstractCriterion, ScoreInputs
-from secateur.targets import PRUNABLE_MODULES, unwrap
-
-Convolution: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d
-Transposed: TypeAlias = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_PAD_MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
+from secateur.scores.unfolding import TRANSPOSED, Convolution, Transposed, layers_of, under_kernel
+from secateur.targets import unwrap
 
 
 @dataclass(frozen=True)
@@ -60,7 +55,7 @@ class Wanda(AbstractCriterion):
             ScoreError: naming a weight whose layer is never called, so that its inputs are not seen.
         """
         model = unwrap(inputs.model)
-        layers = _layers_of(model, inputs.targets)
+        layers = layers_of(model, inputs.targets)
         squares: dict[nn.Module, Tensor] = {}
 
         def look(
@@ -87,16 +82,6 @@ class Wanda(AbstractCriterion):
         return scores
 
 
-def _layers_of(model: nn.Module, targets: dict[str, nn.Parameter]) -> dict[str, list[nn.Module]]:
-    """The layers that hold each weight; more than one if they share it."""
-    names = {id(weight): name for name, weight in targets.items()}
-    layers: dict[str, list[nn.Module]] = {name: [] for name in targets}
-    for layer in model.modules():
-        if isinstance(layer, PRUNABLE_MODULES) and id(layer.weight) in names:
-            layers[names[id(layer.weight)]].append(layer)
-    return layers
-
-
 def squared_norms(layer: nn.Module, x: Tensor, output: Tensor) -> Tensor:
     """``‖x‖²`` of what weights are multiplied with in one call of their layer.
 
@@ -118,7 +103,7 @@ def squared_norms(layer: nn.Module, x: Tensor, output: Tensor) -> Tensor:
     if x.ndim == n_dims + 2:  # otherwise one sample without a batch axis
         energy = energy.sum(0)
     size = output.shape[-n_dims:]
-    if isinstance(layer, _TRANSPOSED):
+    if isinstance(layer, TRANSPOSED):
         return _sums_inside(layer, energy, size)
     return _sums_under_kernel(layer, energy, size)
 
@@ -128,7 +113,7 @@ def _spread(layer: nn.Module, sums: Tensor) -> Tensor:
     if isinstance(layer, nn.Linear):
         return sums
     layer = cast("Convolution | Transposed", layer)
-    if isinstance(layer, _TRANSPOSED):
+    if isinstance(layer, TRANSPOSED):
         return sums[:, None]
     by_group = sums.unflatten(0, (layer.groups, 1, -1))  # each group of outputs has inputs of its own
     rows = layer.out_channels // layer.groups
@@ -137,29 +122,8 @@ def _spread(layer: nn.Module, sums: Tensor) -> Tensor:
 
 def _sums_under_kernel(layer: Convolution, energy: Tensor, out: Sequence[int]) -> Tensor:
     """Sums of `energy` (C, …) over the places that each offset of the kernel visits: (C, *kernel)."""
-    padded = F.pad(energy, _padding_of(layer), mode=_PAD_MODES[layer.padding_mode])
-    sums = energy.new_empty(energy.shape[0], *layer.kernel_size)
-    for offset in product(*map(range, layer.kernel_size)):
-        visited = tuple(
-            slice(k * dilation, k * dilation + stride * (n - 1) + 1, stride)
-            for k, dilation, stride, n in zip(offset, layer.dilation, layer.stride, out, strict=True)
-        )
-        sums[(slice(None), *offset)] = padded[(slice(None), *visited)].flatten(1).sum(1)
-    return sums
-
-
-def _padding_of(layer: Convolution) -> list[int]:
-    """Padding before and after each axis, the last axis first, as ``F.pad`` takes it."""
-    pairs: list[tuple[int, int]] = []
-    for axis, (kernel, dilation) in enumerate(zip(layer.kernel_size, layer.dilation, strict=True)):
-        if layer.padding == "valid":
-            pairs.append((0, 0))
-        elif layer.padding == "same":
-            total = dilation * (kernel - 1)
-            pairs.append((total // 2, total - total // 2))
-        else:
-            pairs.append((int(layer.padding[axis]), int(layer.padding[axis])))
-    return [amount for pair in reversed(pairs) for amount in pair]
+    sums = [visited.flatten(1).sum(1) for visited in under_kernel(layer, energy, out)]
+    return torch.stack(sums, dim=1).view(energy.shape[0], *layer.kernel_size)
 
 
 def _sums_inside(layer: Transposed, energy: Tensor, out: Sequence[int]) -> Tensor:
@@ -179,7 +143,7 @@ def _sums_inside(layer: Transposed, energy: Tensor, out: Sequence[int]) -> Tenso
 
 def _ranks_in_rows(score: Tensor, layer: nn.Module) -> Tensor:
     """The rank of each weight among those of the same output, over their number: 1 is the highest."""
-    if isinstance(layer, _TRANSPOSED):
+    if isinstance(layer, TRANSPOSED):
         # (inputs, outputs of a group, …): the inputs of one group meet each of its outputs.
         n_in, n_out = score.shape[0] // layer.groups, score.shape[1]
         grouped = score.reshape(layer.groups, n_in, n_out, prod(score.shape[2:])).transpose(1, 2)

@@ -1,0 +1,225 @@
+"""Scores by what a layer's outputs lose, and the kept weights that give these outputs back."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from secateur.errors import InvalidArgument, ScoreError
+from secateur.naming import Named
+from secateur.scores.base import AbstractCriterion, ScoreInputs, Solution, SolvingScores, preserving
+from secateur.scores.functional import promoted
+from secateur.scores.least_squares import Moments
+from secateur.scores.unfolding import TRANSPOSED, Convolution, as_rows, layers_of
+from secateur.targets import PRUNABLE_MODULES, unwrap
+
+_SAMPLES = 32
+"""Inputs of a forward pass: the outputs of all layers of the teacher are held for so many."""
+_ALIKE = 0.5
+"""Cosine of two layers' outputs, in the mean over layers, from which on they have the same features."""
+
+
+@dataclass(frozen=True)
+class LayerReconstruction(AbstractCriterion):
+    """What removing a weight costs in the outputs of its own layer, the others of its row free to adapt.
+
+    For each layer ``E(W) = Σ‖y − Wx‖²`` over all inputs and positions: x is what the student's layer sees
+    now, behind whatever an earlier stage has cut, and y what the *teacher's* layer of the same name puts
+    out, less the student's bias. So a later layer also makes up for what the layers before it lost.
+    ``S_w = w*²/[H⁻¹]_ww/Σ‖y − ȳ‖²`` with ``H = Σ xxᵀ + λI``, the saliency of optimal brain surgeon
+    (Hassibi 1993) as a fraction of what there is to explain, which is what makes layers comparable.
+    Forward passes only: no labels, no gradients, and no logits.
+
+    The scores can say what the kept weights should become (`SolvingScores`): the least squares on their
+    support, which `secateur.cut` asks for, best in stages. They predict no change of the teacher's loss.
+    Neighbours: OBC (https://arxiv.org/abs/2208.11580) and SparseGPT (https://arxiv.org/abs/2301.00774), which
+    remove one weight after the other, from every layer the same share, with y the layer's own outputs.
+
+    The teacher's outputs are the target only if it has the student's prunable layers, all by name and
+    shape, and if its layers say much the same: their outputs have a cosine of ½ or more with the student's,
+    in the mean over layers. Otherwise (another architecture, or one trained from another start, whose
+    features are others) y is ``Wx``, what the layer gives before the cut.
+
+    Attributes:
+        teacher: A frozen network over the same inputs: the student as it was before the cut.
+        damping: λ > 0 in units of the mean diagonal of ``Σ xxᵀ``; it pulls solved weights to what they were.
+        update_weights: False gives scores alone.
+
+    Raises:
+        InvalidArgument: if `damping` is out of range.
+    """
+
+    teacher: nn.Module
+    damping: float = 0.01
+    update_weights: bool = True
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.damping) and self.damping > 0):
+            raise InvalidArgument(f"damping must be a finite number above 0, got {self.damping!r}.")
+
+    def __call__(self, inputs: ScoreInputs) -> Named:
+        """`SolvingScores` from batches with or without labels, or plain scores without `update_weights`.
+
+        Raises:
+            ScoreError: naming a weight of a transposed convolution, or whose layer is never called; or if
+                what a layer sees is not finite, or `damping` too small.
+        """
+        moments = self._moments(inputs)
+        weights = {name: _by_group(inputs.weights[name], moments[name]) for name in moments}
+        scores: dict[str, Tensor] = {}
+        for name, found in moments.items():
+            try:
+                score = found.saliency(weights[name], self.damping)
+            except ArithmeticError as error:
+                raise ScoreError(
+                    f"the inputs of the layer of {name!r} are too much alike to invert their second moments "
+                    f"with damping={self.damping:g}. Raise it; 0.01 is the default."
+                ) from error
+            scores[name] = score.float().view(inputs.weights[name].shape)
+        return ReconstructionScores(scores, weights, moments, self.damping) if self.update_weights else scores
+
+    def _moments(self, inputs: ScoreInputs) -> dict[str, Moments]:
+        """The least-squares problem of each weight, against the teacher's outputs where they are of use."""
+        student, teacher = unwrap(inputs.model), unwrap(self.teacher)
+        if student is not teacher and _prunable(student) == _prunable(teacher):
+            with preserving(teacher):
+                batches = [x for x, _ in inputs.stream(teacher)]
+                taught = _Watch(inputs, teacher).moments(batches)
+            likeness = [m.cosine(_by_group(inputs.weights[name], m)) for name, m in taught.items()]
+            if sum(likeness) >= _ALIKE * len(likeness):
+                return taught
+        else:
+            batches = [x for x, _ in inputs.stream()]
+        return _Watch(inputs, None).moments(batches)
+
+
+class ReconstructionScores(SolvingScores):
+    """Scores of `LayerReconstruction`, with the least-squares problems that they came from."""
+
+    def __init__(self, scores: Named, weights: Named, moments: dict[str, Moments], damping: float) -> None:
+        self._scores = scores
+        self._weights = weights
+        self._moments = moments
+        self._damping = damping
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._scores[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._scores)
+
+    def __len__(self) -> int:
+        return len(self._scores)
+
+    def solve(self, masks: Named) -> Solution:
+        """The kept weights of each layer by least squares on their support; what was 0 stays so."""
+        solved: dict[str, Tensor] = {}
+        for name, moments in self._moments.items():
+            w = self._weights[name]
+            kept = masks[name].reshape(w.shape) & (w != 0)
+            solved[name] = moments.solve(w, kept, self._damping).float().view(masks[name].shape)
+        return Solution(solved, predicted=None)
+
+
+class _Watch:
+    """Looks at the layers of the student while the calibration inputs pass, and at those of a teacher."""
+
+    def __init__(self, inputs: ScoreInputs, teacher: nn.Module | None) -> None:
+        self._inputs = inputs
+        self._student = unwrap(inputs.model)
+        self._teacher = teacher
+        layers = layers_of(self._student, inputs.targets)
+        self._holds = {layer: name for name, shared in layers.items() for layer in shared}
+        self._taught: dict[nn.Module, list[Tensor]] = {}
+        self._found: dict[str, Moments] = {}
+        for layer, name in self._holds.items():
+            if isinstance(layer, TRANSPOSED):
+                raise ScoreError(
+                    f"LayerReconstruction does not know transposed convolutions, such as that of {name!r}. "
+                    "Exclude it, or choose another criterion."
+                )
+
+    def moments(self, batches: list[Tensor]) -> dict[str, Moments]:
+        """By name, in the order of the targets."""
+        with ExitStack() as stack, torch.no_grad():
+            names = {module: name for name, module in self._student.named_modules()}
+            for layer in self._holds:
+                stack.callback(layer.register_forward_hook(self._look, with_kwargs=True).remove)
+                if self._teacher is not None:
+                    twin = self._teacher.get_submodule(names[layer])
+                    self._taught[layer] = []
+                    stack.callback(twin.register_forward_hook(_keeping(self._taught[layer])).remove)
+            for x in (some for batch in batches for some in batch.split(_SAMPLES)):
+                for outputs in self._taught.values():
+                    outputs.clear()
+                if self._teacher is not None:
+                    self._teacher(x)
+                self._student(x)
+        for name in self._inputs.targets:
+            if name not in self._found:
+                raise ScoreError(
+                    f"LayerReconstruction never saw an input of {name!r}: its layer is not called, or its "
+                    "weight is used elsewhere. Exclude it, or choose another criterion."
+                )
+            found = self._found[name]
+            if not bool(torch.isfinite(found.inner).all() & torch.isfinite(found.cross).all()):
+                raise ScoreError(
+                    f"inputs or outputs of the layer of {name!r} are not finite. "
+                    "Check the weights of student and teacher."
+                )
+        return {name: self._found[name] for name in self._inputs.targets}
+
+    def _look(
+        self, layer: nn.Module, args: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor
+    ) -> None:
+        layer = cast("nn.Linear | Convolution", layer)
+        name = self._holds[layer]
+        x = promoted((args[0] if args else named["input"]).detach(), torch.float32)
+        wanted = output if self._teacher is None else self._taken(layer, output)
+        for rows, outputs in as_rows(layer, x, wanted.to(x.dtype)):
+            if self._teacher is None:
+                w = self._inputs.weights[name].to(x.dtype)
+                outputs = rows @ w.reshape(len(rows), -1, rows.shape[-1]).mT
+            found = Moments.of(rows, outputs)
+            self._found[name] = self._found[name] + found if name in self._found else found
+
+    def _taken(self, layer: nn.Linear | Convolution, output: Tensor) -> Tensor:
+        """What the teacher's layer gave in the corresponding call, without the student's bias."""
+        taught = self._taught[layer]
+        if not taught or taught[0].shape != output.shape:
+            got = tuple(taught[0].shape) if taught else "nothing"
+            raise ScoreError(
+                f"the layer of {self._holds[layer]!r} gives {tuple(output.shape)} in the student and {got} "
+                "in the teacher, which has the same layers. Pass a copy of the student as teacher."
+            )
+        wanted = promoted(taught.pop(0), torch.float32)
+        if layer.bias is None:
+            return wanted
+        return wanted - layer.bias.detach().view(-1, *(1,) * (layer.weight.ndim - 2))
+
+
+def _keeping(outputs: list[Tensor]) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+    def hook(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        outputs.append(output.detach())
+
+    return hook
+
+
+def _prunable(network: nn.Module) -> dict[str, torch.Size]:
+    """Shapes of the weights of all prunable layers, by the layer's name."""
+    return {
+        name: cast("nn.Linear", layer).weight.shape
+        for name, layer in network.named_modules()
+        if isinstance(layer, PRUNABLE_MODULES)
+    }
+
+
+def _by_group(w: Tensor, moments: Moments) -> Tensor:
+    """A weight in the shape of its moments, double."""
+    return w.double().reshape(moments.cross.shape)
