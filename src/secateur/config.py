@@ -14,7 +14,9 @@ from torch import nn
 
 from secateur.allocate import AbstractScope, Unstructured
 from secateur.building import build_criterion_from, build_pattern_from, build_scope_from, wants_teacher
+from secateur.calibration import CalibrationRecovery
 from secateur.counts import check_fraction
+from secateur.cutting import check_no_regrow
 from secateur.data import DataOptions
 from secateur.errors import InvalidArgument
 from secateur.recovery import Recovery
@@ -75,7 +77,8 @@ class Setup:
     student_weights: str | None = None
     """Trained weights, .safetensors or .pt/.pth; trained here when left out."""
     teacher: str | None = None
-    """Built-in name, timm:NAME or pkg.mod:factory; by default what suits the data."""
+    """Built-in name, timm:NAME or pkg.mod:factory; by default what suits the data. student = the dense
+    student itself, which takes no training of another network."""
     teacher_weights: str | None = None
     """Trained weights, .safetensors or .pt/.pth; trained here when left out."""
     score: Annotated[ScoreOptions, tyro.conf.arg(name="")] = field(default_factory=ScoreOptions)
@@ -105,12 +108,71 @@ class Setup:
         if self.scope != "global" and self.min_density:
             raise InvalidArgument(f"min_density applies to the global scope only, not to {self.scope!r}.")
 
+        if self.own_teacher and self.teacher_weights is not None:
+            raise InvalidArgument("teacher=student has the student's weights; drop teacher_weights.")
+        if self.own_teacher and self.student_weights is None and self.pretrain.kd_weight > 0:
+            raise InvalidArgument(
+                "teacher=student cannot teach the student before it is trained: set pretrain.kd_weight=0."
+            )
+
+    @property
+    def own_teacher(self) -> bool:
+        """Whether the dense student is its own teacher."""
+        return self.teacher == "student"
+
     @property
     def wants_teacher(self) -> bool:
         """Whether the score or the training of the student has a teacher in it, or one was named."""
         scored = wants_teacher(self.score.criterion)
         distilled = self.student_weights is None and self.pretrain.kd_weight > 0
         return scored or distilled or self.teacher is not None or self.teacher_weights is not None
+
+
+@dataclass(frozen=True)
+class CalibrationOptions:
+    """Distillation on the calibration inputs after each stage of the cut, without labels or training set."""
+
+    steps: int = 0
+    """Steps after each stage but the last; 0 = none. 60 are a good start."""
+    final_steps: int | None = None
+    """Steps after the last stage; by default as many as after the others."""
+    batch_size: int = CalibrationRecovery.batch_size
+    """Calibration inputs a step."""
+    lr: float = CalibrationRecovery.lr
+    """Peak learning rate, anew after each stage."""
+    momentum: float = CalibrationRecovery.momentum
+    """Of SGD, in [0, 1)."""
+    temperature: float = CalibrationRecovery.temperature
+    """Temperature T > 0 of the teacher's loss."""
+    batchnorm: Literal["train", "fixed"] = CalibrationRecovery.batchnorm
+    """train: batch statistics in the steps, their running average after; fixed: as it was."""
+    augment: Literal["none", "flip-shift", "mix"] = "none"
+    """What is done to each batch: nothing; mirror and move images by up to 4 pixels, for photographs; mix
+    half of the inputs with others."""
+    precision: Literal["auto", "fp32", "bf16"] = CalibrationRecovery.precision
+    """Arithmetic of the forward and backward pass; auto takes bf16 where the hardware has it."""
+    teacher: Literal["student", "teacher"] = "student"
+    """Who teaches: the dense student as it was, or the teacher of the run."""
+
+    def __post_init__(self) -> None:
+        self._recipe(0)
+        if not self.runs and any(getattr(self, f.name) != f.default for f in fields(self)):
+            raise InvalidArgument(
+                "options of calibration without steps would do nothing: set calibration.steps, such as 60."
+            )
+
+    @property
+    def runs(self) -> bool:
+        """Whether there is any step."""
+        return bool(self.steps or self.final_steps)
+
+    def recovery(self, seed: int) -> CalibrationRecovery | None:
+        """The recipe that the options make; None without steps."""
+        return self._recipe(seed) if self.runs else None
+
+    def _recipe(self, seed: int) -> CalibrationRecovery:
+        shared = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "teacher"}
+        return CalibrationRecovery(**shared, seed=seed)
 
 
 @dataclass(frozen=True)
@@ -129,6 +191,8 @@ class RunConfig:
     """How many times to score and cut, each time what is left, without training in between."""
     regrow: bool = False
     """Let a later stage take back what an earlier one removed (FORCE)."""
+    calibration: CalibrationOptions = field(default_factory=CalibrationOptions)
+    """How to distil on the calibration inputs after each stage."""
     batchnorm: Literal["augmented", "plain", "off"] = "augmented"
     """Data for BatchNorm re-estimation after the cut: augmented training images as in training (measured
     to be right), plain calibration images, or no re-estimation."""
@@ -140,6 +204,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         self._sparsity()
         check_stages(self.stages, regrow=self.regrow)
+        if self.calibration.runs:
+            check_no_regrow(regrow=self.regrow)
         if self.recover in ("kd", "both") and self.recovery.kd_weight == 0:
             raise InvalidArgument(
                 f"recover={self.recover} with recovery.kd_weight=0 has no teacher in it. "
@@ -158,7 +224,8 @@ class RunConfig:
     @property
     def wants_teacher(self) -> bool:
         """Whether any part of the run needs a teacher, or one was named."""
-        return self.setup.wants_teacher or self.recover in ("kd", "both")
+        taught = self.calibration.runs and self.calibration.teacher == "teacher"
+        return self.setup.wants_teacher or self.recover in ("kd", "both") or taught
 
     @property
     def recoveries(self) -> tuple[Recovery, ...]:

@@ -109,11 +109,7 @@ def cut(
         return masks
     sparsity, scope = pattern.sparsity_for(sparsity), pattern.scope_for(scope)
     check_stages(stages, regrow=regrow)
-    if regrow:
-        raise InvalidArgument(
-            "regrow does not go with a cut that moves the kept weights: what was removed has no value to "
-            "come back with. Drop regrow, or the recovery (and set update_weights=False)."
-        )
+    check_no_regrow(regrow=regrow)
     if batches is None:
         raise InvalidArgument("a cut that moves the kept weights needs calibration batches, got None.")
     if stages > 1 or recovery is not None:
@@ -169,6 +165,19 @@ def cut(
 def moves_weights(criterion: AbstractCriterion, recovery: CalibrationRecovery | None) -> bool:
     """Whether a cut by `criterion` changes weights that it keeps: by solving for them, or by `recovery`."""
     return recovery is not None or bool(getattr(criterion, "update_weights", False))
+
+
+def check_no_regrow(*, regrow: bool) -> None:
+    """Refuse `regrow` for a cut that moves the weights that it keeps.
+
+    Raises:
+        InvalidArgument: saying what to drop.
+    """
+    if regrow:
+        raise InvalidArgument(
+            "regrow does not go with a cut that moves the kept weights: what was removed has no value to "
+            "come back with. Drop regrow, or the recovery (and set update_weights=False)."
+        )
 
 
 def _put(targets: dict[str, nn.Parameter], weights: dict[str, Tensor]) -> None:

@@ -14,6 +14,7 @@ from torch import nn
 from secateur import provenance
 from secateur.allocate import SCOPES, allocate
 from secateur.building import build_pattern_from
+from secateur.checks import check_fits
 from secateur.config import (
     RunConfig,
     Setup,
@@ -28,7 +29,7 @@ from secateur.errors import InvalidArgument
 from secateur.evaluate import evaluate, reestimate_batchnorm
 from secateur.masks import Masks, apply_masks
 from secateur.models import build_model, load_weights
-from secateur.pipeline import augmented_batches, check_fits, prune, train_stage
+from secateur.pipeline import prune
 from secateur.progress import Watcher
 from secateur.recovery import Recovery
 from secateur.report import render_run, render_sweep
@@ -36,6 +37,7 @@ from secateur.result import describe, describe_network
 from secateur.runs import RunFolder
 from secateur.scores import CRITERIA, GuidedScores, score
 from secateur.targets import select_targets
+from secateur.training import augmented_batches, train_stage
 
 
 @dataclass
@@ -85,6 +87,8 @@ def launch(config: RunConfig, folder: RunFolder, watcher: Watcher) -> dict[str, 
         pattern=pattern,
         stages=config.stages,
         regrow=config.regrow,
+        calibration_recovery=config.calibration.recovery(config.setup.seed),
+        calibration_teacher=config.calibration.teacher,
         recovery=config.recoveries,
         batchnorm=config.batchnorm,
         include=config.setup.include,
@@ -175,7 +179,7 @@ def prepare(setup: Setup, folder: RunFolder, watcher: Watcher, *, wants_teacher:
         data = load_data(setup.dataset, seed=setup.seed, progress=on_images).near(device)
     # Both are built, filled and checked before either is trained, so that a mistake costs no training.
     student = _build(setup, "student", data, device)
-    teacher = _build(setup, "teacher", data, device) if wants_teacher else None
+    teacher = _build(setup, "teacher", data, device) if wants_teacher and not setup.own_teacher else None
     select_targets(student, include=setup.include, exclude=setup.exclude)
     ready = Prepared(data, student, teacher, {}, {})
     if teacher is not None and setup.teacher_weights is None:
@@ -183,6 +187,8 @@ def prepare(setup: Setup, folder: RunFolder, watcher: Watcher, *, wants_teacher:
         _train(setup, ready, teacher, "teacher", recipe, folder, watcher)
     if setup.student_weights is None:
         _train(setup, ready, student, "dense", setup.pretrain, folder, watcher)
+    if wants_teacher and setup.own_teacher:
+        ready.teacher = copy.deepcopy(student)
     return ready
 
 

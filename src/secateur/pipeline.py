@@ -8,33 +8,32 @@ import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from torch import nn
 
 from secateur import provenance
 from secateur.allocate import SCOPES, AbstractPattern, AbstractScope, Groups, Unstructured
+from secateur.calibration import CalibrationRecovery
 from secateur.checkpoint import inspect_checkpoint, save_sparse
-from secateur.cutting import cut, moves_weights
+from secateur.checks import check_batchnorm, check_fits, check_teachers
+from secateur.cutting import check_no_regrow, cut, moves_weights
 from secateur.data import Data, DataOptions, load_data
 from secateur.diagnostics import describe_scores, mask_overlap, split_half_overlap
-from secateur.errors import DataError, InvalidArgument, SecateurWarning
+from secateur.errors import InvalidArgument, SecateurWarning
 from secateur.evaluate import evaluate, reestimate_batchnorm
-from secateur.losses import logits_of
 from secateur.masks import Masks, apply_masks
-from secateur.modules import device_of, modes_kept
-from secateur.naming import Batches, count_batches, split_batches
+from secateur.modules import device_of
+from secateur.naming import count_batches
 from secateur.progress import Watcher
 from secateur.recovery import Recovery
 from secateur.result import Result, describe, describe_network, sparsities
 from secateur.runs import RunFolder
 from secateur.scores import CRITERIA, AbstractCriterion, TeacherGuided
-from secateur.stages import StageLog, check_stages, fitting_targets, staged_masks
+from secateur.stages import Stage, StageLog, check_stages, fitting_targets, staged_masks
 from secateur.steps import Execution
-from secateur.train import Epoch, TrainState, fit
+from secateur.training import augmented_batches, recovery_name, train_stage
 
 
 def prune(
@@ -48,6 +47,8 @@ def prune(
     pattern: AbstractPattern = Unstructured(),  # noqa: B008 - a frozen value
     stages: int = 1,
     regrow: bool = False,
+    calibration_recovery: CalibrationRecovery | None = None,
+    calibration_teacher: Literal["student", "teacher"] = "student",
     recovery: Recovery | Sequence[Recovery] | None = None,
     batchnorm: Literal["augmented", "plain", "off"] = "augmented",
     include: Sequence[str] = ("*",),
@@ -69,6 +70,9 @@ def prune(
         pattern: Where zeros may stand, see `secateur.allocate`.
         stages: How many times to score and cut, see `secateur.staged_masks`; 1 is one cut.
         regrow: Let a later stage take back what an earlier one removed.
+        calibration_recovery: Distillation on the calibration inputs after each stage, which needs neither
+            labels nor training batches; None for none. The weights that it leaves are those of the cut.
+        calibration_teacher: Who teaches in it: a copy of the dense student, or `teacher`.
         recovery: Trainings after the cut, each from the same cut; `student` ends with the last one.
             None stops after the cut.
         batchnorm: Data for BatchNorm re-estimation: as many batches of augmented training inputs as
@@ -89,9 +93,12 @@ def prune(
     recipes = [recovery] if isinstance(recovery, Recovery) else list(recovery or ())
     recipes = [recipe for recipe in recipes if recipe.epochs > 0]
     sparsity, scope = pattern.sparsity_for(sparsity), pattern.scope_for(scope)
-    _check_arguments(student, teacher, recipes, batchnorm)
+    check_teachers(student, teacher, recipes, calibration_teacher)
+    check_batchnorm(batchnorm, data)
     check_stages(stages, regrow=regrow)
     criterion = criterion or _default_criterion(teacher)
+    if moves_weights(criterion, calibration_recovery):
+        check_no_regrow(regrow=regrow)
     loaded = load_data(DataOptions(data=data), seed=seed) if isinstance(data, str) else data
     loaded = loaded.near(device_of(student))
     for role, network in (("student", student), ("teacher", teacher)):
@@ -108,6 +115,8 @@ def prune(
         sparsity,
         stages,
         regrow,
+        calibration_recovery,
+        calibration_teacher,
         include,
         exclude,
         seed,
@@ -130,6 +139,8 @@ class _Job:
     sparsity: float
     stages: int
     regrow: bool
+    calibration_recovery: CalibrationRecovery | None
+    calibration_teacher: Literal["student", "teacher"]
     include: Sequence[str]
     exclude: Sequence[str]
     seed: int
@@ -187,15 +198,40 @@ class _Job:
             "regrow": self.regrow,
             "include": self.include,
             "exclude": self.exclude,
-            "on_stage": found.add,
         }
+        if moves_weights(self.criterion, self.calibration_recovery):
+            return self._cut_a_copy(found, options)
         with self.watcher.stage("score", self.stages * count_batches(calibration)) as step:
-            if moves_weights(self.criterion, None):
-                trial = copy.deepcopy(self.student)
-                masks = cut(trial, calibration, self.criterion, **options)
-                return masks, found, trial.state_dict()
-            masks = staged_masks(self.student, calibration, self.criterion, on_batch=step, **options)
+            masks = staged_masks(
+                self.student, calibration, self.criterion, on_batch=step, on_stage=found.add, **options
+            )
         return masks, found, None
+
+    def _cut_a_copy(self, found: StageLog, options: dict[str, Any]) -> tuple[Masks, StageLog, dict[str, Any]]:
+        """A cut that moves the kept weights; the student itself stays dense for what it is compared with."""
+        trial, teacher, recipe = copy.deepcopy(self.student), None, self.calibration_recovery
+        if recipe is not None:
+            teacher = self.teacher if self.calibration_teacher == "teacher" else copy.deepcopy(self.student)
+        n_steps = 0 if recipe is None else recipe.total_steps(self.stages)
+        with self.watcher.stage("cut", self.stages + n_steps) as step:
+
+            def on_stage(stage: Stage) -> None:
+                found.add(stage)
+                step()
+                place = f"stage {len(found.rows)} of {self.stages}, {stage.sparsity:.2%} removed"
+                self.watcher.say(f"  {place}: {stage.about_loss()}")
+
+            masks = cut(
+                trial,
+                self.data.calibration,
+                self.criterion,
+                recovery=recipe,
+                teacher=teacher,
+                on_stage=on_stage,
+                on_step=step,
+                **options,
+            )
+        return masks, found, trial.state_dict()
 
     def _try_one_cut(self, one_cut: Masks, masks: Masks, batchnorm: str) -> dict[str, Any]:
         """What the stages are compared with: the same student cut by the scores of the first one alone."""
@@ -216,6 +252,7 @@ class _Job:
         return {
             "criterion": describe(self.criterion, CRITERIA),
             "scope": describe(self.scope, {**SCOPES, "n:m": Groups}),
+            "calibration_recovery": self._about_calibration(),
             "data": self.data.describe(),
             "models": {
                 "student": describe_network(self.student),
@@ -227,6 +264,12 @@ class _Job:
             "commit": provenance.commit(),
         }
 
+    def _about_calibration(self) -> dict[str, Any] | None:
+        if self.calibration_recovery is None:
+            return None
+        options = {k: v for k, v in describe(self.calibration_recovery, {}).items() if k != "name"}
+        return {**options, "teacher": self.calibration_teacher}
+
     def _test(self, what: str, network: nn.Module | None = None) -> float:
         batches = self.watcher.track(self.data.test, f"test: {what}")
         accuracy = evaluate(network or self.student, batches).accuracy
@@ -235,7 +278,7 @@ class _Job:
 
     def _split_half(self, masks: Masks) -> dict[str, Any] | None:
         n_batches = count_batches(self.data.calibration)
-        if n_batches < 2:
+        if n_batches < 2 or moves_weights(self.criterion, self.calibration_recovery):
             return None
         with self.watcher.stage("split-half stability", self.stages * n_batches) as step:
             overlap = split_half_overlap(
@@ -290,98 +333,13 @@ class _Job:
         with tempfile.TemporaryDirectory() as scratch:
             path = (folder.path if folder else Path(scratch)) / "student.safetensors"
             recipe = {"criterion": result.about["criterion"], "scope": result.about["scope"]}
+            if self.calibration_recovery is not None:
+                recipe["calibration_recovery"] = result.about["calibration_recovery"]
             if self.stages > 1:
                 recipe["stages"] = {"n": self.stages, "regrow": self.regrow}
             save_sparse(self.student, path, masks=masks, sparsity_asked=self.sparsity, recipe=recipe)
             found = inspect_checkpoint(path)
             result.size_bytes = {"dense": found.dense_size_bytes, "sparse": found.size_bytes}
-
-
-def train_stage(
-    model: nn.Module,
-    data: Data,
-    recipe: Recovery,
-    name: str,
-    *,
-    masks: Masks | None = None,
-    teacher: nn.Module | None = None,
-    seed: int,
-    execution: Execution = "auto",
-    folder: RunFolder | None = None,
-    watcher: Watcher,
-) -> tuple[TrainState, list[Epoch]]:
-    """`fit` with a progress bar, a log line an epoch, and a state on disk to resume from.
-
-    Returns:
-        The final state, and one entry an epoch.
-    """
-    state, curve = folder.load_training(name) if folder else (TrainState(), [])
-    n_steps = count_batches(data.train) * (recipe.epochs - state.epochs_done)
-    with watcher.stage(f"train: {name}", n_steps) as step:
-        epochs = fit(
-            model,
-            data.train,
-            recipe,
-            masks=masks,
-            teacher=teacher,
-            validation=data.val,
-            state=state,
-            seed=seed,
-            execution=execution,
-            on_step=step,
-        )
-        for epoch in epochs:
-            curve.append(epoch)
-            if folder:
-                folder.save_training(name, state, curve)
-                folder.log("epoch", stage=name, **asdict(epoch))
-    return state, curve
-
-
-def augmented_batches(data: Data) -> Batches:
-    """Augmented training batches for BatchNorm, as many as there are calibration batches."""
-    return islice(data.train, count_batches(data.calibration))
-
-
-def recovery_name(recipe: Recovery) -> str:
-    """The key under which a recovery's figures stand."""
-    return "recovered_kd" if recipe.kd_weight > 0 else "recovered"
-
-
-def check_fits(network: nn.Module, data: Data, role: str) -> None:
-    """Refuse a network whose logits do not cover the data's classes.
-
-    Raises:
-        DataError: naming both numbers of classes.
-    """
-    inputs, _ = next(split_batches(data.calibration, device_of(network)))
-    with modes_kept(network), torch.no_grad():
-        logits = logits_of(network.eval()(inputs[:2]))
-    if logits.ndim != 2 or logits.shape[1] != data.n_classes:
-        raise DataError(
-            f"the {role} returns outputs of shape {tuple(logits.shape)} for 2 inputs, "
-            f"{data.name!r} has {data.n_classes} classes. They must be (2, {data.n_classes})."
-        )
-
-
-def _check_arguments(
-    student: nn.Module,
-    teacher: nn.Module | None,
-    recipes: Sequence[Recovery],
-    batchnorm: str,
-) -> None:
-    """Refuse what `prune` cannot do, before any work."""
-    if batchnorm not in ("augmented", "plain", "off"):
-        raise InvalidArgument(f"batchnorm must be augmented, plain or off, got {batchnorm!r}.")
-    names = [recovery_name(recipe) for recipe in recipes]
-    if len(set(names)) != len(names):
-        raise InvalidArgument("recovery takes at most one recipe with a teacher and one without.")
-    if teacher is None and "recovered_kd" in names:
-        raise InvalidArgument("recovery with kd_weight > 0 needs a teacher; pass one or set kd_weight=0.")
-    if teacher is student:
-        raise InvalidArgument(
-            "the teacher is the very student that is to be pruned; pass copy.deepcopy(student) as teacher."
-        )
 
 
 def _default_criterion(teacher: nn.Module | None) -> AbstractCriterion:

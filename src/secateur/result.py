@@ -15,7 +15,7 @@ ACCURACIES = ("teacher", "dense", "cut", "batchnorm", "recovered", "recovered_kd
 """Where accuracy is measured, on the test split: the teacher, the dense student, the student right
 after the cut, after BatchNorm re-estimation, after recovery on labels, after recovery with the teacher."""
 
-STAGES = ("teacher", "dense", "score", "allocate", "batchnorm", "recovery", "total")
+STAGES = ("teacher", "dense", "score", "allocate", "calibration", "batchnorm", "recovery", "total")
 """What is timed."""
 
 

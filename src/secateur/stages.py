@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -54,13 +55,13 @@ class Stage:
     recovery_s: float = 0.0
 
     def about_loss(self) -> str:
-        """Predicted and measured change of the teacher's loss, for one who waits; empty if unmeasured."""
+        """Predicted and measured change of the teacher's loss in words; empty where it was not measured."""
         if self.loss is None:
             return ""
         before, cut, recovered = self.loss
-        expected = "" if self.predicted is None else f", {self.predicted:+.4f} predicted"
-        steps = f", {recovered:.4f} after {self.n_steps} steps" if self.n_steps else ""
-        return f"loss {before:.4f}, {cut:.4f} after the cut ({cut - before:+.4f}{expected}){steps}"
+        expected = "" if self.predicted is None else f" ({self.predicted:+.3g} predicted)"
+        steps = f", {recovered:.3g} after {self.n_steps} steps" if self.n_steps else ""
+        return f"loss {before:.3g}, cut {cut - before:+.3g}{expected} = {cut:.3g}{steps}"
 
 
 def staged_masks(
@@ -160,10 +161,11 @@ class StageLog:
     Attributes:
         sparsity: Fraction to be gone in the end.
         scope: Where weights compete.
-        rows: One entry a stage: its sparsity, how many weights are gone, how many returned.
+        rows: One entry a stage: its sparsity, how many weights are gone, how many returned; the predicted
+            change of the teacher's loss and the measured loss; the distillation steps and their seconds.
         scores: Those of the last stage.
         one_cut: What the scores of the first stage alone would keep at `sparsity`: the cut without stages.
-        seconds: Spent on ``score``, and on ``allocate``.
+        seconds: Spent on ``score``, on ``allocate``, and on ``calibration``, None without such steps.
     """
 
     sparsity: float
@@ -171,7 +173,9 @@ class StageLog:
     rows: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     scores: Named = field(default_factory=dict[str, Tensor])
     one_cut: Masks | None = None
-    seconds: dict[str, float] = field(default_factory=lambda: {"score": 0.0, "allocate": 0.0})
+    seconds: dict[str, float | None] = field(
+        default_factory=lambda: {"score": 0.0, "allocate": 0.0, "calibration": None}
+    )
 
     def add(self, stage: Stage) -> None:
         """Take in the next stage."""
@@ -181,10 +185,29 @@ class StageLog:
             with mask_warnings_ignored():
                 self.one_cut = allocate(stage.scores, sparsity=self.sparsity, scope=self.scope)
         n_prune, n_returned = stage.masks.n_prune, stage.n_returned
-        self.rows.append({"sparsity": stage.sparsity, "n_prune": n_prune, "n_returned": n_returned})
+        self.rows.append(
+            {
+                "sparsity": stage.sparsity,
+                "n_prune": n_prune,
+                "n_returned": n_returned,
+                "predicted": _known(stage.predicted),
+                "loss": stage.loss
+                and dict(zip(("before", "cut", "recovered"), map(_known, stage.loss), strict=True)),
+                "n_steps": stage.n_steps,
+                "recovery_s": stage.recovery_s,
+            }
+        )
         self.scores = stage.scores
-        self.seconds["score"] += stage.score_s
-        self.seconds["allocate"] += stage.allocate_s
+        spent = {"score": stage.score_s, "allocate": stage.allocate_s}
+        if stage.n_steps:
+            spent["calibration"] = stage.recovery_s
+        for what, seconds in spent.items():
+            self.seconds[what] = (self.seconds[what] or 0.0) + seconds
+
+
+def _known(number: float | None) -> float | None:
+    """None also for what JSON has no word for."""
+    return number if number is not None and math.isfinite(number) else None
 
 
 def fitting_targets(

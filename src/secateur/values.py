@@ -27,12 +27,14 @@ def from_mapping(cls: type[T], data: object, *, where: str) -> T:
 
     Args:
         cls: A dataclass.
-        data: What YAML gave for it.
+        data: What YAML gave for it; an object of the class stays as it is.
         where: Path of keys so far, for error messages.
 
     Raises:
         InvalidArgument: naming the key, the value and what is allowed.
     """
+    if isinstance(data, cls):
+        return data
     if not isinstance(data, Mapping):
         raise InvalidArgument(f"{where} must be a mapping of options, got {data!r}.")
     hints = get_type_hints(cls, include_extras=False)
@@ -42,7 +44,10 @@ def from_mapping(cls: type[T], data: object, *, where: str) -> T:
         if key not in table:
             raise InvalidArgument(f"{where}: {unknown('option', str(key), table)}")
         values[key] = converted(hints[key], value, where=f"{where}: {key}")
-    return cls(**values)
+    try:
+        return cls(**values)
+    except InvalidArgument as error:
+        raise InvalidArgument(f"{where}: {error}") from error
 
 
 def converted(hint: Any, value: object, *, where: str) -> object:  # noqa: ANN401 - a type annotation

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from secateur.config import RunConfig, ScoreOptions, Setup, SweepConfig, run_id
+from secateur.config import CalibrationOptions, RunConfig, ScoreOptions, Setup, SweepConfig, run_id
 from secateur.data import DataOptions
 from secateur.recovery import Recovery
 
@@ -30,6 +30,7 @@ CONFIGS = {
     "no recovery": RunConfig(recover="none"),
     "exclude": RunConfig(setup=Setup(exclude=("conv1.weight", "fc.weight"))),
     "stages": RunConfig(stages=10, regrow=True),
+    "calibration": RunConfig(stages=10, calibration=CalibrationOptions(steps=60, augment="flip-shift")),
     "scope options": RunConfig(setup=Setup(scope="smart-ratios", scope_options={"linear_density": 0.2})),
     "criterion options": RunConfig(
         setup=Setup(score=ScoreOptions(criterion="mycode:Mine", criterion_options={"rounds": 3}))

@@ -5,7 +5,9 @@ import torch
 import tyro
 
 from secateur.allocate import ERK, Global, Layerwise, PerTensor, SmartRatios
+from secateur.calibration import CalibrationRecovery
 from secateur.config import (
+    CalibrationOptions,
     RunConfig,
     ScoreOptions,
     Setup,
@@ -43,7 +45,7 @@ def test_yaml_round_trip_keeps_every_field(tmp_path):
         ),
         sparsity=0.95,
         stages=10,
-        regrow=True,
+        calibration=CalibrationOptions(steps=60, augment="mix", teacher="teacher", lr=0.02),
         recover="both",
         recovery=Recovery(epochs=2, precision="fp32"),
     )
@@ -71,6 +73,10 @@ def test_an_empty_file_is_the_default(tmp_path):
         ("setup: {include: conv1}", ["include", "conv1"]),
         ("setup: {scope_options: [a]}", ["scope_options", "dict", "['a']"]),
         ("stages: 2.5", ["stages", "int"]),
+        ("calibration: {stps: 60}", ["calibration", "stps", "Did you mean 'steps'"]),
+        ("calibration: {steps: 6, augment: flip}", ["calibration: augment", "'flip-shift'", "'flip'"]),
+        ("calibration: {steps: 6, lr: 0.0}", ["run.yaml: calibration: lr must be", "0.0"]),
+        ("sparsity: 1.0", ["run.yaml: sparsity", "[0, 1)"]),
         ("- a\n- b", ["mapping"]),
         ("a: [", ["cannot read"]),
     ],
@@ -102,6 +108,12 @@ def test_a_missing_file_is_named(tmp_path):
         lambda: RunConfig(recover="kd", recovery=Recovery(kd_weight=0.0)),
         lambda: RunConfig(stages=0),
         lambda: RunConfig(regrow=True),
+        lambda: RunConfig(stages=2, regrow=True, calibration=CalibrationOptions(steps=5)),
+        lambda: CalibrationOptions(lr=0.02),
+        lambda: CalibrationOptions(final_steps=0),
+        lambda: CalibrationOptions(steps=-1),
+        lambda: Setup(teacher="student", teacher_weights="t.safetensors"),
+        lambda: Setup(teacher="student", pretrain=Recovery(kd_weight=0.5)),
         lambda: Setup(min_density=2),
         lambda: Setup(scope="layerwise", min_density=0.1),
         lambda: SweepConfig(alphas=(1.5,)),
@@ -213,8 +225,19 @@ def test_recoveries_end_with_the_teacher(recover, weights):
     assert [r.kd_weight for r in RunConfig(recover=recover).recoveries] == weights
 
 
+def test_options_of_calibration_make_its_recipe():
+    assert CalibrationOptions().recovery(3) is None
+    assert CalibrationOptions(steps=60).recovery(0) == CalibrationRecovery()
+    made = CalibrationOptions(final_steps=9, batchnorm="fixed", augment="mix").recovery(3)
+    expected = CalibrationRecovery(steps=0, final_steps=9, batchnorm="fixed", augment="mix", seed=3)
+    assert made == expected
+
+
 def test_who_needs_a_teacher():
     magnitude = Setup(score=ScoreOptions(criterion="magnitude"), student_weights="s.safetensors")
     assert not RunConfig(setup=magnitude, recover="none").wants_teacher
     assert RunConfig(setup=magnitude, recover="kd").wants_teacher
     assert RunConfig(recover="none").wants_teacher
+    for who, wanted in (("student", False), ("teacher", True)):
+        taught = CalibrationOptions(steps=5, teacher=who)
+        assert RunConfig(setup=magnitude, recover="none", calibration=taught).wants_teacher is wanted

@@ -91,7 +91,7 @@ def check_setup(config: RunConfig) -> None:
     build_criterion(setup, alpha=config.alpha, teacher=nn.Identity() if config.wants_teacher else None)
     build_scope(setup)
     for name in (setup.student, setup.teacher):
-        if name is not None and name not in MODELS and not name.startswith("timm:"):
+        if name not in (None, "student", *MODELS) and not name.startswith("timm:"):
             load_object(name, kind="model")
     if ":" in setup.dataset.data and not setup.dataset.data.startswith("hf:"):
         load_object(setup.dataset.data, kind="data")
@@ -285,7 +285,7 @@ def secateur(*arguments: object) -> None:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two runs and two sweeps: with all there can be, and with as little."""
+    """Three runs and two sweeps: with all there can be, with as little, and without a training set."""
     folder = tmp_path_factory.mktemp("runs")
     digits = ("--data", "digits", "--pretrain.epochs", 1)
     full, bare = folder / "full", folder / "bare"
@@ -295,6 +295,20 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     little = ("--criterion", "magnitude", *weights, "--scope", "layerwise", "--batch-size", 5000)
     nothing = ("--recover", "none", "--batchnorm", "off")
     secateur("prune", *digits, *little, *nothing, "--sparsity", 0.5, "--out", bare)
+    curved = ("--criterion", "teacher-curvature", "--criterion-options", "rows=64", "damping=10")
+    steps = ("--n-calibration", 256, "--stages", 2, "--calibration.steps", 2, "--calibration.final-steps", 3)
+    secateur(
+        "prune",
+        *digits,
+        *weights,
+        *curved,
+        "--teacher",
+        "student",
+        *steps,
+        *nothing,
+        "--out",
+        folder / "taught",
+    )
     teacher = ("--teacher-weights", full / "teacher.safetensors")
     secateur(
         "sweep", *digits, *weights, *teacher, "--alpha", "0,1", "--sparsity", 0.5, "--out", folder / "alphas"
@@ -304,15 +318,27 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_result_json_has_exactly_the_documented_keys(runs: Path) -> None:
-    contents = [read_json(runs / name / "result.json") for name in ("full", "bare")]
+    contents = [read_json(runs / name / "result.json") for name in ("full", "bare", "taught")]
     assert_documented(contents, documented("## result.json"))
 
 
 def test_every_key_has_a_value_in_a_full_run_and_a_null_is_real(runs: Path) -> None:
-    full, bare = (dict(flat(read_json(runs / name / "result.json"))) for name in ("full", "bare"))
-    assert {path for path, value in full.items() if value is None} <= {"commit"}
+    names = ("full", "bare", "taught")
+    full, bare, taught = (dict(flat(read_json(runs / name / "result.json"))) for name in names)
+    assert {path for path, value in full.items() if value is None and taught[path] is None} <= {"commit"}
+    assert {path for path, value in full.items() if value is None} <= {
+        "commit",
+        "calibration_recovery",
+        "seconds.calibration",
+        "stages.rows[].predicted",
+        "stages.rows[].loss",
+    }
     assert {path for path, value in bare.items() if value is None} >= {
         "models.teacher",
+        "calibration_recovery",
+        "seconds.calibration",
+        "stages.rows[].predicted",
+        "stages.rows[].loss",
         "stages.one_cut",
         "accuracy.teacher",
         "accuracy.batchnorm",

@@ -62,6 +62,114 @@ def test_runs_that_differ_in_stages_are_told_apart() -> None:
     assert "stages" not in Reader(render_comparison([older, one])).text
 
 
+def taught(*, predicted: bool = True, n_steps: int = 20, **recipe: Any) -> Any:
+    """The same with distillation on the calibration inputs after each stage."""
+    run = staged(regrow=False)
+    losses = ((0.0, 0.5, 0.125), (0.125, 1.0, 0.25), (0.25, 2.0, 0.5))
+    for row, (before, cut, recovered) in zip(run["stages"]["rows"], losses, strict=True):
+        row["loss"] = {"before": before, "cut": cut, "recovered": recovered if n_steps else cut}
+        row |= {"predicted": 0.25 if predicted else None, "n_steps": n_steps, "recovery_s": 1.5}
+    if n_steps:
+        options = {"steps": n_steps, "final_steps": None, "batch_size": 128, "lr": 0.01, "augment": "none"}
+        run["calibration_recovery"] = {**options, "seed": 0, "teacher": "student", **recipe}
+    return run
+
+
+def test_predicted_and_measured_losses_and_the_budget_are_drawn_and_said() -> None:
+    html = render_run(taught())
+    assert "stage-losses" in drawn(html)
+    text = Reader(html).text
+    assert "60 distillation steps in 4.5 s, without labels" in text
+    assert "the loss is 2 after the last cut and 0.5 after the steps" in text
+    assert "expected its cuts to change the loss by +0.75 in all, and they changed it by +3.1" in text
+    assert "2 +0.25 +0.88 1 20 in 1.5 s 0.25" in text
+    assert "predicted for the cut" in text
+    assert "3 stages with 60 distillation steps gave 12.5 points more" in text
+    assert "Calibration recovery steps 20" in text
+
+
+def test_a_cut_without_prediction_or_without_steps_says_what_there_is() -> None:
+    text = Reader(render_run(taught(predicted=False))).text
+    assert "60 distillation steps" in text
+    assert "expected" not in text
+    assert "predicted for the cut" not in text
+    assert "2 – +0.88 1 20 in 1.5 s 0.25" in text
+    text = Reader(render_run(taught(n_steps=0))).text
+    assert "distillation steps" not in text
+    assert "after its steps" not in text
+    assert "2 +0.25 +0.88 1 – –" in text
+
+
+def test_a_loss_that_was_not_finite_leaves_a_gap() -> None:
+    run = taught()
+    run["stages"]["rows"][1]["loss"]["cut"] = None
+    run["stages"]["rows"][2]["predicted"] = None
+    text = Reader(render_run(run)).text
+    assert "60 distillation steps" in text
+    assert "expected" not in text
+    assert "2 +0.25 – – 20 in 1.5 s 0.25" in text
+
+
+def test_without_measured_losses_there_is_no_such_figure() -> None:
+    run = staged()
+    for row in run["stages"]["rows"]:
+        row |= {"predicted": None, "loss": None, "n_steps": 0, "recovery_s": 0.0}
+    for other in (run, staged(), load("teacher-guided")):
+        assert "stage-losses" not in drawn(render_run(other))
+
+
+def test_without_a_training_set_the_report_does_not_speak_of_a_fresh_cut() -> None:
+    run = taught()
+    for name in ("recovered", "recovered_kd"):
+        run["accuracy"][name] = None
+    assert "No training set was used after the cut" in Reader(render_run(run)).text
+    run["calibration_recovery"] = None
+    assert "This run stopped after the cut" in Reader(render_run(run)).text
+
+
+def test_a_student_that_teaches_itself_is_no_weak_teacher() -> None:
+    run = load("teacher-guided")
+    run["accuracy"]["teacher"] = run["accuracy"]["dense"]
+    weak = "The teacher is no better than the student"
+    assert weak in Reader(render_run(run)).text
+    run["models"]["teacher"]["name"] = "student"
+    assert weak not in Reader(render_run(run)).text
+
+
+def test_runs_that_differ_in_their_steps_are_told_apart() -> None:
+    runs = [staged(regrow=False), taught(), taught(augment="mix", teacher="teacher")]
+    for place, run in enumerate(runs):
+        run["run_id"] = str(place)
+    text = Reader(render_comparison(runs)).text
+    assert "teacher-guided (calibration none)" in text
+    assert "teacher-guided (calibration 20 steps)" in text
+    assert "teacher-guided (calibration 20 steps augment mix teacher teacher)" in text
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("n_steps", 1.5, r"'stages\.rows\[2\]\.n_steps' must be int"),
+        ("predicted", "much", r"'stages\.rows\[2\]\.predicted' must be int or float or null"),
+        ("loss", {"before": 0.0, "cut": 1.0}, r"'stages\.rows\[2\]\.loss\.recovered' is missing"),
+        ("loss", {"before": 0.0, "cut": 1.0, "recovered": "low"}, r"loss\.recovered' must be int or float"),
+        ("loss", 0.5, r"'stages\.rows\[2\]\.loss' must be"),
+    ],
+)
+def test_damaged_losses_are_refused_by_name(key: str, value: object, says: str) -> None:
+    run = taught()
+    run["stages"]["rows"][2][key] = value
+    with pytest.raises(RunError, match=says):
+        render_run(run)
+
+
+def test_losses_without_their_steps_are_refused() -> None:
+    run = taught()
+    del run["stages"]["rows"][0]["n_steps"]
+    with pytest.raises(RunError, match=r"'stages\.rows\[0\]\.n_steps' is missing"):
+        render_run(run)
+
+
 @pytest.mark.parametrize(
     ("path", "value", "says"),
     [

@@ -16,16 +16,17 @@ from secateur.allocate import SCOPES
 from secateur.arena.networks import Networks
 from secateur.arena.suite import Cell, Method, Suite, recovery_of
 from secateur.building import build, build_criterion_from, build_scope_from, class_of
+from secateur.cutting import moves_weights
 from secateur.errors import SecateurWarning
 from secateur.evaluate import evaluate, reestimate_batchnorm
 from secateur.masks import Masks
 from secateur.naming import Batches, Named
-from secateur.pipeline import augmented_batches
 from secateur.recovery import Recovery
 from secateur.result import describe, sparsities
 from secateur.runs import RunFolder
 from secateur.scores import CRITERIA, AbstractCriterion, Inverted, ScoreInputs, Shuffled
 from secateur.strategies import STRATEGIES, AbstractStrategy, OneShot, Outcome, carry_out
+from secateur.training import augmented_batches
 
 
 @dataclass
@@ -161,7 +162,11 @@ class Bench:
         if self._scored is not None and self._scored[0] == cell.method:
             return self._scored[1]
         strategy = build_method(method, self.networks.score_teacher(method.teacher), cell.seed)
-        if isinstance(strategy, OneShot) and strategy.stages == 1:
+        if (
+            isinstance(strategy, OneShot)
+            and strategy.stages == 1
+            and not moves_weights(strategy.criterion, strategy.recovery)
+        ):
             strategy = replace(strategy, criterion=ScoreOnce(strategy.criterion))
             self._scored = (cell.method, strategy)
         return strategy

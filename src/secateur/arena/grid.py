@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from torch import nn
 
-from secateur.arena.cell import Bench
+from secateur.arena.cell import Bench, build_method
 from secateur.arena.folder import SuiteFolder
 from secateur.arena.networks import Networks
 from secateur.arena.suite import Suite, plan
@@ -45,6 +46,8 @@ def run_suite(
     first, step = shard
     if not 1 <= first <= step:
         raise InvalidArgument(f"a shard is I/N with 1 ≤ I ≤ N, got {first}/{step}.")
+    for method in suite.methods.values():
+        build_method(method, nn.Identity(), seed=0)  # a wrong option is refused before anything runs
     cells = plan(suite)[first - 1 :: step]
     n_run = 0
     bench: Bench | None = None

@@ -63,6 +63,9 @@ class Prune:
             f"({achieved['all']:.4f} of all parameters); "
             f"file {sizes['dense'] / sizes['sparse']:.1f} times smaller ({sizes['sparse'] / 1e3:,.0f} kB)"
         )
+        n_steps, seconds = sum(row["n_steps"] for row in result["stages"]["rows"]), result["seconds"]
+        if n_steps:
+            out.print(f"{n_steps} calibration steps in {seconds['calibration']:.1f} s, without labels")
         out.print(f"report      {path / 'report.html'}")
         out.print(f"checkpoint  {path / 'student.safetensors'}")
         out.print(f"result      {path / 'result.json'}")
@@ -124,7 +127,9 @@ def _suggested_sweep(setup: Setup, path: Path) -> str:
     """A sweep over the networks of a finished run, with those that it trained read from its folder."""
     flags = {"data": setup.dataset.data, "data-dir": setup.dataset.data_dir, "student": setup.student}
     flags["student-weights"] = setup.student_weights or str(path / "dense.safetensors")
-    if (path / "teacher.safetensors").exists() or setup.teacher_weights:
+    if setup.own_teacher:
+        flags["teacher"] = setup.teacher
+    elif (path / "teacher.safetensors").exists() or setup.teacher_weights:
         flags["teacher"] = setup.teacher
         flags["teacher-weights"] = setup.teacher_weights or str(path / "teacher.safetensors")
     words = [f"--{name} {shlex.quote(value)}" for name, value in flags.items() if value is not None]

@@ -35,6 +35,7 @@ def provenance(source: Mapping[str, Any]) -> tuple[Facts, ...]:
         Facts("Versions", pairs(source["versions"])),
         Facts("Hardware", pairs(source["hardware"])),
     ]
+    groups.insert(2, Facts("Calibration recovery", pairs(source.get("calibration_recovery") or {})))
     if "scope" in source:
         groups.insert(2, Facts("Scope: where weights compete", pairs(source["scope"])))
     return tuple(group for group in groups if group.items)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from statistics import mean, stdev
 from typing import Any
 
+from secateur.calibration import CalibrationRecovery
 from secateur.report.words import ABSENT, percent, value
 
 Run = Mapping[str, Any]
@@ -63,8 +64,22 @@ def _settings(run: Run) -> dict[str, str]:
         **{"scope" if key == "name" else key: value(key, item) for key, item in scope.items()},
         "stages": str(stages["n"]),
         "regrow": value("regrow", stages["regrow"]),
+        "calibration": _calibration(run),
         "samples": value("n_calibration", run["data"].get("n_calibration")),
     }
+
+
+def _calibration(run: Run) -> str:
+    """The steps on calibration inputs in a few words: how many, and what is unusual about them."""
+    recipe = run.get("calibration_recovery")
+    if recipe is None:
+        return "none"
+    usual = {"steps": None, "seed": None, "teacher": "student"}
+    usual = {f.name: f.default for f in fields(CalibrationRecovery)} | usual
+    unusual = [
+        f"{key} {value(key, item)}" for key, item in recipe.items() if usual.get(key) not in (None, item)
+    ]
+    return " ".join([f"{recipe['steps']} steps", *unusual])
 
 
 def grouped(runs: Sequence[Run]) -> dict[str, list[Cell]]:

@@ -126,7 +126,7 @@ def split_half_panel(run: Run) -> Panel:
         return Panel(
             "split-half",
             "Is the choice stable?",
-            absent="this criterion reads no data, or it was not measured",
+            absent="this criterion reads no data, the cut moved the kept weights, or it was not measured",
         )
     overlap, chance, half = found["mask_overlap"], found["expected_random"], found["n_samples_per_half"]
     samples = f" ({number(half)} samples each)" if half is not None else ""

@@ -83,7 +83,8 @@ def _accuracy(run: Run) -> Iterator[Notice]:
             "Lower the sparsity or recover for more epochs.",
         )
     teacher, dense = accuracy["teacher"], accuracy["dense"]
-    if teacher is not None and dense is not None and teacher <= dense:
+    own = (run["models"]["teacher"] or {}).get("name") == "student"
+    if teacher is not None and dense is not None and teacher <= dense and not own:
         yield Notice(
             "warning",
             "The teacher is no better than the student",
@@ -105,7 +106,14 @@ def _recovery(run: Run) -> Iterator[Notice]:
             f"With KD {percent(kd)}, without {percent(plain)}: {points(plain - kd)} less{images}. "
             "Run other seeds before you conclude; then try a smaller KD weight or a better teacher.",
         )
-    if plain is None and kd is None:
+    if plain is None and kd is None and run.get("calibration_recovery"):
+        yield Notice(
+            "note",
+            "No training set was used after the cut",
+            "The network was brought back by distillation on the calibration inputs alone. Where there are "
+            "training data, recovery on them with the masks kept usually wins back more.",
+        )
+    elif plain is None and kd is None:
         yield Notice(
             "note",
             "This run stopped after the cut",

@@ -39,6 +39,7 @@ _SECONDS = {
     "dense": "train the student",
     "score": "score the weights",
     "allocate": "choose what to cut",
+    "calibration": "distil on calibration inputs",
     "batchnorm": "re-estimate BatchNorm",
     "recovery": "recover",
 }
@@ -168,7 +169,7 @@ def seconds_panel(run: Run) -> Panel:
     )
 
 
-_PRUNING = ("score", "allocate", "batchnorm", "recovery")
+_PRUNING = ("score", "allocate", "calibration", "batchnorm", "recovery")
 
 
 def curve_panels(run: Run) -> tuple[Panel, Panel]:

@@ -17,6 +17,7 @@ from secateur.report.outcome_panels import (
     size_panel,
 )
 from secateur.report.page import Command, Page, Section, Stat
+from secateur.report.stage_losses_panel import stage_losses_panels
 from secateur.report.stages_panel import stages_panels
 from secateur.report.words import STAGES, duration, percent, times
 
@@ -50,6 +51,7 @@ def run_page(run: Run) -> Page:
                     density_panel(run),
                     scores_panel(run),
                     *stages_panels(run),
+                    *stage_losses_panels(run),
                     split_half_panel(run),
                     agreement_panel(run),
                 ),

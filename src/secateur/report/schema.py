@@ -90,6 +90,7 @@ _PARTS: Mapping[str, Mapping[str, Types]] = {
         "expected_random": NUMBER,
         "n_samples_per_half": or_null(WHOLE),
     },
+    "calibration_recovery": {"steps": WHOLE},
     "stages": {"n": WHOLE, "rows": LIST, "one_cut": or_null(OBJECT)},
     "stages.one_cut": {"cut": NUMBER, "batchnorm": or_null(NUMBER), "mask_overlap": NUMBER},
 }
@@ -98,6 +99,16 @@ _EPOCH: Mapping[str, Types] = {
     "loss": or_null(NUMBER),
     "val_accuracy": or_null(NUMBER),
 }
+_LATER: Mapping[str, Mapping[str, Types]] = {
+    "stages.rows": {
+        "predicted": or_null(NUMBER),
+        "loss": or_null(OBJECT),
+        "n_steps": WHOLE,
+        "recovery_s": NUMBER,
+    },
+}
+"""Keys of entries that older results do not have."""
+_LOSS: Mapping[str, Types] = {f"loss.{when}": or_null(NUMBER) for when in ("before", "cut", "recovered")}
 _ITEMS: Mapping[str, Mapping[str, Types]] = {
     "layers": {"name": TEXT, "shape": LIST, "numel": WHOLE, "n_keep": WHOLE, "density": NUMBER},
     **{f"curves.{name}": _EPOCH for name in CURVES},
@@ -151,7 +162,10 @@ def _read(source: Mapping[str, Any], format_name: str, spec: Mapping[str, Types]
     for path, item in _ITEMS.items():
         entries = cast("Sequence[Any]", _find(checked, path) or ())
         for index, entry in enumerate(entries):
-            check_keys(entry, item, f"{path}[{index}].")
+            later = {key: types for key, types in _LATER.get(path, {}).items() if key in entry}
+            check_keys(entry, {**item, **later}, f"{path}[{index}].")
+            if path == "stages.rows" and entry.get("loss") is not None:
+                check_keys(entry, {**_LATER[path], **_LOSS}, f"{path}[{index}].")
     _check_histogram(checked)
     return checked
 

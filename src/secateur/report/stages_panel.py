@@ -28,14 +28,18 @@ def stages_panels(run: Run) -> tuple[Panel, ...]:
             if accuracy is not None:
                 rows.append(Bar(f"{name}{words}", accuracy, percent(accuracy), colour=colour))
     finding = _finding(run, one_cut, n)
+    moved = any(row.get("loss") for row in stages["rows"])
+    also = ", changes to the kept weights included" if moved else ""
     back = "a removed weight could return" if stages["regrow"] else "no removed weight could return"
     return (
         Panel(
             "stages",
             "What the stages bought",
             finding,
-            f"Test accuracy before recovery. Each stage scored anew what the one before had left; {back}. "
-            "One cut is what the scores of the first stage alone would have removed.",
+            f"Test accuracy before recovery on training data{also}. "
+            f"Each stage scored anew what the one before had left; {back}. "
+            "One cut is what the scores of the first stage alone would have removed"
+            f"{', all other weights as they were' if moved else ''}.",
             bars("stages", finding, rows, limits=(0, 1), fraction=True, axis="accuracy"),
             table=_table(stages["rows"]),
         ),
@@ -46,8 +50,10 @@ def _finding(run: Run, one_cut: Run, n: int) -> str:
     stage = "cut" if run["accuracy"]["batchnorm"] is None or one_cut["batchnorm"] is None else "batchnorm"
     gain = (run["accuracy"][stage] or 0.0) - one_cut[stage]
     verdict = f"{points(gain)} {'more' if gain > 0 else 'less'} accuracy than" if gain else "the accuracy of"
+    n_steps = sum(row.get("n_steps", 0) for row in run["stages"]["rows"])
+    steps = f" with {n_steps} distillation steps" if n_steps else ""
     return (
-        f"{n} stages gave {verdict} one cut, and the two masks share "
+        f"{n} stages{steps} gave {verdict} one cut, and the two masks share "
         f"{percent(one_cut['mask_overlap'], 0)} of the weights that either keeps."
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from secateur.allocate import AbstractScope, Global
@@ -28,7 +28,7 @@ class OneShot(AbstractStrategy):
         stages: Partial cuts, re-scored on the same data without training in between (Iter-SNIP).
         regrow: Whether a later stage may bring weights back (FORCE).
         recovery: Distillation steps on the calibration inputs after each stage, no part of the budget; the
-            teacher is the criterion's, or else the student as it was.
+            teacher is the criterion's, or else the student as it was. The problem's seed is added to its own.
     """
 
     in_rounds: ClassVar[bool] = False
@@ -44,7 +44,9 @@ class OneShot(AbstractStrategy):
     def rounds_for(self, problem: Problem) -> Iterator[Round]:
         """One round."""
         if moves_weights(self.criterion, self.recovery):
-            trial = copy.deepcopy(problem.student)
+            trial, recipe = copy.deepcopy(problem.student), self.recovery
+            if recipe is not None:
+                recipe = replace(recipe, seed=recipe.seed + problem.seed)
             masks = cut(
                 trial,
                 problem.calibration,
@@ -53,7 +55,7 @@ class OneShot(AbstractStrategy):
                 scope=self.scope,
                 stages=self.stages,
                 regrow=self.regrow,
-                recovery=self.recovery,
+                recovery=recipe,
                 task_loss=problem.task_loss,
                 include=problem.include,
                 exclude=problem.exclude,

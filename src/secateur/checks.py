@@ -1,0 +1,77 @@
+"""What `prune` refuses before any work: networks, teachers and data that do not go together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence, Sized
+
+import torch
+from torch import nn
+
+from secateur.data import Data
+from secateur.errors import DataError, InvalidArgument
+from secateur.losses import logits_of
+from secateur.modules import device_of, modes_kept
+from secateur.naming import split_batches
+from secateur.recovery import Recovery
+from secateur.training import recovery_name
+
+
+def check_fits(network: nn.Module, data: Data, role: str) -> None:
+    """Refuse a network whose logits do not cover the data's classes.
+
+    Raises:
+        DataError: naming both numbers of classes.
+    """
+    inputs, _ = next(split_batches(data.calibration, device_of(network)))
+    with modes_kept(network), torch.no_grad():
+        logits = logits_of(network.eval()(inputs[:2]))
+    if logits.ndim != 2 or logits.shape[1] != data.n_classes:
+        raise DataError(
+            f"the {role} returns outputs of shape {tuple(logits.shape)} for 2 inputs, "
+            f"{data.name!r} has {data.n_classes} classes. They must be (2, {data.n_classes})."
+        )
+
+
+def check_teachers(
+    student: nn.Module, teacher: nn.Module | None, recipes: Sequence[Recovery], calibration_teacher: str
+) -> None:
+    """Refuse recoveries that lack their teacher, and a teacher that would be pruned with the student.
+
+    Args:
+        student: What is to be pruned.
+        teacher: The network that teaches, if there is one.
+        recipes: Recoveries, at most one with a teacher and one without.
+        calibration_teacher: Who teaches on the calibration inputs: student or teacher.
+
+    Raises:
+        InvalidArgument: saying what to pass.
+    """
+    names = [recovery_name(recipe) for recipe in recipes]
+    if len(set(names)) != len(names):
+        raise InvalidArgument("recovery takes at most one recipe with a teacher and one without.")
+    if teacher is None and "recovered_kd" in names:
+        raise InvalidArgument("recovery with kd_weight > 0 needs a teacher; pass one or set kd_weight=0.")
+    if calibration_teacher not in ("student", "teacher"):
+        raise InvalidArgument(f"calibration_teacher must be student or teacher, got {calibration_teacher!r}.")
+    if teacher is None and calibration_teacher == "teacher":
+        raise InvalidArgument("calibration_teacher='teacher' needs a teacher; pass one, or choose 'student'.")
+    if teacher is student:
+        raise InvalidArgument(
+            "the teacher is the very student that is to be pruned; pass copy.deepcopy(student) as teacher."
+        )
+
+
+def check_batchnorm(batchnorm: str, data: Data | str) -> None:
+    """Refuse a way of BatchNorm re-estimation that is unknown, or for which there are no data.
+
+    Raises:
+        InvalidArgument: naming what is allowed.
+    """
+    if batchnorm not in ("augmented", "plain", "off"):
+        raise InvalidArgument(f"batchnorm must be augmented, plain or off, got {batchnorm!r}.")
+    train = None if isinstance(data, str) else data.train  # what goes by name has training images
+    if batchnorm == "augmented" and isinstance(train, Sized) and not len(train):
+        raise InvalidArgument(
+            "batchnorm='augmented' needs training batches, and the data have none. "
+            "Pass 'plain', which takes the calibration inputs, or 'off'."
+        )
