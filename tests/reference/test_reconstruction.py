@@ -237,6 +237,31 @@ def test_a_later_stage_makes_up_for_what_earlier_layers_lost() -> None:
     assert distance(student, dense) < before
 
 
+def test_layers_of_a_later_pass_see_what_the_solved_ones_before_give() -> None:
+    student = seeded(lambda: nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3)))
+    teacher, x = shaken(student), noise(40, 4)
+    scores = score(student, [x], LayerReconstruction(teacher, damping=DAMPING, passes=2))
+    masks = allocate(scores, sparsity=0.5)
+    assert isinstance(scores, SolvingScores)
+    solved = {name: w.double() for name, w in scores.solve(masks).weights.items()}
+    with torch.no_grad():
+        first = Dense(student[0], x, teacher[0](x))  # type: ignore[index]
+        seen = torch.tanh(F.linear(x, solved["0.weight"], student[0].bias))  # type: ignore[index]
+        second = Dense(student[2], seen, teacher(x))  # type: ignore[index]
+    assert torch.allclose(solved["0.weight"], first.solve(masks["0.weight"]), rtol=1e-3, atol=1e-4)
+    assert torch.allclose(solved["2.weight"], second.solve(masks["2.weight"]), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("make", [Block, cnn])
+def test_more_passes_bring_a_network_nearer_to_its_teacher(make: Any) -> None:
+    dense, left = seeded(make), list[float]()
+    for passes in (1, 99):
+        student = copy.deepcopy(dense)
+        cut(student, pictures(), LayerReconstruction(dense, passes=passes), sparsity=0.6)
+        left.append(distance(student, dense))
+    assert left[1] < left[0]
+
+
 def test_stages_solve_and_say_that_they_predict_nothing() -> None:
     dense, seen = seeded(cnn), list[Stage]()
     cut(
@@ -325,6 +350,8 @@ def test_refusals() -> None:
     for damping in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(InvalidArgument, match="damping"):
             LayerReconstruction(nn.Identity(), damping=damping)
+    with pytest.raises(InvalidArgument, match="passes"):
+        LayerReconstruction(nn.Identity(), passes=0)
     x = noise(6, 4)
     with pytest.raises(ScoreError, match=r"'layer\.weight' gives \(6, 4\) in the student and nothing in the"):
         score(seeded(lambda: Twice(2)), [x], LayerReconstruction(seeded(lambda: Twice(1))))

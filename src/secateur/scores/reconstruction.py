@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from secateur.errors import InvalidArgument, ScoreError
 from secateur.naming import Named
@@ -44,24 +45,30 @@ class LayerReconstruction(AbstractCriterion):
     The teacher's outputs are the target only if it has the student's prunable layers, all by name and
     shape, and if its layers say much the same: their outputs have a cosine of ½ or more with the student's,
     in the mean over layers. Otherwise (another architecture, or one trained from another start, whose
-    features are others) y is ``Wx``, what the layer gives before the cut.
+    features are others) y is ``Wx``: what the layer, as it is, makes of what it sees.
 
     Attributes:
         teacher: A frozen network over the same inputs: the student as it was before the cut.
         damping: λ > 0 in units of the mean diagonal of ``Σ xxᵀ``; it pulls solved weights to what they were.
+        passes: In how many passes over the inputs, ≥ 1, the kept weights are solved: layers of a later one
+            see what the solved layers before them give. 1 solves all from what scoring has seen; as many as
+            there are layers, each behind all others. A pass costs as much as scoring does.
         update_weights: False gives scores alone.
 
     Raises:
-        InvalidArgument: if `damping` is out of range.
+        InvalidArgument: if a number is out of range.
     """
 
     teacher: nn.Module
     damping: float = 0.01
+    passes: int = 1
     update_weights: bool = True
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.damping) and self.damping > 0):
             raise InvalidArgument(f"damping must be a finite number above 0, got {self.damping!r}.")
+        if self.passes < 1:
+            raise InvalidArgument(f"passes must be at least 1, got {self.passes!r}.")
 
     def __call__(self, inputs: ScoreInputs) -> Named:
         """`SolvingScores` from batches with or without labels, or plain scores without `update_weights`.
@@ -70,7 +77,7 @@ class LayerReconstruction(AbstractCriterion):
             ScoreError: naming a weight of a transposed convolution, or whose layer is never called; or if
                 what a layer sees is not finite, or `damping` too small.
         """
-        moments = self._moments(inputs)
+        watch, moments = self._watched(inputs)
         weights = {name: _by_group(inputs.weights[name], moments[name]) for name in moments}
         scores: dict[str, Tensor] = {}
         for name, found in moments.items():
@@ -82,31 +89,45 @@ class LayerReconstruction(AbstractCriterion):
                     f"with damping={self.damping:g}. Raise it; 0.01 is the default."
                 ) from error
             scores[name] = score.float().view(inputs.weights[name].shape)
-        return ReconstructionScores(scores, weights, moments, self.damping) if self.update_weights else scores
+        scores = {name: scores[name] for name in inputs.targets}
+        if not self.update_weights:
+            return scores
+        return ReconstructionScores(scores, weights, moments, watch, self.damping, self.passes)
 
-    def _moments(self, inputs: ScoreInputs) -> dict[str, Moments]:
+    def _watched(self, inputs: ScoreInputs) -> tuple[_Watch, dict[str, Moments]]:
         """The least-squares problem of each weight, against the teacher's outputs where they are of use."""
         student, teacher = unwrap(inputs.model), unwrap(self.teacher)
-        if student is not teacher and _prunable(student) == _prunable(teacher):
-            with preserving(teacher):
-                batches = [x for x, _ in inputs.stream(teacher)]
-                taught = _Watch(inputs, teacher).moments(batches)
-            likeness = [m.cosine(_by_group(inputs.weights[name], m)) for name, m in taught.items()]
-            if sum(likeness) >= _ALIKE * len(likeness):
-                return taught
-        else:
-            batches = [x for x, _ in inputs.stream()]
-        return _Watch(inputs, None).moments(batches)
+        if student is teacher or _prunable(student) != _prunable(teacher):
+            watch = _Watch(inputs, None, [x for x, _ in inputs.stream()])
+            return watch, watch.moments()
+        with preserving(teacher):
+            watch = _Watch(inputs, teacher, [x for x, _ in inputs.stream(teacher)])
+        moments = watch.moments()
+        likeness = [found.cosine(_by_group(inputs.weights[name], found)) for name, found in moments.items()]
+        if sum(likeness) < _ALIKE * len(likeness):
+            watch = _Watch(inputs, None, watch.batches)
+            moments = watch.moments()
+        return watch, moments
 
 
 class ReconstructionScores(SolvingScores):
     """Scores of `LayerReconstruction`, with the least-squares problems that they came from."""
 
-    def __init__(self, scores: Named, weights: Named, moments: dict[str, Moments], damping: float) -> None:
+    def __init__(
+        self,
+        scores: Named,
+        weights: dict[str, Tensor],
+        moments: dict[str, Moments],
+        watch: _Watch,
+        damping: float,
+        passes: int,
+    ) -> None:
         self._scores = scores
         self._weights = weights
         self._moments = moments
+        self._watch = watch
         self._damping = damping
+        self._passes = passes
 
     def __getitem__(self, name: str) -> Tensor:
         return self._scores[name]
@@ -119,23 +140,34 @@ class ReconstructionScores(SolvingScores):
 
     def solve(self, masks: Named) -> Solution:
         """The kept weights of each layer by least squares on their support; what was 0 stays so."""
+        names = list(self._moments)  # in the order of the layers' first calls
+        at_once = -(-len(names) // self._passes)
         solved: dict[str, Tensor] = {}
-        for name, moments in self._moments.items():
-            w = self._weights[name]
-            kept = masks[name].reshape(w.shape) & (w != 0)
-            solved[name] = moments.solve(w, kept, self._damping).float().view(masks[name].shape)
-        return Solution(solved, predicted=None)
+        for start in range(0, len(names), at_once):
+            some = names[start : start + at_once]
+            moments = self._watch.moments(some, solved) if start else self._moments
+            for name in some:
+                w = self._weights[name]
+                kept = masks[name].reshape(w.shape) & (w != 0)
+                found = moments[name].solve(w, kept, self._damping)
+                solved[name] = found.float().view(masks[name].shape)
+        return Solution({name: solved[name] for name in self._scores}, predicted=None)
 
 
 class _Watch:
-    """Looks at the layers of the student while the calibration inputs pass, and at those of a teacher."""
+    """Looks at the layers of the student while the calibration inputs pass, and at those of a teacher.
 
-    def __init__(self, inputs: ScoreInputs, teacher: nn.Module | None) -> None:
+    Attributes:
+        batches: The inputs.
+    """
+
+    def __init__(self, inputs: ScoreInputs, teacher: nn.Module | None, batches: list[Tensor]) -> None:
+        self.batches = batches
         self._inputs = inputs
         self._student = unwrap(inputs.model)
         self._teacher = teacher
-        layers = layers_of(self._student, inputs.targets)
-        self._holds = {layer: name for name, shared in layers.items() for layer in shared}
+        self._layers = layers_of(self._student, inputs.targets)
+        self._holds = {layer: name for name, shared in self._layers.items() for layer in shared}
         self._taught: dict[nn.Module, list[Tensor]] = {}
         self._found: dict[str, Moments] = {}
         for layer, name in self._holds.items():
@@ -145,35 +177,52 @@ class _Watch:
                     "Exclude it, or choose another criterion."
                 )
 
-    def moments(self, batches: list[Tensor]) -> dict[str, Moments]:
-        """By name, in the order of the targets."""
+    def moments(self, wanted: Sequence[str] = (), instead: Named | None = None) -> dict[str, Moments]:
+        """By name, in the order of the layers' first calls.
+
+        Args:
+            wanted: Names of weights; all of them by default.
+            instead: Values that weights of the student have in this pass.
+        """
+        self._found = {}
+        wanted = wanted or list(self._layers)
+        modules = {module: name for name, module in self._student.named_modules()}
         with ExitStack() as stack, torch.no_grad():
-            names = {module: name for name, module in self._student.named_modules()}
-            for layer in self._holds:
+            stack.enter_context(preserving(self._student))
+            if self._teacher is not None:
+                stack.enter_context(preserving(self._teacher))
+            for layer in (layer for name in wanted for layer in self._layers[name]):
                 stack.callback(layer.register_forward_hook(self._look, with_kwargs=True).remove)
                 if self._teacher is not None:
-                    twin = self._teacher.get_submodule(names[layer])
+                    twin = self._teacher.get_submodule(modules[layer])
                     self._taught[layer] = []
                     stack.callback(twin.register_forward_hook(_keeping(self._taught[layer])).remove)
-            for x in (some for batch in batches for some in batch.split(_SAMPLES)):
-                for outputs in self._taught.values():
-                    outputs.clear()
-                if self._teacher is not None:
-                    self._teacher(x)
-                self._student(x)
-        for name in self._inputs.targets:
-            if name not in self._found:
-                raise ScoreError(
-                    f"LayerReconstruction never saw an input of {name!r}: its layer is not called, or its "
-                    "weight is used elsewhere. Exclude it, or choose another criterion."
-                )
-            found = self._found[name]
-            if not bool(torch.isfinite(found.inner).all() & torch.isfinite(found.cross).all()):
-                raise ScoreError(
-                    f"inputs or outputs of the layer of {name!r} are not finite. "
-                    "Check the weights of student and teacher."
-                )
-        return {name: self._found[name] for name in self._inputs.targets}
+            for x in (some for batch in self.batches for some in batch.split(_SAMPLES)):
+                self._pass(x, instead or {})
+        for name in wanted:
+            self._check(name)
+        return self._found
+
+    def _pass(self, x: Tensor, instead: Named) -> None:
+        for outputs in self._taught.values():
+            outputs.clear()
+        if self._teacher is not None:
+            self._teacher(x)
+        own = self._inputs.targets
+        functional_call(self._student, {n: w.to(own[n].dtype) for n, w in instead.items()}, (x,))
+
+    def _check(self, name: str) -> None:
+        if name not in self._found:
+            raise ScoreError(
+                f"LayerReconstruction never saw an input of {name!r}: its layer is not called, or its weight "
+                "is used elsewhere. Exclude it, or choose another criterion."
+            )
+        found = self._found[name]
+        if not bool(torch.isfinite(found.inner).all() & torch.isfinite(found.cross).all()):
+            raise ScoreError(
+                f"inputs or outputs of the layer of {name!r} are not finite. "
+                "Check the weights of student and teacher."
+            )
 
     def _look(
         self, layer: nn.Module, args: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor
