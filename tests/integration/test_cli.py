@@ -88,7 +88,7 @@ def test_a_killed_run_resumes_to_the_same_bits(finished, tmp_path, monkeypatch, 
     folder = tmp_path / "killed"
     arguments = ["prune", "--config", finished / "config.yaml", "--out", folder]
     with monkeypatch.context() as patch:
-        patch.setattr("secateur.pipeline.fit", dying_in(stage))
+        patch.setattr("secateur.training.fit", dying_in(stage))
         assert run(*arguments) == 130
     assert not (folder / "result.json").exists()
     assert (folder / "checkpoint" / f"{stage}.safetensors").exists()
@@ -311,7 +311,7 @@ def test_a_mistake_costs_no_training(flags, tmp_path, capsys, monkeypatch):
     def untouched(*_, **__):
         pytest.fail("training began")
 
-    monkeypatch.setattr("secateur.pipeline.fit", untouched)
+    monkeypatch.setattr("secateur.training.fit", untouched)
     for _ in range(2):  # nor does it use up the folder
         assert run("prune", "--out", tmp_path / "x", *QUICK, *flags) in (1, 2)
         message = capsys.readouterr().err
