@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal, TypeAlias, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from secateur.errors import InvalidArgument, ScoreError
 from secateur.losses import check_finite, check_outputs, check_temperature, kd_loss, logits_of
 from secateur.naming import Named
 from secateur.scores.base import AbstractCriterion, ScoreInputs, Solution, SolvingScores, preserving
+from secateur.scores.block_curvature import BlockQuadratic, add_outer
 from secateur.scores.functional import Functional, gradients_of
 from secateur.scores.gauss_newton import Quadratic
 
@@ -53,7 +54,10 @@ class TeacherCurvature(AbstractCriterion):
         damping: λ > 0 in units of the mean diagonal of GᵀG. None chooses from the data: the model is made
             from every other calibration input, and the λ taken whose trial cut costs least on the rest.
         rows: Most rows, ≥ 1. With more inputs than that a row is of several inputs.
-        memory_gb: Most memory of the rows in 10⁹ bytes; it lowers their number.
+        block: None for curvature over all tensors at once. A number ≥ 1 is for nets with many weights: H
+            between that many consecutive weights of a tensor, and 0 elsewhere (as WoodFisher), from any
+            number of rows, as none is kept.
+        memory_gb: Most memory in 10⁹ bytes of the rows, whose number it lowers, or of the blocks.
         update_weights: False gives scores alone.
         seed: Of the draws.
 
@@ -67,6 +71,7 @@ class TeacherCurvature(AbstractCriterion):
     linear: bool = True
     damping: float | None = None
     rows: int = 1024
+    block: int | None = None
     memory_gb: float = 4.0
     update_weights: bool = True
     seed: int = 0
@@ -78,8 +83,9 @@ class TeacherCurvature(AbstractCriterion):
         for name, number in (("damping", self.damping), ("memory_gb", self.memory_gb)):
             if number is not None and not (math.isfinite(number) and number > 0):
                 raise InvalidArgument(f"{name} must be a finite number above 0, got {number!r}.")
-        if self.rows < 1:
-            raise InvalidArgument(f"rows must be at least 1, got {self.rows!r}.")
+        for name, number in (("rows", self.rows), ("block", self.block)):
+            if number is not None and number < 1:
+                raise InvalidArgument(f"{name} must be at least 1, got {number!r}.")
 
     def __call__(self, inputs: ScoreInputs) -> Named:
         """`SolvingScores` from batches with or without labels, or plain scores without `update_weights`.
@@ -105,7 +111,7 @@ class TeacherCurvature(AbstractCriterion):
         dampings = _DAMPINGS if self.damping is None else (self.damping,)
         return CurvatureScores(scores, model, [d * model.curvature for d in dampings], loss_at)
 
-    def _choose_damping(self, model: Quadratic, loss_at: Callable[[Named], float]) -> float:
+    def _choose_damping(self, model: _Model, loss_at: Callable[[Named], float]) -> float:
         """λ itself: the one given, or the best of a few in a trial cut."""
         if self.damping is not None:
             return self.damping * model.curvature
@@ -137,7 +143,7 @@ class TeacherCurvature(AbstractCriterion):
             total = total + loss * (len(x_part) / len(x))
         return total
 
-    def _model(self, network: Functional, inputs: ScoreInputs, x: Tensor, taught: Tensor) -> Quadratic:
+    def _model(self, network: Functional, inputs: ScoreInputs, x: Tensor, taught: Tensor) -> _Model:
         """The quadratic model of L over `x`."""
         targets = {name: network.parameters[name] for name in inputs.targets}
         slope = {name: torch.zeros_like(w, dtype=torch.float32) for name, w in targets.items()}
@@ -148,8 +154,10 @@ class TeacherCurvature(AbstractCriterion):
             for name, gradient in gradients_of(loss, targets).items():
                 if self.linear:
                     slope[name].add_(gradient, alpha=len(x_part) / len(x))
-        rows = self._rows(network, {n: w.detach() for n, w in targets.items()}, x, taught)
-        return Quadratic(rows, slope, inputs.weights)
+        weights = {n: w.detach() for n, w in targets.items()}
+        if self.block is None:
+            return Quadratic(self._rows(network, weights, x, taught), slope, inputs.weights)
+        return BlockQuadratic(self._blocks(network, weights, x, taught), slope, inputs.weights)
 
     def _rows(
         self, network: Functional, targets: dict[str, Tensor], x: Tensor, taught: Tensor
@@ -162,9 +170,42 @@ class TeacherCurvature(AbstractCriterion):
                 f"a row of {n_weights} gradients needs {4 * n_weights / 1e9:.3g} GB, "
                 f"and memory_gb={self.memory_gb:g}. Raise it."
             )
-        groups, pulls = self._pulls(network, x, taught, most)
-        n_rows = len(groups)
+        n_rows, gradients = self._gradients(network, targets, x, taught, most)
         found = {n: x.new_empty((n_rows, w.numel()), dtype=torch.float32) for n, w in targets.items()}
+        start = 0
+        for some in gradients:
+            for name, gradient in some.items():
+                found[name][start : start + len(gradient)] = gradient
+            start += len(next(iter(some.values())))
+        return found
+
+    def _blocks(
+        self, network: Functional, targets: dict[str, Tensor], x: Tensor, taught: Tensor
+    ) -> dict[str, Tensor]:
+        """The blocks of GᵀG by name, shape (blocks, size, size)."""
+        assert self.block is not None
+        shapes: dict[str, tuple[int, int, int]] = {}
+        for name, weight in targets.items():
+            size = min(self.block, weight.numel())
+            shapes[name] = (-(-weight.numel() // size), size, size)
+        needed = 4 * sum(math.prod(shape) for shape in shapes.values()) / 1e9
+        if needed > self.memory_gb:
+            raise ScoreError(
+                f"blocks of {self.block} weights need {needed:.3g} GB, and memory_gb={self.memory_gb:g}. "
+                "Raise it, or lower block."
+            )
+        found = {n: torch.zeros(shape, device=x.device) for n, shape in shapes.items()}
+        for some in self._gradients(network, targets, x, taught, self.rows)[1]:
+            for name, gradient in some.items():
+                add_outer(found[name], gradient)
+        return found
+
+    def _gradients(
+        self, network: Functional, targets: dict[str, Tensor], x: Tensor, taught: Tensor, most: int
+    ) -> tuple[int, Iterator[dict[str, Tensor]]]:
+        """How many rows G has, at most `most`, and the rows by name, shape (some, numel)."""
+        n_weights = sum(weight.numel() for weight in targets.values())
+        groups, pulls = self._pulls(network, x, taught, most)
 
         def pulled(weights: dict[str, Tensor], group: Tensor, pull: Tensor) -> Tensor:
             return (network(weights, group) * pull).sum()
@@ -174,13 +215,15 @@ class TeacherCurvature(AbstractCriterion):
             vmap(grad(pulled), in_dims=(None, 0, 0), randomness="different"),
         )
         chunk = max(1, min(_MOST_SAMPLES // groups.shape[1], _MOST_GRADIENTS // n_weights))
-        for start in range(0, n_rows, chunk):
-            place = slice(start, start + chunk)
-            with torch.no_grad():  # vmap differentiates by itself
-                gradients = per_group(targets, groups[place], pulls[place])
-            for name, gradient in gradients.items():
-                found[name][place] = gradient.reshape(len(gradient), -1)
-        return found
+
+        def rows() -> Iterator[dict[str, Tensor]]:
+            for start in range(0, len(groups), chunk):
+                place = slice(start, start + chunk)
+                with torch.no_grad():  # vmap differentiates by itself
+                    gradients = per_group(targets, groups[place], pulls[place])
+                yield {name: gradient.flatten(1).float() for name, gradient in gradients.items()}
+
+        return len(groups), rows()
 
     def _pulls(self, network: Functional, x: Tensor, taught: Tensor, most: int) -> tuple[Tensor, Tensor]:
         """Inputs in groups, (R, b, …), and what the logits of each are multiplied with, (R, b, classes).
@@ -217,7 +260,7 @@ class CurvatureScores(SolvingScores):
     """Scores of `TeacherCurvature`, with the model that they came from; its rows are kept as long as this."""
 
     def __init__(
-        self, scores: Named, model: Quadratic, dampings: list[float], loss_at: Callable[[Named], float]
+        self, scores: Named, model: _Model, dampings: list[float], loss_at: Callable[[Named], float]
     ) -> None:
         self._scores = scores
         self._model = model
@@ -241,6 +284,8 @@ class CurvatureScores(SolvingScores):
             return solutions[0]
         return min(solutions, key=lambda solution: self._loss_at(solution.weights))
 
+
+_Model: TypeAlias = Quadratic | BlockQuadratic
 
 _CHUNK = 256
 """Inputs of a forward pass."""
