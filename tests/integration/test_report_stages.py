@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from typing import Any
 
 import pytest
@@ -86,6 +87,7 @@ def test_predicted_and_measured_losses_and_the_budget_are_drawn_and_said() -> No
     assert "predicted for the cut" in text
     assert "3 stages with 60 distillation steps gave 12.5 points more" in text
     assert "Calibration recovery steps 20" in text
+    assert "The cut with its distillation steps leaves 30.0 %" in text
 
 
 def test_a_cut_without_prediction_or_without_steps_says_what_there_is() -> None:
@@ -98,6 +100,17 @@ def test_a_cut_without_prediction_or_without_steps_says_what_there_is() -> None:
     assert "distillation steps" not in text
     assert "after its steps" not in text
     assert "2 +0.25 +0.88 1 – –" in text
+
+
+def test_the_axis_of_scores_names_each_power_of_ten_once() -> None:
+    run = load("teacher-guided")
+    found = run["diagnostics"]["score_histogram"]
+    n_bins = len(found["counts"])
+    found["log10_edges"] = [-2.3 + 2 * place / n_bins for place in range(n_bins + 1)]
+    found["log10_threshold"] = -1.5
+    powers = re.findall("10[⁻⁰¹²³⁴]+", Reader(render_run(run)).text)
+    assert powers
+    assert len(powers) == len(set(powers))
 
 
 def test_a_loss_that_was_not_finite_leaves_a_gap() -> None:

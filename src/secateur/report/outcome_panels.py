@@ -114,7 +114,8 @@ def _accuracy_finding(run: Run) -> str:
     accuracy, stage = run["accuracy"], final_stage(run)
     if stage is None:
         return "Only the networks before the cut were measured."
-    parts = [f"The cut alone leaves {percent(accuracy['cut'])}"] if accuracy["cut"] is not None else []
+    cut = "The cut with its distillation steps" if run.get("calibration_recovery") else "The cut alone"
+    parts = [f"{cut} leaves {percent(accuracy['cut'])}"] if accuracy["cut"] is not None else []
     if stage != "cut":
         parts.append(f"{_REACHED[stage]} it reaches {percent(accuracy[stage])}")
     text = "; ".join(parts)

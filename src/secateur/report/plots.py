@@ -286,7 +286,7 @@ def histogram(
         for (name, values, colour), style in zip(outlines, ("-", (0, (4, 2))), strict=False):
             axes.stairs(values, edges, color=colour, linewidth=1.5, linestyle=style, label=name)
         axes.set_xlim(edges[0], edges[-1])
-        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
         axes.xaxis.set_major_formatter(_power_of_ten)
         axes.yaxis.set_major_formatter(lambda value, _: compact(value))
         axes.tick_params(length=0)
