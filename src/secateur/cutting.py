@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from secateur.allocate import AbstractPattern, AbstractScope, Unstructured
 from secateur.calibration import CalibrationRecovery, answers_of, distil_on_inputs
 from secateur.errors import InvalidArgument
+from secateur.evaluate import reestimate_batchnorm
 from secateur.losses import kd_loss, logits_of
 from secateur.masks import Masks, apply_masks
 from secateur.modules import modes_kept
@@ -62,7 +63,8 @@ def cut(
 
     A criterion whose scores can solve for the kept weights (`TeacherCurvature`) does so in each stage. With
     `recovery` each stage is followed by distillation steps on the same inputs, which need no labels; any
-    criterion can be used. Both move the weights, so each stage scores them as they are then.
+    criterion can be used. Both move the weights, so each stage scores them as they are then. A stage without
+    such steps ends with BatchNorm re-estimated on the inputs, where that lowers the teacher's loss on them.
 
     Args:
         student: A trained network.
@@ -156,10 +158,31 @@ def cut(
                 )
                 stage = replace(stage, n_steps=n_steps, recovery_s=time.perf_counter() - started)
                 after = measure(student)
+            else:
+                after = _renormalise(student, inputs, measure, after_cut)
             on_stage(replace(stage, loss=(loss, after_cut, after)))
             loss = after
     assert masks is not None, "there is at least one stage"
     return masks
+
+
+def _renormalise(
+    student: nn.Module, inputs: Tensor, measure: Callable[[nn.Module], float], loss: float
+) -> float:
+    """Re-estimate BatchNorm on `inputs` where that lowers the teacher's loss from `loss`; what it is then.
+
+    After a small cut that was solved for, the recorded statistics of many more images are the better ones.
+    """
+    before = {name: buffer.clone() for name, buffer in student.named_buffers()}
+    if not reestimate_batchnorm(student, inputs.split(_CHUNK)):
+        return loss
+    renormalised = measure(student)
+    if renormalised < loss:
+        return renormalised
+    with torch.no_grad():
+        for name, buffer in student.named_buffers():
+            buffer.copy_(before[name])
+    return loss
 
 
 def moves_weights(criterion: AbstractCriterion, recovery: CalibrationRecovery | None) -> bool:

@@ -38,7 +38,8 @@ class Stage:
         predicted: Change of the teacher's loss by cut and solve, as the criterion expected it; None where it
             does not solve, see `secateur.scores.SolvingScores`.
         loss: Measured teacher's loss on the calibration inputs before the stage, after its cut (and solve),
-            and after its recovery; None in a cut without `CalibrationRecovery` or such a criterion.
+            and after its recovery, or with BatchNorm re-estimated in its place; None in a cut that moves
+            no weights.
         n_steps: Distillation steps after the cut.
         recovery_s: Seconds spent on them.
     """

@@ -291,3 +291,21 @@ def test_prune_solves_for_the_kept_weights_if_the_criterion_does() -> None:
     assert same(state_of(student), state_of(expected))
     was, now = next(before.parameters()), next(student.parameters())
     assert bool((now != was)[now != 0].any())
+
+
+@pytest.mark.parametrize("sparsity", [0.05, 0.8])
+def test_without_steps_batchnorm_is_re_estimated_where_that_helps(sparsity: float) -> None:
+    """Whatever comes of it, the student is the better one of the two by the loss that the stage reports."""
+    dense, seen = network(), list[Stage]()
+    student = copy.deepcopy(dense)
+    cut(student, inputs(), TeacherCurvature(network()), sparsity=sparsity, on_stage=seen.append)
+    assert seen[0].loss is not None
+    assert seen[0].loss[2] == pytest.approx(loss_of(student, dense), rel=1e-4)
+    other = copy.deepcopy(student)
+    kept = same(dict(student.named_buffers()), dict(dense.named_buffers()))
+    if kept:
+        reestimate_batchnorm(other, [torch.cat(inputs())])
+    else:
+        other[1].load_state_dict(other[1].state_dict() | dict(dense[1].named_buffers()))
+    assert loss_of(student, dense) <= loss_of(other, dense)
+    assert kept == (seen[0].loss[2] == seen[0].loss[1])
