@@ -147,12 +147,12 @@ class TeacherCurvature(AbstractCriterion):
         """The quadratic model of L over `x`."""
         targets = {name: network.parameters[name] for name in inputs.targets}
         slope = {name: torch.zeros_like(w, dtype=torch.float32) for name, w in targets.items()}
-        parts = zip(x.split(_CHUNK), taught.split(_CHUNK), strict=True)
-        for index, (x_part, taught_part) in enumerate(parts):
-            loss = self._loss(network, {}, x_part, taught_part)
-            check_finite("teacher's", loss, index)
-            for name, gradient in gradients_of(loss, targets).items():
-                if self.linear:
+        if self.linear:
+            parts = zip(x.split(_CHUNK), taught.split(_CHUNK), strict=True)
+            for index, (x_part, taught_part) in enumerate(parts):
+                loss = self._loss(network, {}, x_part, taught_part)
+                check_finite("teacher's", loss, index)
+                for name, gradient in gradients_of(loss, targets).items():
                     slope[name].add_(gradient, alpha=len(x_part) / len(x))
         weights = {n: w.detach() for n, w in targets.items()}
         if self.block is None:
