@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import curvature
 import paper
 
 ROOT = Path(__file__).parents[1]
@@ -149,6 +150,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "costs": costs,
     "batchnorm": batchnorm,
     "checkpoint_size": checkpoint_size,
+    "calibration-only": partial(curvature.calibration_only, table),
+    "curvature-tries": partial(curvature.tries, table),
+    "curvature-steps": partial(curvature.steps, table),
     **paper.OUTCOMES,
     **{f"arena-{path.stem[6:]}": partial(arena, path) for path in sorted(RESULTS.glob("arena_*.json"))},
 }

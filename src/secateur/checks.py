@@ -61,17 +61,27 @@ def check_teachers(
         )
 
 
-def check_batchnorm(batchnorm: str, data: Data | str) -> None:
-    """Refuse a way of BatchNorm re-estimation that is unknown, or for which there are no data.
+def resolve_batchnorm(batchnorm: str, data: Data | str, *, moved: bool) -> str:
+    """Which data BatchNorm is re-estimated on: augmented, plain or off.
+
+    Args:
+        batchnorm: What was asked for; auto is off where `moved`, else augmented, or plain without
+            training batches.
+        data: The data.
+        moved: Whether the cut moves the weights that it keeps, and so ends with statistics of its own.
 
     Raises:
-        InvalidArgument: naming what is allowed.
+        InvalidArgument: naming what is allowed, if it is unknown or there are no data for it.
     """
-    if batchnorm not in ("augmented", "plain", "off"):
-        raise InvalidArgument(f"batchnorm must be augmented, plain or off, got {batchnorm!r}.")
+    if batchnorm not in ("auto", "augmented", "plain", "off"):
+        raise InvalidArgument(f"batchnorm must be auto, augmented, plain or off, got {batchnorm!r}.")
     train = None if isinstance(data, str) else data.train  # what goes by name has training images
-    if batchnorm == "augmented" and isinstance(train, Sized) and not len(train):
+    no_training = isinstance(train, Sized) and not len(train)
+    if batchnorm == "auto":
+        return "off" if moved else "plain" if no_training else "augmented"
+    if batchnorm == "augmented" and no_training:
         raise InvalidArgument(
             "batchnorm='augmented' needs training batches, and the data have none. "
             "Pass 'plain', which takes the calibration inputs, or 'off'."
         )
+    return batchnorm

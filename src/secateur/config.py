@@ -193,9 +193,10 @@ class RunConfig:
     """Let a later stage take back what an earlier one removed (FORCE)."""
     calibration: CalibrationOptions = field(default_factory=CalibrationOptions)
     """How to distil on the calibration inputs after each stage."""
-    batchnorm: Literal["augmented", "plain", "off"] = "augmented"
+    batchnorm: Literal["auto", "augmented", "plain", "off"] = "auto"
     """Data for BatchNorm re-estimation after the cut: augmented training images as in training (measured
-    to be right), plain calibration images, or no re-estimation."""
+    to be right), plain calibration images, or no re-estimation. auto: augmented, or plain without training
+    images; off after calibration steps and solved weights, which end with statistics of their own."""
     recover: Literal["kd", "plain", "both", "none"] = "kd"
     """Recovery to run: with the teacher, on labels alone, both (the one with the teacher is kept), none."""
     recovery: Recovery = field(default_factory=Recovery)

@@ -17,7 +17,7 @@ from secateur import provenance
 from secateur.allocate import SCOPES, AbstractPattern, AbstractScope, Groups, Unstructured
 from secateur.calibration import CalibrationRecovery
 from secateur.checkpoint import inspect_checkpoint, save_sparse
-from secateur.checks import check_batchnorm, check_fits, check_teachers
+from secateur.checks import check_fits, check_teachers, resolve_batchnorm
 from secateur.cutting import check_no_regrow, cut, moves_weights
 from secateur.data import Data, DataOptions, load_data
 from secateur.diagnostics import describe_scores, mask_overlap, split_half_overlap
@@ -50,7 +50,7 @@ def prune(
     calibration_recovery: CalibrationRecovery | None = None,
     calibration_teacher: Literal["student", "teacher"] = "student",
     recovery: Recovery | Sequence[Recovery] | None = None,
-    batchnorm: Literal["augmented", "plain", "off"] = "augmented",
+    batchnorm: Literal["auto", "augmented", "plain", "off"] = "auto",
     include: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
     seed: int = 0,
@@ -76,7 +76,8 @@ def prune(
         recovery: Trainings after the cut, each from the same cut; `student` ends with the last one.
             None stops after the cut.
         batchnorm: Data for BatchNorm re-estimation: as many batches of augmented training inputs as
-            there are calibration batches, the plain calibration inputs, or off.
+            there are calibration batches, the plain calibration inputs, or off. auto is augmented, plain
+            without training inputs, and off where the cut moves weights and leaves statistics of its own.
         include: Shell patterns of weights to prune.
         exclude: Shell patterns of weights to leave dense.
         seed: Of dropout and the like in recovery, and of the data splits if `data` is a name.
@@ -94,10 +95,11 @@ def prune(
     recipes = [recipe for recipe in recipes if recipe.epochs > 0]
     sparsity, scope = pattern.sparsity_for(sparsity), pattern.scope_for(scope)
     check_teachers(student, teacher, recipes, calibration_teacher)
-    check_batchnorm(batchnorm, data)
     check_stages(stages, regrow=regrow)
     criterion = criterion or _default_criterion(teacher)
-    if moves_weights(criterion, calibration_recovery):
+    moved = moves_weights(criterion, calibration_recovery)
+    resolved = resolve_batchnorm(batchnorm, data, moved=moved)
+    if moved:
         check_no_regrow(regrow=regrow)
     loaded = load_data(DataOptions(data=data), seed=seed) if isinstance(data, str) else data
     loaded = loaded.near(device_of(student))
@@ -123,7 +125,7 @@ def prune(
         execution,
         watcher,
     )
-    return job.run(recipes, batchnorm=batchnorm, folder=folder)
+    return job.run(recipes, batchnorm=resolved, folder=folder)
 
 
 @dataclass

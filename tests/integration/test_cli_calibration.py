@@ -15,7 +15,7 @@ from secateur.files import read_json
 
 QUICK = ("--data", "digits", "--n-calibration", 256)
 TRAIN = ("--pretrain.epochs", 2, "--pretrain.lr", 0.05, "--pretrain.precision", "fp32")
-NO_TRAINING = ("--recover", "none", "--batchnorm", "plain")
+NO_TRAINING = ("--recover", "none")
 
 
 def run(*arguments: object) -> int:

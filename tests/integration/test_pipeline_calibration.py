@@ -190,13 +190,23 @@ def test_a_run_that_is_stopped_leaves_the_student_as_it_was(data: Data) -> None:
     assert same(student, before)
 
 
+def test_by_default_batchnorm_keeps_what_the_cut_ends_with_or_takes_what_there_is(data: Data) -> None:
+    def run(**options: Any) -> float | None:
+        how: dict[str, Any] = {"sparsity": 0.5, "criterion": sc.Magnitude(), **options}
+        return sc.prune(network(0), data=data, **how).accuracy["batchnorm"]
+
+    assert run(calibration_recovery=STEPS) is None
+    assert run(calibration_recovery=STEPS, batchnorm="plain") is not None
+    assert run() == run(batchnorm="plain")  # these data have no training batches
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({}, "'plain', which takes the calibration inputs"),
-        ({"batchnorm": "off", "stages": 2, "regrow": True}, "regrow does not go with"),
-        ({"batchnorm": "off", "calibration_teacher": "teacher"}, "calibration_teacher='teacher' needs"),
-        ({"batchnorm": "off", "calibration_teacher": "me"}, "must be student or teacher, got 'me'"),
+        ({"batchnorm": "augmented"}, "'plain', which takes the calibration inputs"),
+        ({"stages": 2, "regrow": True}, "regrow does not go with"),
+        ({"calibration_teacher": "teacher"}, "calibration_teacher='teacher' needs"),
+        ({"calibration_teacher": "me"}, "must be student or teacher, got 'me'"),
     ],
 )
 def test_what_cannot_be_is_refused_before_any_work(data: Data, options: Any, says: str) -> None:

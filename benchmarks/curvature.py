@@ -1,0 +1,83 @@
+"""The tables of docs/curvature.md: cuts from calibration inputs alone, and what was tried on the way."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from statistics import fmean, median, stdev
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+SUITE = "arena_calibration-only"
+GOALS = {0.5: "≥ 91.2", 0.7: "≥ 90.4", 0.8: "≥ 88.8", 0.9: "≥ 80"}
+"""What this was to reach, set before it was measured."""
+
+Table = Callable[[list[str], list[list[str]]], str]
+
+
+def calibration_only(table: Table) -> str:
+    """Test accuracy of every method and sparsity of the suite after cut and steps, over its seeds."""
+    path = RESULTS / f"{SUITE}.json"
+    if not path.is_file():
+        return "not measured yet"
+    result = json.loads(path.read_text())
+    cells: list[dict[str, Any]] = result["cells"]
+    zeros = sorted({cell["sparsity"]["asked"] for cell in cells})
+    rows = [["goal", *(GOALS.get(z, "–") for z in zeros), ""]]
+    for key, method in result["suite"]["methods"].items():
+        own = [cell for cell in cells if cell["method"] == key]
+        if own:
+            seconds = median(cell["cost"]["total_s"] for cell in own)
+            label = method.get("label") or key
+            rows.append([label, *(_accuracy(own, z) for z in zeros), f"{seconds:.0f} s"])
+    about = cells[0]
+    commits = ", ".join(sorted({str(cell["commit"])[:10] for cell in cells}))
+    return (
+        table(["zeros", *(f"{z:.0%}" for z in zeros), "median time"], rows)
+        + f"\n\n<sub>`benchmarks/results/{SUITE}.json`: test accuracy in %, mean ± standard deviation over seeds "
+        f"(how many where not {len(result['suite']['seeds'])}); dense {100 * about['accuracy']['dense']:.2f}; "
+        f"{about['hardware']['cpu']}, one thread beside other work, torch {about['versions']['torch']}, "
+        f"commit {commits}.</sub>"
+    )
+
+
+def _accuracy(cells: list[dict[str, Any]], zeros: float) -> str:
+    found = [100 * c["accuracy"]["cut"] for c in cells if c["sparsity"]["asked"] == zeros]
+    if not found:
+        return "–"
+    if len(found) == 1:
+        return f"{found[0]:.2f} (1)"
+    number = "" if len(found) == 3 else f" ({len(found)})"
+    return f"{fmean(found):.2f} ± {stdev(found):.2f}{number}"
+
+
+def tries(table: Table) -> str:
+    """Validation accuracy and loss of what was tried, by schedule."""
+    result = json.loads((RESULTS / "curvature_tries.json").read_text())
+    parts: list[str] = []
+    for schedule in dict.fromkeys(row["schedule"] for row in result["rows"]):
+        own = [row for row in result["rows"] if row["schedule"] == schedule]
+        zeros = sorted({c["zeros"] for row in own for c in row["stages"]})
+        rows = [[row["variant"], *(_stage(row, z) for z in zeros), f"{row['cpu_seconds']} s"] for row in own]
+        parts.append(table([schedule, *(f"{z:.1%}" for z in zeros), "CPU time"], rows))
+    about = result["provenance"]
+    origin = (
+        f"<sub>`benchmarks/results/curvature_tries.json`: accuracy in % / loss. {result['about']} "
+        f"{about['hardware']['cpu']}, commit {about['commit'][:10]}, {about['date']}.</sub>"
+    )
+    return "\n\n".join([*parts, origin])
+
+
+def _stage(row: dict[str, Any], zeros: float) -> str:
+    for stage in row["stages"]:
+        if stage["zeros"] == zeros:
+            return f"{100 * stage['val_accuracy']:.2f} / {stage['val_loss']:.2f}"
+    return ""
+
+
+def steps(table: Table) -> str:
+    """What steps after one cut were tried."""
+    result = json.loads((RESULTS / "curvature_tries.json").read_text())["steps_after_one_cut"]
+    rows = [[r["batchnorm"], r["steps"], f"{100 * r['test_accuracy']:.1f}"] for r in result["rows"]]
+    return table(["BatchNorm", "steps", "accuracy"], rows) + f"\n\n<sub>{result['about']}</sub>"
