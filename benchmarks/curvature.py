@@ -58,7 +58,8 @@ def tries(table: Table) -> str:
     parts: list[str] = []
     for schedule in dict.fromkeys(row["schedule"] for row in result["rows"]):
         own = [row for row in result["rows"] if row["schedule"] == schedule]
-        zeros = sorted({c["zeros"] for row in own for c in row["stages"]})
+        seen = [c["zeros"] for row in own for c in row["stages"]]
+        zeros = sorted({z for z in seen if seen.count(z) > 1 or len(own) == 1})
         rows = [[row["variant"], *(_stage(row, z) for z in zeros), f"{row['cpu_seconds']} s"] for row in own]
         parts.append(table([schedule, *(f"{z:.1%}" for z in zeros), "CPU time"], rows))
     about = result["provenance"]
