@@ -1,0 +1,159 @@
+"""Rewrites that leave the results alone: fewer operations, each of which does more.
+
+BatchNorm goes into the weights before it; activation functions and sums with a shortcut go into the
+operation before them, which stores its result only once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+
+from secateur.runtime.graph import Graph
+from secateur.runtime.program import Op
+
+_LAYERS = ("conv", "linear")
+_WITH_ACTIVATION = (*_LAYERS, "scale_shift", "add", "sub", "mul", "div")
+
+
+def fuse(graph: Graph) -> None:
+    """Rewrite a graph in place until nothing can be fused any more."""
+    graph.drop_unused()
+    for rewrite in (_merge_views, _views_last, _fold_scale_shift, _fuse_activations, _fuse_residuals, _fuse_activations):
+        while rewrite(graph):
+            graph.drop_unused()
+    while _merge_views(graph):
+        graph.drop_unused()
+
+
+def _merge_views(graph: Graph) -> bool:
+    """A reshape of a reshape is one; one to the shape at hand is none."""
+    producers = {op.output: op for op in graph.ops}
+    for place, op in enumerate(graph.ops):
+        if op.kind != "reshape":
+            continue
+        before = producers.get(op.inputs[0])
+        if graph.shape(op.output) == graph.shape(op.inputs[0]):
+            _replace_value(graph, op.output, op.inputs[0])
+            return True
+        if before is not None and before.kind == "reshape":
+            graph.ops[place] = replace(op, inputs=before.inputs)
+            return True
+    return False
+
+
+def _views_last(graph: Graph) -> bool:
+    """f(reshape(x)) becomes reshape(f(x)) for f by channel, so that f meets the layer before it."""
+    users, producers = graph.users(), {op.output: op for op in graph.ops}
+    for place, op in enumerate(graph.ops):
+        view = producers.get(op.inputs[0]) if op.kind in ("scale_shift", "activate", "clip") else None
+        if view is None or view.kind != "reshape" or len(users[view.output]) != 1:
+            continue
+        before, after = graph.shape(view.inputs[0]), graph.shape(view.output)
+        source = producers.get(view.inputs[0])
+        if before[:2] == after[:2] and source is not None and source.kind in _LAYERS:
+            inner = len(graph.values)
+            graph.values.append(graph.values[view.inputs[0]])
+            graph.ops[place : place + 1] = [
+                replace(op, inputs=view.inputs, output=inner),
+                replace(view, inputs=(inner,), output=op.output),
+            ]
+            return True
+    return False
+
+
+def _fold_scale_shift(graph: Graph) -> bool:
+    """BatchNorm into the convolution or linear layer before it: (W·s)x + (b·s + t) for (Wx + b)s + t."""
+
+    def into(layer: Op, op: Op) -> Op | None:
+        if layer.kind not in _LAYERS or len(layer.inputs) > 1 or layer.attributes["activation"] != "none":
+            return None
+        if layer.kind == "linear" and len(graph.shape(layer.output)) != 2:
+            return None
+        scale = graph.weights[op.attributes["scale"]].astype(np.float64)
+        shift = graph.weights[op.attributes["shift"]].astype(np.float64)
+        weight, bias = layer.attributes["weight"], layer.attributes["bias"]
+        numbers = graph.weights[weight].astype(np.float64)
+        if bias is not None:
+            shift = shift + graph.weights[bias] * scale
+        folded = numbers * scale.reshape(-1, *(1,) * (numbers.ndim - 1))
+        new_weight = _renewed(graph, weight, folded)
+        new_bias = graph.add_weight(f"{layer.name}.bias", shift.astype(np.float32))
+        attributes = {**layer.attributes, "weight": new_weight, "bias": new_bias}
+        return replace(layer, attributes={**attributes, "activation": op.attributes["activation"]})
+
+    return _fuse_into_input(graph, "scale_shift", into)
+
+
+def _renewed(graph: Graph, name: str, numbers: np.ndarray) -> str:  # type: ignore[type-arg]
+    """New numbers for a weight: under its own name, unless another operation uses that too."""
+    used = sum(name in op.weights for op in graph.ops)
+    if used > 1:
+        return graph.add_weight(name, numbers.astype(np.float32))
+    graph.weights[name] = numbers.astype(np.float32)
+    return name
+
+
+def _fuse_activations(graph: Graph) -> bool:
+    def into(before: Op, op: Op) -> Op | None:
+        if before.kind not in _WITH_ACTIVATION or before.attributes["activation"] != "none":
+            return None
+        return replace(before, attributes={**before.attributes, "activation": op.attributes["activation"]})
+
+    return _fuse_into_input(graph, "activate", into)
+
+
+def _fuse_into_input(graph: Graph, kind: str, into: Callable[[Op, Op], Op | None]) -> bool:
+    """Fuse one operation of a kind into the one whose result it alone reads."""
+    users, producers = graph.users(), {op.output: place for place, op in enumerate(graph.ops)}
+    for place, op in enumerate(graph.ops):
+        source = producers.get(op.inputs[0]) if op.kind == kind else None
+        if source is None or len(users[op.inputs[0]]) != 1:
+            continue
+        fused = into(graph.ops[source], op)
+        if fused is not None:
+            graph.ops[source] = replace(fused, output=op.output)
+            del graph.ops[place]
+            return True
+    return False
+
+
+def _fuse_residuals(graph: Graph) -> bool:
+    """A sum of which one term is a layer becomes that layer with a residual, at the place of the sum."""
+    users, producers = graph.users(), {op.output: place for place, op in enumerate(graph.ops)}
+    for place, op in enumerate(graph.ops):
+        if op.kind != "add" or op.inputs[0] == op.inputs[1]:
+            continue
+        # Of two layers take the later one: its result would have to wait longest for the other's.
+        terms = sorted(op.inputs, key=lambda value: producers.get(value, -1), reverse=True)
+        for term, other in (terms, terms[::-1]):
+            source = producers.get(term)
+            if source is None or len(users[term]) != 1 or graph.shape(term) != graph.shape(other):
+                continue
+            layer = graph.ops[source]
+            if (
+                layer.kind not in _LAYERS
+                or len(layer.inputs) > 1
+                or layer.attributes["activation"] != "none"
+                or graph.shape(other) != graph.shape(op.output)
+            ):
+                continue
+            attributes = {**layer.attributes, "activation": op.attributes["activation"]}
+            graph.ops[place] = replace(
+                layer, inputs=(*layer.inputs, other), output=op.output, attributes=attributes
+            )
+            del graph.ops[source]
+            return True
+    return False
+
+
+def _replace_value(graph: Graph, old: int, new: int) -> None:
+    """Read one value where another was read, and drop the operation that wrote that."""
+    graph.ops = [
+        replace(op, inputs=tuple(new if i == old else i for i in op.inputs))
+        for op in graph.ops
+        if op.output != old
+    ]
+    graph.outputs = [(name, new if value == old else value) for name, value in graph.outputs]
