@@ -41,7 +41,9 @@ def is_list(allows: Allows, size: int | None = None) -> Allows:
         if not isinstance(x, list):
             return False
         items = cast("list[object]", x)
-        return (len(items) == size if size is not None else len(items) <= MAX_DIMS) and all(map(allows, items))
+        return (len(items) == size if size is not None else len(items) <= MAX_DIMS) and all(
+            map(allows, items)
+        )
 
     return check
 
@@ -89,7 +91,9 @@ def _is_activation(x: object) -> bool:
 def _kernels(op: str) -> Allows:
     def check(x: object) -> bool:
         pairs = cast("list[Any]", x) if isinstance(x, list) else []
-        if not pairs or not all(isinstance(pair, list) and len(cast("list[Any]", pair)) == 2 for pair in pairs):
+        if not pairs or not all(
+            isinstance(pair, list) and len(cast("list[Any]", pair)) == 2 for pair in pairs
+        ):
             return False
         batches = [pair[0] for pair in pairs]
         named = all(isinstance(pair[1], str) and pair[1] in KERNELS[op] for pair in pairs)
@@ -101,7 +105,11 @@ def _kernels(op: str) -> Allows:
 def _measured(op: str) -> Allows:
     def check_one(x: object) -> bool:
         found = cast("dict[str, Any]", x) if isinstance(x, dict) else {}
-        if set(found) != {"batch", "us"} or not is_int(1)(found["batch"]) or not isinstance(found["us"], dict):
+        if (
+            set(found) != {"batch", "us"}
+            or not is_int(1)(found["batch"])
+            or not isinstance(found["us"], dict)
+        ):
             return False
         times = cast("dict[str, object]", found["us"])
         return all(kernel in KERNELS[op] and _is_number(t) for kernel, t in times.items())

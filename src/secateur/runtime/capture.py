@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import operator
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram
+from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.fx import Node
 
 from secateur.errors import CompileError
@@ -18,8 +18,6 @@ from secateur.runtime.graph import Graph
 from secateur.runtime.lowering import LOWERINGS, Activation, Lowering, Unsupported
 from secateur.runtime.program import Value
 from secateur.runtime.shapes import Shape
-
-_FILES = ("torch/", "secateur/")
 
 
 def capture(model: nn.Module, example: Sequence[Tensor], *, fallback: bool) -> Graph:
@@ -46,11 +44,13 @@ def capture(model: nn.Module, example: Sequence[Tensor], *, fallback: bool) -> G
 def _export(model: nn.Module, example: Sequence[Tensor]) -> ExportedProgram:
     # With a batch of one, export would take the batch size for a fixed 1.
     inputs = tuple(torch.cat([x, x]) if x.shape[0] == 1 else x for x in example)
-    shapes = {0: Dim.DYNAMIC}
+    shapes = ShapesCollection()
+    for x in inputs:
+        shapes[x] = {0: Dim.DYNAMIC}
     try:
         with _plain_attention(), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            exported = torch.export.export(model, inputs, dynamic_shapes=_all_inputs(inputs, shapes))
+            exported = torch.export.export(model, inputs, dynamic_shapes=shapes)
             return exported.run_decompositions({})
     # Export runs the model: whatever the model raises comes out of it.
     except Exception as error:
@@ -61,12 +61,8 @@ def _export(model: nn.Module, example: Sequence[Tensor]) -> ExportedProgram:
         ) from error
 
 
-def _all_inputs(inputs: Sequence[Tensor], shapes: Mapping[int, Any]) -> tuple[Mapping[int, Any], ...]:
-    return tuple(shapes for _ in inputs)
-
-
 @contextmanager
-def _plain_attention() -> Iterable[None]:
+def _plain_attention() -> Generator[None]:
     """Transformer layers in the operators that they are made of, not in one that does it all."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -173,14 +169,16 @@ class _Builder:
                 return {"batch": -_dimension(x, node)}
             if x is None or isinstance(x, bool | int | float | str):
                 return x
-            raise CompileError(f"a plan cannot hold {node.target}{_where(node)}: its argument {x!r} is not JSON.")
+            raise CompileError(
+                f"a plan cannot hold {node.target}{_where(node)}: its argument {x!r} is not JSON."
+            )
 
         arguments = [encoded(x) for x in self._known(node.args)]
         keywords = {key: encoded(x) for key, x in self._known(node.kwargs).items()}
         return self._lowering.add(
             "torch",
             inputs,
-            shape=self._lowering.shapes[0],
+            self._lowering.shapes[0],
             target=str(node.target),
             arguments=arguments,
             keywords=keywords,
@@ -188,12 +186,11 @@ class _Builder:
 
     def _arguments(self, node: Node) -> dict[str, Any]:
         """The arguments of a node by their names in the schema, defaults included."""
-        schema = cast("Any", node.target)._schema.arguments
+        schema: list[Any] = cast("Any", node.target)._schema.arguments
         given = dict(zip((a.name for a in schema), self._known(node.args), strict=False))
         given.update(self._known(node.kwargs))
-        rename = {"self": "x"}
         return {
-            rename.get(a.name, a.name): given[a.name] if a.name in given else a.default_value
+            "x" if a.name == "self" else a.name: given.get(a.name, a.default_value)
             for a in schema
             if a.name in given or a.has_default_value()
         }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -44,7 +44,10 @@ def choose_kernels(
 
 
 def _measure(
-    plan: Plan, arrays: Sequence[NDArray[Any]], kernels: Any, threads: int | None  # noqa: ANN401
+    plan: Plan,
+    arrays: Sequence[NDArray[Any]],
+    kernels: Callable[[str], list[str]],
+    threads: int | None,
 ) -> list[dict[str, float]]:
     """Microseconds of each operation by kernel."""
     times: list[dict[str, float]] = [{} for _ in plan.program.ops]
@@ -90,7 +93,9 @@ def _chosen(op: Op, place: int, measured: Sequence[tuple[int, list[dict[str, flo
 def _by_density(op: Op, plan: Plan) -> Op:
     if op.kind not in ("conv", "linear"):
         return op
-    sparse = plan.weights[op.attributes["weight"]].density < SPARSE_BELOW and op.attributes.get("groups", 1) == 1
+    sparse = (
+        plan.weights[op.attributes["weight"]].density < SPARSE_BELOW and op.attributes.get("groups", 1) == 1
+    )
     return _renewed(op, [[1, "rows" if sparse else "dense"]], [])
 
 

@@ -90,4 +90,6 @@ def _check(model: nn.Module, inputs: Sequence[Tensor], precision: str, fallback:
         if tensor.device.type != "cpu":
             raise InvalidArgument(f"{name!r} is on {tensor.device}; move the model to the CPU to compile it.")
         if tensor.dtype in (torch.float16, torch.bfloat16, torch.float64):
-            raise InvalidArgument(f"{name!r} is {tensor.dtype}; convert the model with .float() to compile it.")
+            raise InvalidArgument(
+                f"{name!r} is {tensor.dtype}; convert the model with .float() to compile it."
+            )

@@ -60,7 +60,9 @@ def write_container(path: str | os.PathLike[str], program: str, entries: Mapping
         "program": program,
         "content_digest": f"sha256:{digest.hexdigest()}",
     }
-    text = json.dumps({"__metadata__": metadata, **header}, separators=(",", ":"), ensure_ascii=False).encode()
+    text = json.dumps(
+        {"__metadata__": metadata, **header}, separators=(",", ":"), ensure_ascii=False
+    ).encode()
     text += b" " * (-len(text) % _ALIGNMENT)
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
@@ -141,4 +143,6 @@ def _entry(name: str, entry: object, data: memoryview, offset: int) -> Entry:
 
 
 def _whole_numbers(found: object) -> bool:
-    return isinstance(found, list) and all(type(n) is int and 0 <= n < 2**48 for n in cast("list[object]", found))
+    return isinstance(found, list) and all(
+        type(n) is int and 0 <= n < 2**48 for n in cast("list[object]", found)
+    )

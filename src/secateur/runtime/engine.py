@@ -34,7 +34,7 @@ class _Runner(Protocol):
 class Native(Protocol):
     """The compiled module; `docs/plan.md` specifies it."""
 
-    def Engine(  # noqa: N802, D102
+    def Engine(  # noqa: D102
         self, program: str, weights: Mapping[str, Array | tuple[Array, Array]], threads: int
     ) -> Any: ...  # noqa: ANN401
 
@@ -176,9 +176,7 @@ def find_native() -> Native | None:
         return None
 
 
-def native_weights(
-    program: Program, weights: Mapping[str, Weight]
-) -> dict[str, Array | tuple[Array, Array]]:
+def native_weights(program: Program, weights: Mapping[str, Weight]) -> dict[str, Array | tuple[Array, Array]]:
     """The weights of a program as the native engine takes them."""
     found: dict[str, Array | tuple[Array, Array]] = {}
     for name in program.weights:
@@ -221,7 +219,7 @@ def _checked(x: object, name: str, shape: Sequence[int], dtype: np.dtype[Any]) -
                 f"input {name!r} cannot be read through DLPack: {error}. Detach it and move it to the CPU."
             ) from error
     array = cast("Array", x)
-    expected = tuple(("batch", *shape[1:]))
+    expected = ("batch", *shape[1:])
     fits = array.ndim == len(shape) and array.shape[0] >= 1 and array.shape == concrete(shape, array.shape[0])
     if not fits:
         text = ", ".join(map(str, expected))

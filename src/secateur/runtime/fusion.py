@@ -20,12 +20,15 @@ _WITH_ACTIVATION = (*_LAYERS, "scale_shift", "add", "sub", "mul", "div")
 
 def fuse(graph: Graph) -> None:
     """Rewrite a graph in place until nothing can be fused any more."""
+    rewrites = (_merge_views, _views_last, _fold_scale_shift, _fuse_activations, _fuse_residuals)
     graph.drop_unused()
-    for rewrite in (_merge_views, _views_last, _fold_scale_shift, _fuse_activations, _fuse_residuals, _fuse_activations):
-        while rewrite(graph):
-            graph.drop_unused()
-    while _merge_views(graph):
-        graph.drop_unused()
+    changed = True
+    while changed:
+        changed = False
+        for rewrite in rewrites:
+            while rewrite(graph):
+                graph.drop_unused()
+                changed = True
 
 
 def _merge_views(graph: Graph) -> bool:

@@ -41,7 +41,7 @@ class Graph:
         return len(self.values) - 1
 
     def add(
-        self, kind: str, name: str, inputs: Sequence[int], *, shape: Shape = (), **attributes: object
+        self, kind: str, name: str, inputs: Sequence[int], shape: Shape = (), /, **attributes: object
     ) -> int:
         """A new operation at the end; returns the id of what it gives.
 

@@ -14,7 +14,8 @@ class Part:
 
     Attributes:
         program: The piece, with ids of its own.
-        inputs: Ids in the whole program of what it reads.
+        inputs: Ids in the whole program of what it is given; the first has the batch as its first
+            dimension, whether it is read or not.
         outputs: Ids in the whole program of what it gives.
         places: Places of its operations in the whole program.
     """
@@ -31,7 +32,7 @@ class TorchPart:
 
     Attributes:
         op: The operation.
-        inputs: Ids of what it reads.
+        inputs: Ids of what it is given: one whose first dimension is the batch, then what it reads.
         outputs: The id of what it gives.
         output_shape: Shape of what it gives.
     """
@@ -50,7 +51,11 @@ def parts_of(program: Program) -> list[Part | TorchPart]:
         if op.kind == "torch":
             if place > start:
                 parts.append(_part(program, range(start, place)))
-            parts.append(TorchPart(op, op.inputs, (op.output,), program.values[op.output].shape))
+            parts.append(
+                TorchPart(
+                    op, (program.inputs[0][1], *op.inputs), (op.output,), program.values[op.output].shape
+                )
+            )
             start = place + 1
     if start < len(program.ops):
         parts.append(_part(program, range(start, len(program.ops))))
@@ -63,7 +68,7 @@ def _part(program: Program, places: range) -> Part:
         return Part(program, inputs, outputs, places)
     ops = [program.ops[place] for place in places]
     written = {op.output for op in ops}
-    inputs = _unique([i for op in ops for i in op.inputs if i not in written])
+    inputs = _unique([program.inputs[0][1], *(i for op in ops for i in op.inputs if i not in written)])
     read_later = {i for op in program.ops[places.stop :] for i in op.inputs}
     read_later |= {value for _, value in program.outputs}
     outputs = [op.output for op in ops if op.output in read_later]
@@ -75,7 +80,8 @@ def _part(program: Program, places: range) -> Part:
         outputs=tuple((f"value {value}", ids[value]) for value in outputs),
         weights={name: spec for name, spec in program.weights.items() if name in names},
         ops=tuple(
-            Op(op.kind, op.name, tuple(ids[i] for i in op.inputs), ids[op.output], op.attributes) for op in ops
+            Op(op.kind, op.name, tuple(ids[i] for i in op.inputs), ids[op.output], op.attributes)
+            for op in ops
         ),
         precision=program.precision,
     )

@@ -133,7 +133,9 @@ def read_plan(path: str | os.PathLike[str]) -> Plan:
     program = parse_program(text)
     weights = {name: _weight(name, spec, entries) for name, spec in program.weights.items()}
     if entries:
-        raise PlanError(f"entry {sorted(entries)[0]!r} of {str(path)!r} belongs to no weight. Compile it again.")
+        raise PlanError(
+            f"entry {sorted(entries)[0]!r} of {str(path)!r} belongs to no weight. Compile it again."
+        )
     return Plan(program, weights)
 
 
@@ -179,9 +181,7 @@ def _layers_of(op: Op, weight: Weight) -> list[Layer]:
         sparse = min((t for kernel, t in times.items() if kernel != "dense"), default=None)
         kernel = op.kernel_for(row["batch"])
         why = _reason(kernel, times)
-        layers.append(
-            Layer(op.name, weight.shape, weight.density, row["batch"], kernel, dense, sparse, why)
-        )
+        layers.append(Layer(op.name, weight.shape, weight.density, row["batch"], kernel, dense, sparse, why))
     return layers
 
 
@@ -191,5 +191,3 @@ def _reason(kernel: str, times: Mapping[str, float]) -> str:
         return "the only kernel for it"
     second = min(others, key=others.__getitem__)
     return f"{times[second] / max(times[kernel], 1e-3):.1f}× as fast as {second}"
-
-

@@ -123,7 +123,9 @@ def parse_program(text: str) -> Program:
     try:
         return _program(parse_json(text))
     except ValueError as error:
-        raise PlanError(f"this is not a program that an engine can run: {error}. Compile it again.") from error
+        raise PlanError(
+            f"this is not a program that an engine can run: {error}. Compile it again."
+        ) from error
 
 
 def _program(content: object) -> Program:

@@ -168,7 +168,7 @@ def _attention(op: Op, inputs: Sequence[Array], _: Mapping[str, Array]) -> Array
 
 def _embedding(op: Op, inputs: Sequence[Array], weights: Mapping[str, Array]) -> Array:
     indices, size = inputs[0], weights["weight"].shape[0]
-    if indices.size and not (0 <= indices.min() and indices.max() < size):
+    if indices.size and (indices.min() < 0 or indices.max() >= size):
         raise InvalidArgument(f"an index for {op.name!r} lies outside 0 … {size - 1}; check the input.")
     return weights["weight"][indices]
 
@@ -176,6 +176,10 @@ def _embedding(op: Op, inputs: Sequence[Array], weights: Mapping[str, Array]) ->
 def _slice(op: Op, inputs: Sequence[Array], _: Mapping[str, Array]) -> Array:
     dim, *part = (op.attributes[key] for key in ("dim", "start", "stop", "step"))
     return inputs[0][(slice(None),) * dim + (slice(*part),)]
+
+
+def _cat(op: Op, inputs: Sequence[Array], _: Mapping[str, Array]) -> Array:
+    return np.concatenate(list(inputs), axis=op.attributes["dim"])
 
 
 def _pad(op: Op, inputs: Sequence[Array], _: Mapping[str, Array]) -> Array:
@@ -217,7 +221,7 @@ _STEPS: Mapping[str, _Step] = {
     "conv": _conv,
     "linear": _linear,
     "scale_shift": _scale_shift,
-    "activate": lambda op, x, w: x[0],
+    "activate": lambda op, x, w: np.asarray(x[0]),
     "clip": lambda op, x, w: np.clip(x[0], op.attributes["low"], op.attributes["high"]),
     "add": lambda op, x, w: x[0] + x[1],
     "sub": lambda op, x, w: x[0] - x[1],
@@ -232,9 +236,9 @@ _STEPS: Mapping[str, _Step] = {
     "matmul": lambda op, x, w: x[0] @ x[1],
     "attention": _attention,
     "embedding": _embedding,
-    "permute": lambda op, x, w: x[0].transpose(op.attributes["dims"]),
+    "permute": lambda op, x, w: np.transpose(x[0], op.attributes["dims"]),
     "slice": _slice,
-    "cat": lambda op, x, w: np.concatenate(x, axis=op.attributes["dim"]),
+    "cat": _cat,
     "pad": _pad,
     "constant": lambda op, x, w: w["weight"],
 }

@@ -73,9 +73,7 @@ def broadcast(a: Shape, b: Shape) -> Shape:
     return tuple(dims)
 
 
-def window_output(
-    size: int, *, kernel: int, stride: int, before: int, after: int, dilation: int = 1
-) -> int:
+def window_output(size: int, *, kernel: int, stride: int, before: int, after: int, dilation: int = 1) -> int:
     """How many windows fit into `size` pixels.
 
     Raises:
@@ -110,7 +108,9 @@ def _check_residual(inputs: Sequence[Shape], output: Shape) -> None:
     _need(inputs[1:] in ([], [output], (), (output,)), f"its residual must have the shape {list(output)}")
 
 
-def _conv(attributes: Mapping[str, Any], inputs: Sequence[Shape], weights: Mapping[str, Shape], _: Shape) -> Shape:
+def _conv(
+    attributes: Mapping[str, Any], inputs: Sequence[Shape], weights: Mapping[str, Shape], _: Shape
+) -> Shape:
     n, channels, *size = _image(inputs[0])
     weight, groups = weights["weight"], attributes["groups"]
     _need(len(weight) == 4 and min(weight) > 0, "its weight must have four dimensions")
@@ -123,7 +123,13 @@ def _conv(attributes: Mapping[str, Any], inputs: Sequence[Shape], weights: Mappi
     rows, columns = (
         window_output(s, kernel=k, stride=t, before=b, after=a, dilation=d)
         for s, k, t, b, a, d in zip(
-            size, weight[2:], attributes["stride"], (top, left), (bottom, right), attributes["dilation"], strict=True
+            size,
+            weight[2:],
+            attributes["stride"],
+            (top, left),
+            (bottom, right),
+            attributes["dilation"],
+            strict=True,
         )
     )
     output = (n, weight[0], rows, columns)
@@ -141,7 +147,9 @@ def _linear(_: Mapping[str, Any], inputs: Sequence[Shape], weights: Mapping[str,
     return output
 
 
-def _scale_shift(_: Mapping[str, Any], inputs: Sequence[Shape], weights: Mapping[str, Shape], __: Shape) -> Shape:
+def _scale_shift(
+    _: Mapping[str, Any], inputs: Sequence[Shape], weights: Mapping[str, Shape], __: Shape
+) -> Shape:
     n = _fixed(inputs[0], 1)
     _need(weights["scale"] == weights["shift"] == (n,), f"scale and shift must have the shape [{n}]")
     return inputs[0]
@@ -169,7 +177,9 @@ def _pool(attributes: Mapping[str, Any], inputs: Sequence[Shape], _: Mapping[str
     return tuple(result)
 
 
-def _adaptive(attributes: Mapping[str, Any], inputs: Sequence[Shape], _: Mapping[str, Shape], __: Shape) -> Shape:
+def _adaptive(
+    attributes: Mapping[str, Any], inputs: Sequence[Shape], _: Mapping[str, Shape], __: Shape
+) -> Shape:
     return (*_image(inputs[0])[:2], *attributes["size"])
 
 
@@ -183,12 +193,16 @@ def _mean(attributes: Mapping[str, Any], inputs: Sequence[Shape], _: Mapping[str
     return tuple(d for i, d in enumerate(x) if i not in dims)
 
 
-def _softmax(attributes: Mapping[str, Any], inputs: Sequence[Shape], _: Mapping[str, Shape], __: Shape) -> Shape:
+def _softmax(
+    attributes: Mapping[str, Any], inputs: Sequence[Shape], _: Mapping[str, Shape], __: Shape
+) -> Shape:
     _fixed(inputs[0], attributes["dim"])
     return inputs[0]
 
 
-def _layer_norm(attributes: Mapping[str, Any], inputs: Sequence[Shape], weights: Mapping[str, Shape], _: Shape) -> Shape:
+def _layer_norm(
+    attributes: Mapping[str, Any], inputs: Sequence[Shape], weights: Mapping[str, Shape], _: Shape
+) -> Shape:
     x, n = inputs[0], attributes["n_dims"]
     _need(n <= len(x) and all(d > 0 for d in x[-n:]), f"the last {n} dimensions of {list(x)} must be fixed")
     _need(all(w == x[-n:] for w in weights.values()), f"scale and shift must have the shape {list(x[-n:])}")
@@ -211,27 +225,39 @@ def _attention(_: Mapping[str, Any], inputs: Sequence[Shape], __: Mapping[str, S
     _need(min(q[-2:] + k[-2:] + v[-2:]) > 0, "the last two dimensions of q, k and v must be fixed")
     if len(inputs) == 4:
         scores = (*q[:-1], k[-2])
-        _need(broadcast(inputs[3], scores) == scores, f"a mask of {list(inputs[3])} does not fit {list(scores)}")
+        _need(
+            broadcast(inputs[3], scores) == scores, f"a mask of {list(inputs[3])} does not fit {list(scores)}"
+        )
     return (*q[:-1], v[-1])
 
 
-def _embedding(_: Mapping[str, Any], inputs: Sequence[Shape], weights: Mapping[str, Shape], __: Shape) -> Shape:
+def _embedding(
+    _: Mapping[str, Any], inputs: Sequence[Shape], weights: Mapping[str, Shape], __: Shape
+) -> Shape:
     _need(len(weights["weight"]) == 2, "its weight must have two dimensions")
     return (*inputs[0], weights["weight"][1])
 
 
 def _reshape(_: Mapping[str, Any], inputs: Sequence[Shape], __: Mapping[str, Shape], stated: Shape) -> Shape:
-    _need(math.prod(inputs[0]) == math.prod(stated), f"{list(inputs[0])} cannot have the shape {list(stated)}")
+    _need(
+        math.prod(inputs[0]) == math.prod(stated), f"{list(inputs[0])} cannot have the shape {list(stated)}"
+    )
     return stated
 
 
-def _permute(attributes: Mapping[str, Any], inputs: Sequence[Shape], _: Mapping[str, Shape], __: Shape) -> Shape:
+def _permute(
+    attributes: Mapping[str, Any], inputs: Sequence[Shape], _: Mapping[str, Shape], __: Shape
+) -> Shape:
     dims = attributes["dims"]
-    _need(sorted(dims) == list(range(len(inputs[0]))), f"dims {dims} is no order of {len(inputs[0])} dimensions")
+    _need(
+        sorted(dims) == list(range(len(inputs[0]))), f"dims {dims} is no order of {len(inputs[0])} dimensions"
+    )
     return tuple(inputs[0][d] for d in dims)
 
 
-def _slice(attributes: Mapping[str, Any], inputs: Sequence[Shape], _: Mapping[str, Shape], __: Shape) -> Shape:
+def _slice(
+    attributes: Mapping[str, Any], inputs: Sequence[Shape], _: Mapping[str, Shape], __: Shape
+) -> Shape:
     dim, start, stop, step = (attributes[key] for key in ("dim", "start", "stop", "step"))
     size = _fixed(inputs[0], dim)
     _need(start < stop <= size, f"{start} … {stop} is no part of {size}")

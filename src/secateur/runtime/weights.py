@@ -1,6 +1,6 @@
 """The weights of a plan: dense, or the numbers that are not zero and where they are.
 
-`docs/plan.md` specifies the two codings of positions, a bitmask and delta bytes.
+`docs/plan.md` specifies how positions are coded: as bits, or as steps from one to the next.
 """
 
 from __future__ import annotations
@@ -14,14 +14,12 @@ from numpy.typing import NDArray
 
 STORED = {"f32": np.dtype("<f4"), "f16": np.dtype("<f2"), "bf16": np.dtype("<u2"), "i64": np.dtype("<i8")}
 """How the numbers of each type lie in memory and in the file; NumPy has no bf16, so its bits."""
-CODINGS = ("dense", "bitmask", "delta")
+CODINGS = ("dense", "bitmask", "delta4", "delta8")
 PRECISIONS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 """Type in which a plan of each precision stores its weights."""
 
 DENSE_FROM = 0.9
 """Density from which zeros are stored too: positions would cost more than they save."""
-_SKIP = 255
-"""The delta byte that moves on by as many places and stores nothing."""
 
 
 @dataclass(frozen=True)
@@ -82,15 +80,18 @@ def make_weight(numbers: NDArray[Any], precision: str = "fp32") -> Weight:
 
 
 def encode(weight: Weight) -> tuple[str, NDArray[np.uint8] | None]:
-    """The coding of a weight, and its index in that coding; None for a dense one."""
+    """The shortest coding of a weight, and its index in that coding; None for a dense one."""
     if weight.positions is None:
         return "dense", None
-    delta = _encode_delta(weight.positions)
-    if delta.size < (weight.numel + 7) // 8:
-        return "delta", delta
     mask = np.zeros(weight.numel, np.bool_)
     mask[weight.positions] = True
-    return "bitmask", np.packbits(mask, bitorder="little")
+    codes = {
+        "bitmask": np.packbits(mask, bitorder="little"),
+        "delta4": _encode_delta(weight.positions, 4),
+        "delta8": _encode_delta(weight.positions, 8),
+    }
+    best = min(codes, key=lambda coding: codes[coding].size)
+    return best, codes[best]
 
 
 def decode(coding: str, index: NDArray[np.uint8], numel: int) -> NDArray[np.uint32]:
@@ -108,21 +109,33 @@ def decode(coding: str, index: NDArray[np.uint8], numel: int) -> NDArray[np.uint
         if bits[numel:].any():
             raise ValueError("the bitmask has bits past its end")
         return np.flatnonzero(bits).astype(np.uint32)
-    if index.size and index[-1] == _SKIP:
-        raise ValueError("the delta bytes end without a number")
-    stores = index != _SKIP
-    places = np.cumsum(index + stores.astype(np.int64)) - 1
+    width = 4 if coding == "delta4" else 8
+    steps, skip = (
+        (np.stack((index & 15, index >> 4), axis=1).reshape(-1) if width == 4 else index),
+        (1 << width) - 1,
+    )
+    if width == 4 and steps.size and steps[-1] == skip:  # half a byte was left over
+        steps = steps[:-1]
+    if steps.size and steps[-1] == skip:
+        raise ValueError("its index ends without a number")
+    stores = steps != skip
+    places = np.cumsum(steps + stores.astype(np.int64)) - 1
     if places.size and places[-1] >= numel:
         raise ValueError(f"position {places[-1]} lies outside {numel} numbers")
     return places[stores].astype(np.uint32)
 
 
-def _encode_delta(positions: NDArray[np.uint32]) -> NDArray[np.uint8]:
+def _encode_delta(positions: NDArray[np.uint32], width: int) -> NDArray[np.uint8]:
+    """Steps of so many bits; the largest moves on by as many places and stores nothing."""
+    skip = (1 << width) - 1
     gaps = np.diff(positions.astype(np.int64), prepend=-1) - 1
-    skips = gaps // _SKIP
-    index = np.full(positions.size + int(skips.sum()), _SKIP, np.uint8)
-    index[np.cumsum(skips + 1) - 1] = gaps - skips * _SKIP
-    return index
+    skips = gaps // skip
+    steps = np.full(positions.size + int(skips.sum()), skip, np.uint8)
+    steps[np.cumsum(skips + 1) - 1] = gaps - skips * skip
+    if width == 8:
+        return steps
+    halves = np.append(steps, np.uint8(skip))[: steps.size + steps.size % 2].reshape(-1, 2)
+    return (halves[:, 0] | (halves[:, 1] << 4)).astype(np.uint8)
 
 
 def _widened(numbers: NDArray[Any], dtype: str) -> NDArray[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -34,17 +34,18 @@ class Activation:
 
 Operand = Activation | Tensor | float
 """Something that a plan can compute with: an activation, a constant or a number."""
-Result = Activation | list[Activation]
-Lower = Callable[..., Result]
+Lower = Callable[..., Activation | list[Activation]]
+
+_F = TypeVar("_F", bound=Lower)
 
 LOWERINGS: dict[str, Lower] = {}
 """The function for each operator, by its name such as ``aten.conv2d.default``."""
 
 
-def lowers(*targets: str) -> Callable[[Lower], Lower]:
+def lowers(*targets: str) -> Callable[[_F], _F]:
     """Enter a function into `LOWERINGS` for these operators, named without ``aten.``."""
 
-    def enter(function: Lower) -> Lower:
+    def enter(function: _F) -> _F:
         for target in targets:
             LOWERINGS[f"aten.{target}"] = function
         return function
@@ -71,13 +72,17 @@ class Lowering:
     shapes: Sequence[Shape] = ()
     entered: dict[int, tuple[str, Tensor]] = field(default_factory=dict[int, tuple[str, Tensor]])
 
-    def add(self, kind: str, inputs: Sequence[Operand], *, shape: Shape = (), **attributes: object) -> Activation:
+    def add(
+        self, kind: str, inputs: Sequence[Operand], shape: Shape = (), /, **attributes: object
+    ) -> Activation:
         """Add an operation; constants among its inputs become values first."""
         ids = [self.as_activation(x).value for x in inputs]
-        value = self.graph.add(kind, self.place, ids, shape=shape, **attributes)
+        value = self.graph.add(kind, self.place, ids, shape, **attributes)
         return Activation(value, self.graph.shape(value))
 
-    def add_layer(self, kind: str, x: Operand, weight: Tensor, bias: Tensor | None, **attributes: object) -> Activation:
+    def add_layer(
+        self, kind: str, x: Operand, weight: Tensor, bias: Tensor | None, **attributes: object
+    ) -> Activation:
         """Add a convolution or linear layer without activation, its kernel not chosen yet."""
         return self.add(
             kind,
@@ -85,8 +90,7 @@ class Lowering:
             weight=self.weight(weight, "weight"),
             bias=None if bias is None else self.weight(bias, "bias"),
             activation="none",
-            **attributes,
-            **UNCHOSEN,
+            **{**attributes, **UNCHOSEN},
         )
 
     def as_activation(self, x: Operand) -> Activation:
@@ -111,7 +115,7 @@ class Lowering:
 
     def reshape(self, x: Activation, shape: Shape) -> Activation:
         """The same numbers in another shape; nothing if it has that shape."""
-        return x if x.shape == shape else self.add("reshape", [x], shape=shape)
+        return x if x.shape == shape else self.add("reshape", [x], shape)
 
 
 def as_numbers(tensor: Tensor) -> NDArray[Any]:

@@ -193,9 +193,7 @@ def _pool(
         max(0, (n - 1) * s + k - size - before)
         for n, s, k, size, before in zip(wanted, steps, kernel, image.shape[2:], edges, strict=True)
     ]
-    found = low.add(
-        kind, [image], kernel=kernel, stride=steps, padding=[*edges, *after], **attributes
-    )
+    found = low.add(kind, [image], kernel=kernel, stride=steps, padding=[*edges, *after], **attributes)
     return low.reshape(found, shape)
 
 
@@ -210,9 +208,7 @@ def adaptive_avg_pool(low: Lowering, x: Activation, output_size: Sequence[int]) 
     if any(size % n for size, n in zip(image.shape[2:], wanted, strict=True)):
         return low.reshape(low.add("adaptive_avg_pool", [image], size=list(wanted)), shape)
     kernel = [size // n for size, n in zip(image.shape[2:], wanted, strict=True)]
-    found = low.add(
-        "avg_pool", [image], kernel=kernel, stride=kernel, padding=[0] * 4, count_padding=True
-    )
+    found = low.add("avg_pool", [image], kernel=kernel, stride=kernel, padding=[0] * 4, count_padding=True)
     return low.reshape(found, shape)
 
 

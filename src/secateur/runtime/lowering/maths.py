@@ -44,7 +44,10 @@ def hardtanh(low: Lowering, x: Activation, min_val: float, max_val: float) -> Ac
 
 @lowers("clamp.default", "clamp_min.default", "clamp_max.default")
 def clamp(
-    low: Lowering, x: Activation, min: float | None = None, max: float | None = None  # noqa: A002
+    low: Lowering,
+    x: Activation,
+    min: float | None = None,  # noqa: A002
+    max: float | None = None,  # noqa: A002
 ) -> Activation:
     """Clip to a range that may be open at one end."""
     largest = 3.4028234663852886e38
@@ -67,19 +70,19 @@ def _scaled(low: Lowering, x: Operand, alpha: float) -> Operand:
 
 @lowers("add.Tensor", "add.Scalar")
 def add(low: Lowering, x: Operand, other: Operand, alpha: float) -> Activation:
-    """x + alpha · other."""
+    """Sum, x + alpha · other."""
     return _binary(low, "add", x, _scaled(low, other, alpha))
 
 
 @lowers("sub.Tensor", "sub.Scalar")
 def sub(low: Lowering, x: Operand, other: Operand, alpha: float) -> Activation:
-    """X − alpha · other."""
+    """Difference, x − alpha · other."""
     return _binary(low, "sub", x, _scaled(low, other, alpha))
 
 
 @lowers("rsub.Scalar", "rsub.Tensor")
 def rsub(low: Lowering, x: Operand, other: Operand, alpha: float) -> Activation:
-    """Other − alpha · x."""
+    """Difference the other way round, other − alpha · x."""
     return _binary(low, "sub", other, _scaled(low, x, alpha))
 
 
@@ -92,7 +95,9 @@ def mul(low: Lowering, x: Operand, other: Operand) -> Activation:
 @lowers("div.Tensor", "div.Scalar")
 def div(low: Lowering, x: Operand, other: Operand) -> Activation:
     """Quotient; by a number it is a product."""
-    return _binary(low, "mul", x, 1 / other) if isinstance(other, int | float) else _binary(low, "div", x, other)
+    return (
+        _binary(low, "mul", x, 1 / other) if isinstance(other, int | float) else _binary(low, "div", x, other)
+    )
 
 
 @lowers("neg.default")
@@ -113,12 +118,14 @@ def power(low: Lowering, x: Activation, exponent: float) -> Activation:
 @lowers("mean.dim")
 def mean(low: Lowering, x: Activation, dim: Sequence[int] | None, keepdim: bool, dtype: object) -> Activation:
     """Mean over dimensions other than the batch."""
-    dims = range(len(x.shape)) if not dim else dim
+    dims = dim or range(len(x.shape))
     return low.add("mean", [x], dims=[dimension(d, x.shape) for d in dims], keep=keepdim)
 
 
 @lowers("sum.dim_IntList")
-def total(low: Lowering, x: Activation, dim: Sequence[int] | None, keepdim: bool, dtype: object) -> Activation:
+def total(
+    low: Lowering, x: Activation, dim: Sequence[int] | None, keepdim: bool, dtype: object
+) -> Activation:
     """Sum over dimensions other than the batch: their mean times their size."""
     dims = [dimension(d, x.shape) for d in (dim or range(len(x.shape)))]
     size = math.prod(x.shape[d] for d in dims)

@@ -6,16 +6,38 @@ from collections.abc import Sequence
 
 import torch
 
-from secateur.runtime.lowering.base import Activation, Lowering, Operand, Unsupported, dimension, lowers, number
+from secateur.runtime.lowering.base import (
+    Activation,
+    Lowering,
+    Operand,
+    Unsupported,
+    dimension,
+    lowers,
+    number,
+)
 
 
-@lowers("clone.default", "contiguous.default", "alias.default", "detach.default", "dropout.default", "lift_fresh_copy.default")
+@lowers(
+    "clone.default",
+    "contiguous.default",
+    "alias.default",
+    "detach.default",
+    "dropout.default",
+    "lift_fresh_copy.default",
+)
 def same(low: Lowering, x: Activation, **_: object) -> Activation:
     """Operators that change nothing here."""
     return x
 
 
-@lowers("_to_copy.default", "to.dtype", "to.device", "to.dtype_layout", "type_as.default", "_assert_tensor_metadata.default")
+@lowers(
+    "_to_copy.default",
+    "to.dtype",
+    "to.device",
+    "to.dtype_layout",
+    "type_as.default",
+    "_assert_tensor_metadata.default",
+)
 def convert(low: Lowering, x: Activation, dtype: torch.dtype | None = None, **_: object) -> Activation:
     """Conversions that keep the type."""
     kept = torch.float32 if low.graph.values[x.value].dtype == "f32" else torch.int64
@@ -73,9 +95,7 @@ def _sliced(low: Lowering, x: Activation, dim: int, start: int, stop: int, step:
 
 
 @lowers("slice.Tensor")
-def part(
-    low: Lowering, x: Activation, dim: int, start: int | None, end: int | None, step: int
-) -> Activation:
+def part(low: Lowering, x: Activation, dim: int, start: int | None, end: int | None, step: int) -> Activation:
     """Every so many-th place of a range; the batch can only be taken whole."""
     dim = dim % len(x.shape)
     if low.shapes[0] == x.shape and step == 1:
@@ -136,7 +156,7 @@ def expand(low: Lowering, x: Operand, **_: object) -> Activation:
     if found.shape == shape:
         return found
     full = low.reshape(found, (1,) * (len(shape) - len(found.shape)) + found.shape)
-    return low.add("expand", [full], shape=shape)
+    return low.add("expand", [full], shape)
 
 
 @lowers("full.default")
