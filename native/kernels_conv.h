@@ -1,0 +1,131 @@
+// Convolutions in the lane layout. Included inside the namespace of one instruction set, after vector.h.
+
+// By itself, so that the code of the activations is not repeated in every kernel.
+static __attribute__((noinline)) void activate_tile(char* out, ptrdiff_t row, int height, int width,
+                                                    Activation activation) {
+  for (int y = 0; y < height; y++)
+    for (int x = 0; x < width; x++) {
+      char* p = out + y * row + x * vector_bytes;
+      store(p, activated(load(p), activation));
+    }
+}
+
+// A tile's accumulators → output: the residual is added and a clamp applied in registers, other activations by a
+// second pass over the vectors just stored.
+template <int TH, int TW>
+SECATEUR_INLINE void finish_tile(const V* sums, const Finish& finish, ptrdiff_t channel) {
+  float low, high;
+  const bool clamp = is_clamp(finish.activation, &low, &high);
+  char* out = finish.output.data + channel * finish.output.plane;
+  const char* residual = finish.residual.data;
+  if (residual) residual += channel * finish.residual.plane;
+#pragma GCC unroll 8
+  for (int y = 0; y < TH; y++) {
+#pragma GCC unroll 16
+    for (int x = 0; x < TW; x++) {
+      V v = sums[y * TW + x];
+      if (residual) v += load(residual + y * finish.residual.row + x * vector_bytes);
+      if (clamp) v = at_most(at_least(v, spread(low)), spread(high));
+      store(out + y * finish.output.row + x * vector_bytes, v);
+    }
+  }
+  if (!clamp) activate_tile(out, finish.output.row, TH, TW, finish.activation);
+}
+
+// For each non-zero: one broadcast, and one multiply-add with a memory operand per pixel of the tile.
+template <int TH, int TW, int SX>
+static void rows_kernel(const RowsCall& call) {
+  constexpr int pixels = TH * TW;
+  const Step* step = call.steps;
+  const ptrdiff_t step_x = SX ? SX * vector_bytes : call.input_step;
+  for (int64_t i = 0; i < call.n_runs; i++) {
+    const ptrdiff_t row = call.runs[i].row;
+    char* partial = call.partial + row * pixels * vector_bytes;
+    V sums[pixels];
+    if (call.first) {
+      const V bias = spread(call.bias[row]);
+#pragma GCC unroll 32
+      for (int p = 0; p < pixels; p++) sums[p] = bias;
+    } else {
+#pragma GCC unroll 32
+      for (int p = 0; p < pixels; p++) sums[p] = load(partial + p * vector_bytes);
+    }
+    for (const Step* end = step + call.runs[i].count; step != end; ++step) {
+      const V weight = spread(step->weight);
+      const char* input = call.input + step->offset;
+#pragma GCC unroll 8
+      for (int y = 0; y < TH; y++) {
+#pragma GCC unroll 16
+        for (int x = 0; x < TW; x++) sums[y * TW + x] += weight * load(input + y * call.input_row + x * step_x);
+      }
+    }
+    if (call.last) {
+      finish_tile<TH, TW>(sums, call.finish, row);
+    } else {
+#pragma GCC unroll 32
+      for (int p = 0; p < pixels; p++) store(partial + p * vector_bytes, sums[p]);
+    }
+  }
+}
+
+// For each weight position: TH · TW input vectors, each used for M output channels.
+template <int M, int TH, int TW, int SX>
+static void dense_kernel(const DenseCall& call) {
+  constexpr int pixels = TH * TW;
+  const ptrdiff_t step_x = SX ? SX * vector_bytes : call.input_step;
+  V sums[M * pixels];
+#pragma GCC unroll 16
+  for (int m = 0; m < M; m++) {
+    const V bias = spread(call.bias[m]);
+#pragma GCC unroll 32
+    for (int p = 0; p < pixels; p++) sums[m * pixels + p] = bias;
+  }
+  const float* weights = call.weights;
+  for (int64_t k = 0; k < call.n_steps; k++, weights += M) {
+    const char* input = call.input + call.offsets[k];
+#pragma GCC unroll 8
+    for (int y = 0; y < TH; y++) {
+#pragma GCC unroll 16
+      for (int x = 0; x < TW; x++) {
+        V v = load(input + y * call.input_row + x * step_x);
+        SECATEUR_IN_REGISTER(v);  // else each multiply-add would read it again
+#pragma GCC unroll 16
+        for (int m = 0; m < M; m++) sums[m * pixels + y * TW + x] += v * weights[m];
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int m = 0; m < M; m++) finish_tile<TH, TW>(sums + m * pixels, call.finish, m);
+}
+
+// Sixteen rows side by side: no sum across lanes, no short rows.
+static void gather_kernel(const GatherCall& call) {
+  const float* weights = call.weights;
+  const int32_t* columns = call.columns;
+  for (int64_t s = 0; s < call.n_slices; s++) {
+    V even = {}, odd = {};
+    int64_t k = 0;
+    for (; k + 2 <= call.n_steps[s]; k += 2, weights += 2 * lanes, columns += 2 * lanes) {
+      V a, b;
+      for (int i = 0; i < lanes; i++) a[i] = call.input[columns[i]];
+      for (int i = 0; i < lanes; i++) b[i] = call.input[columns[lanes + i]];
+      even += a * load_plain(weights);
+      odd += b * load_plain(weights + lanes);
+    }
+    if (k < call.n_steps[s]) {
+      V a;
+      for (int i = 0; i < lanes; i++) a[i] = call.input[columns[i]];
+      even += a * load_plain(weights);
+      weights += lanes;
+      columns += lanes;
+    }
+    even += odd;
+    const int32_t* rows = call.rows + s * lanes;
+    V extra = {};
+    for (int i = 0; i < lanes; i++)
+      if (rows[i] >= 0) extra[i] = call.bias[rows[i]] + (call.residual ? call.residual[rows[i]] : 0.0f);
+    const V result = activated(even + extra, call.activation);
+    for (int i = 0; i < lanes; i++)
+      if (rows[i] >= 0) call.output[rows[i]] = result[i];
+  }
+}
