@@ -57,6 +57,8 @@ def compile_model(
     sizes = {1, inputs[0].shape[0]} if batches is None else set(batches)
     if not sizes or min(sizes) < 1:
         raise InvalidArgument(f"batches must be sizes of at least 1, got {sorted(sizes)}.")
+    if threads is not None and threads < 1:
+        raise InvalidArgument(f"threads must be at least 1, got {threads}.")
     with modes_kept(model):
         model.eval()
         graph = capture(model, inputs, fallback=fallback == "torch")

@@ -72,7 +72,7 @@ class Op:
     def to_dict(self) -> dict[str, Any]:
         """As in the file."""
         head = {"op": self.kind, "name": self.name, "inputs": list(self.inputs), "output": self.output}
-        return {**head, **self.attributes}
+        return {**head, **{key: self.attributes[key] for key in ATTRIBUTES[self.kind]}}
 
 
 @dataclass(frozen=True)

@@ -148,6 +148,7 @@ def _narrowed(numbers: NDArray[Any], dtype: str) -> NDArray[Any]:
     if dtype == "bf16":
         bits = np.ascontiguousarray(numbers, np.float32).view(np.uint32)
         rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        rounded[rounded == 0x8000] = 0  # −0, which is not worth storing
         # A NaN whose upper half is zero would round to infinity; keep it a NaN.
         return np.where(np.isnan(numbers), (bits >> 16) | 0x40, rounded).astype(np.uint16)
     return numbers.astype(STORED[dtype], copy=False)
