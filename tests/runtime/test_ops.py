@@ -70,10 +70,13 @@ CONVS = {
 @pytest.mark.parametrize("bias", [True, False])
 def test_conv2d(name: str, bias: bool) -> None:
     sizes, options = CONVS[name]
-    check(nn.Conv2d(*sizes, bias=bias, **options), image(12, 11, 13), kinds={"conv"})
+    kinds = {"conv", "pad"} if name == "wide padding" else {"conv"}
+    check(nn.Conv2d(*sizes, bias=bias, **options), image(12, 11, 13), kinds=kinds)
 
 
-@pytest.mark.parametrize("options", [{}, {"padding": 2, "stride": 2}, {"padding": "same"}, {"groups": 12}])
+@pytest.mark.parametrize(
+    "options", [{}, {"padding": 2, "stride": 2}, {"padding": "same", "dilation": 2}, {"groups": 12}]
+)
 def test_conv1d(options: dict[str, object]) -> None:
     model = nn.Sequential(nn.Conv1d(12, 24, 3, **options), nn.BatchNorm1d(24), nn.SiLU())
     check(model, torch.randn(2, 12, 17), kinds={"reshape", "conv"})

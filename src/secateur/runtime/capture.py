@@ -50,7 +50,7 @@ def _export(model: nn.Module, example: Sequence[Tensor]) -> ExportedProgram:
     try:
         with _plain_attention(), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            exported = torch.export.export(model, inputs, dynamic_shapes=shapes)
+            exported = torch.export.export(model, inputs, dynamic_shapes=cast("Any", shapes))
             return exported.run_decompositions({})
     # Export runs the model: whatever the model raises comes out of it.
     except Exception as error:

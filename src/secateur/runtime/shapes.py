@@ -120,6 +120,10 @@ def _conv(
     )
     _check_bias(weights, weight[0])
     top, left, bottom, right = attributes["padding"]
+    reach = [d * (k - 1) + 1 for d, k in zip(attributes["dilation"], weight[2:], strict=True)]
+    _need(
+        max(top, bottom) < reach[0] and max(left, right) < reach[1], "its padding is larger than its window"
+    )
     rows, columns = (
         window_output(s, kernel=k, stride=t, before=b, after=a, dilation=d)
         for s, k, t, b, a, d in zip(

@@ -30,9 +30,9 @@ class TorchOp:
     """
 
     def __init__(self, op: Op, shape: Sequence[int]) -> None:
+        _operator(op.attributes["target"])
         self._op = op
         self._shape = shape
-        self._function = _operator(op.attributes["target"])
 
     def run(self, inputs: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
         """What the operator returns, as a list of one.
@@ -46,19 +46,28 @@ class TorchOp:
         batch = inputs[0].shape[0]
         # A copy: the arrays may be read-only or the caller's.
         tensors = [torch.from_numpy(np.array(x)) for x in inputs[1:]]
-        arguments = _filled(self._op.attributes["arguments"], tensors, batch)
-        keywords = _filled(self._op.attributes["keywords"], tensors, batch)
         try:
             with torch.no_grad():
-                found = self._function(*arguments, **keywords)
+                found = run_in_torch(self._op, tensors, batch)
         except (RuntimeError, TypeError, IndexError) as error:
             reason = str(error).partition("\n")[0]
             raise ValueError(
                 f"{self._op.attributes['target']} in {self._op.name!r} fails: {reason}"
             ) from error
-        if not isinstance(found, Tensor) or tuple(found.shape) != concrete(self._shape, batch):
+        if tuple(found.shape) != concrete(self._shape, batch):
             raise ValueError(f"{self._op.attributes['target']} in {self._op.name!r} gives another shape")
         return [found.contiguous().numpy()]
+
+
+def run_in_torch(op: Op, inputs: Sequence[Tensor], batch: int) -> Tensor:
+    """What an operation of kind "torch" gives.
+
+    Raises:
+        PlanError: if the operator does not exist or is not one that a plan may name.
+    """
+    arguments = _filled(op.attributes["arguments"], inputs, batch)
+    keywords = _filled(op.attributes["keywords"], inputs, batch)
+    return _operator(op.attributes["target"])(*arguments, **keywords)
 
 
 def _operator(target: str) -> Any:  # noqa: ANN401  torch does not type its operators

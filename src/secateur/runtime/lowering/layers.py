@@ -38,37 +38,28 @@ def conv(
         raise Unsupported("its input has no batch dimension")
     if weight.ndim == 3:
         image = low.reshape(x, (*x.shape[:2], 1, x.shape[2]))
-        row = weight[:, :, None, :]
-        edges = _padding(padding, row, [1, *dilation], columns_only=True)
-        found = low.add_layer(
-            "conv",
-            image,
-            row,
-            bias,
-            stride=[1, *stride],
-            padding=edges,
-            dilation=[1, *dilation],
-            groups=groups,
-        )
-        return low.reshape(found, (found.shape[0], found.shape[1], found.shape[3]))
-    edges = _padding(padding, weight, pair(dilation), columns_only=False)
+        row = padding if isinstance(padding, str) else [0, *padding]
+        found = conv(low, image, weight[:, :, None], bias, [1, *stride], row, [1, *dilation], groups)
+        return low.reshape(found, (*found.shape[:2], found.shape[3]))
+    edges = _padding(padding, weight, pair(dilation))
+    if any(p > d * (k - 1) for p, d, k in zip(edges, pair(dilation) * 2, weight.shape[2:] * 2, strict=True)):
+        top, left, bottom, right = edges
+        x = low.add("pad", [x], padding=[[0, 0], [0, 0], [top, bottom], [left, right]], value=0.0)
+        edges = [0, 0, 0, 0]
     return low.add_layer(
         "conv", x, weight, bias, stride=pair(stride), padding=edges, dilation=pair(dilation), groups=groups
     )
 
 
-def _padding(
-    padding: Sequence[int] | str, weight: Tensor, dilation: Sequence[int], *, columns_only: bool
-) -> list[int]:
+def _padding(padding: Sequence[int] | str, weight: Tensor, dilation: Sequence[int]) -> list[int]:
     """Padding at top, left, bottom and right."""
     if padding == "valid":
         return [0, 0, 0, 0]
-    if padding == "same":
+    if isinstance(padding, str):
         total = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
         before = [t // 2 for t in total]
         return [*before, *(t - b for t, b in zip(total, before, strict=True))]
-    rows, columns = (0, padding[0]) if columns_only else pair([int(p) for p in padding])
-    return [int(rows), int(columns), int(rows), int(columns)]
+    return pair([int(p) for p in padding]) * 2
 
 
 @lowers("linear.default")
