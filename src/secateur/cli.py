@@ -17,6 +17,7 @@ import tyro
 from rich.console import Console
 from rich.table import Column, Table
 
+from secateur import cli_runtime
 from secateur.checkpoint import inspect_checkpoint, verify_checkpoint
 from secateur.config import RunConfig, Setup, SweepConfig, dump_config, load_config, run_id, unknown
 from secateur.errors import InvalidArgument, RunError, SecateurError
@@ -225,6 +226,7 @@ COMMANDS: dict[str, type[Command]] = {
     "report": Report,
     "inspect": Inspect,
     "verify": Verify,
+    **cli_runtime.COMMANDS,
 }
 
 USAGE = """secateur: prune a trained PyTorch network in one cut, guided by a teacher
@@ -237,6 +239,9 @@ commands:
   report    draw the report of a run, a sweep, or several runs together
   inspect   what a checkpoint holds
   verify    is a checkpoint what it says it is
+  compile   the student of a run as a plan: a file that runs fast, without torch
+  time      how fast a plan runs, beside other engines
+  bench     runtime: networks × batch sizes × sparsities, beside other engines
 
 first try:  secateur prune --data digits --sparsity 0.9 --out runs/first
 """
@@ -261,7 +266,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
-            return _parse(arguments[0], arguments[1:]).run()
+            words = 2 if arguments[0] == "bench" else 1
+            return _parse(" ".join(arguments[:words]), arguments[words:]).run()
     except InvalidArgument as error:
         err.print(f"error: {error}")
         return 2

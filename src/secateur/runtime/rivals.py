@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -150,7 +151,8 @@ def _in_mnn(
     with tempfile.TemporaryDirectory() as folder:
         source, target = Path(folder) / "net.onnx", Path(folder) / "net.mnn"
         source.write_bytes(plan_to_onnx(plan, batch=inputs[0].shape[0]))
-        command = ["mnnconvert", "-f", "ONNX", "--modelFile", str(source), "--MNNModel", str(target)]
+        converter = str(Path(sys.executable).with_name("mnnconvert"))
+        command = [converter, "-f", "ONNX", "--modelFile", str(source), "--MNNModel", str(target)]
         done = subprocess.run(
             [*command, "--bizCode", "MNN", *options], capture_output=True, text=True, check=False
         )
