@@ -12,6 +12,9 @@ namespace {
 // Cache that a block of input may fill: three quarters of what first-level data caches have (32 to 64 KB).
 constexpr double block_bytes = 34 * 1024;
 
+// Kernels read offsets this far past the last step.
+constexpr size_t steps_ahead = 8;
+
 const RowsKernel* rows_kernel(const KernelTable& table, int32_t height, int32_t width, int64_t stride) {
   const RowsKernel* any = nullptr;
   for (int32_t i = 0; i < table.n_rows; i++) {
@@ -153,6 +156,15 @@ void ConvPlan::cover(const KernelTable& table, const LaneLayout& output, int32_t
   scratch_bytes_ = dense_ ? 0 : outputs_ * most * lane_bytes_;
 }
 
+std::string ConvPlan::describe() const {
+  const Tile& tile = tiles_.front();
+  if (dense_)
+    return "dense, " + std::to_string(channels_) + " channels x " + std::to_string(tile.dense->tile_height) + "x" +
+           std::to_string(tile.dense->tile_width);
+  return "rows, " + std::to_string(tile.rows->tile_height) + "x" + std::to_string(tile.rows->tile_width) + ", " +
+         std::to_string(block_channels_) + " channels a block";
+}
+
 // Tiles are shared out; with few of them, output channels are.
 void ConvPlan::split_tiles(int parts, int64_t outputs) {
   const auto tiles = int64_t(tiles_.size());
@@ -203,6 +215,7 @@ void ConvPlan::pack_rows(const SparseRows& rows, const ConvShape& shape, const L
     }
     begin = end;
   }
+  steps_.resize(steps_.size() + steps_ahead, Step{0, 0});
 }
 
 void ConvPlan::pack_dense(const SparseRows& rows, const ConvShape& shape, const LaneLayout& input) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "kernels.h"
@@ -35,7 +36,7 @@ class ConvPlan {
 
   int64_t n_tasks() const { return n_parts_ * int64_t(spans_.size() - 1); }
   int64_t scratch_bytes() const { return scratch_bytes_; }
-  bool is_dense() const { return dense_; }
+  std::string describe() const;  // tile and blocks, for benchmarks
 
   // `residual` may be null; `scratch` is this thread's. Layouts as given, the input's with at least its margins.
   void run(int64_t task, const LaneView& input, const LaneView& output, const LaneView* residual, char* scratch) const;

@@ -19,7 +19,7 @@ constexpr RowsKernel rows_entry() {
 template <int M, int TH, int TW, int SX>
 constexpr DenseKernel dense_entry() {
   constexpr int pixels = TH * TW;
-  if constexpr (M == 8 ? pixels * 8 <= SECATEUR_SUMS - 4 : pixels * 4 <= SECATEUR_SUMS - 4)
+  if constexpr (pixels * M <= SECATEUR_SUMS - M - (M == 8 ? 0 : 2) && pixels * 4 <= SECATEUR_SUMS - 4)
     return {M, TH, TW, SX, dense_kernel<M, TH, TW, SX>};
   else
     return {M, TH, TW, SX, nullptr};

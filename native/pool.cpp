@@ -63,16 +63,24 @@ void Pool::take_tasks(int thread) {
 
 void Pool::work(int thread) {
   uint64_t seen = 0;
-  const auto called = [&] { return job_.load(std::memory_order_acquire) != seen || stop_.load(); };
+  const auto called = [&] {
+    const uint64_t job = open_.load();
+    return (job != 0 && job != seen) || stop_.load();
+  };
   for (;;) {
     if (!spin(called)) {
       std::unique_lock<std::mutex> lock(mutex_);
       wake_.wait(lock, called);
     }
     if (stop_) return;
-    seen = job_.load(std::memory_order_acquire);
-    take_tasks(thread);
-    busy_.fetch_sub(1, std::memory_order_release);
+    // Joined before looking again: either the job is still open, or run() has seen that this worker joined.
+    joined_.fetch_add(1);
+    const uint64_t job = open_.load();
+    if (job != 0 && job != seen) {
+      take_tasks(thread);
+      seen = job;
+    }
+    joined_.fetch_sub(1);
   }
 }
 
@@ -81,18 +89,18 @@ void Pool::run(int64_t n, const std::function<void(int64_t, int)>& task) {
     for (int64_t i = 0; i < n; i++) task(i, 0);
     return;
   }
+  const auto all_left = [&] { return joined_.load() == 0; };
   task_ = &task;
   n_tasks_ = n;
-  next_.store(0, std::memory_order_relaxed);
-  busy_.store(int(workers_.size()), std::memory_order_relaxed);
+  next_.store(0);
   {
     const std::lock_guard<std::mutex> lock(mutex_);
-    job_.fetch_add(1, std::memory_order_release);
+    open_.store(++last_job_);
   }
   wake_.notify_all();
   take_tasks(0);
-  const auto finished = [&] { return busy_.load(std::memory_order_acquire) == 0; };
-  while (!spin(finished)) std::this_thread::yield();
+  open_.store(0);
+  while (!spin(all_left)) std::this_thread::yield();
 }
 
 }  // namespace secateur

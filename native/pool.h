@@ -1,5 +1,6 @@
 // Threads of one engine. The caller works too, so a pool of n has n − 1 threads of its own; they spin for a moment
-// between jobs, because the next layer mostly comes at once, and then sleep.
+// between jobs, because the next layer mostly comes at once, and then sleep. A worker that the system keeps waiting is
+// not waited for: it joins a job late, or not at all, and the others do its tasks.
 #pragma once
 
 #include <atomic>
@@ -33,10 +34,11 @@ class Pool {
   std::vector<std::thread> workers_;
   std::mutex mutex_;
   std::condition_variable wake_;
-  std::atomic<uint64_t> job_{0};
-  std::atomic<int64_t> next_{0};
-  std::atomic<int> busy_{0};
+  std::atomic<uint64_t> open_{0};  // the job that may be joined; 0: none
+  std::atomic<int> joined_{0};     // workers that are in it
   std::atomic<bool> stop_{false};
+  std::atomic<int64_t> next_{0};
+  uint64_t last_job_ = 0;
   const std::function<void(int64_t, int)>* task_ = nullptr;
   int64_t n_tasks_ = 0;
 };

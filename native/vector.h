@@ -8,6 +8,10 @@ typedef float U __attribute__((vector_size(SECATEUR_LANES * 4), aligned(4)));
 constexpr int lanes = SECATEUR_LANES;
 constexpr ptrdiff_t vector_bytes = lanes * 4;
 
+
+
+
+
 #define SECATEUR_INLINE static inline __attribute__((always_inline))
 
 // Tells the compiler that `v` was changed in a way it cannot see, and is in a register.
@@ -20,6 +24,9 @@ constexpr ptrdiff_t vector_bytes = lanes * 4;
 #else
 #define SECATEUR_IN_REGISTER(v) (void)0
 #endif
+
+// Tells the compiler that a pointer or integer is in a register, and that nothing is known of it.
+#define SECATEUR_OPAQUE(value) __asm__("" : "+r"(value))
 
 SECATEUR_INLINE V load(const void* p) { return *static_cast<const V*>(p); }
 SECATEUR_INLINE void store(void* p, V v) { *static_cast<V*>(p) = v; }
