@@ -201,6 +201,13 @@ def test_examples_are_checked(example: object, message: str) -> None:
         sc.runtime.compile(resnet.resnet20(), example)  # pyright: ignore[reportArgumentType]
 
 
+def test_weights_too_large_for_fp16_are_named() -> None:
+    model = nn.Linear(4, 4)
+    nn.init.constant_(model.bias, 1e5)
+    with pytest.raises(InvalidArgument, match="weight 'bias' has numbers beyond 65504"):
+        sc.runtime.compile(model, torch.zeros(2, 4), precision="fp16")
+
+
 def test_models_in_other_types_are_refused() -> None:
     with pytest.raises(
         InvalidArgument, match=r"'conv1.weight' is torch.float64; convert the model with .float"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Literal, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,6 +15,7 @@ from secateur.provenance import versions
 from secateur.runtime.capture import capture
 from secateur.runtime.choice import choose_kernels
 from secateur.runtime.fusion import fuse
+from secateur.runtime.graph import Graph
 from secateur.runtime.plan import Plan
 from secateur.runtime.weights import PRECISIONS
 
@@ -63,6 +65,8 @@ def compile_model(
         model.eval()
         graph = capture(model, inputs, fallback=fallback == "torch")
     fuse(graph)
+    if precision == "fp16":
+        _check_range(graph)
     found = versions()
     program, weights = graph.finish(precision, {"secateur": found["secateur"], "torch": found["torch"]})
     arrays = [x.detach().numpy() for x in inputs]
@@ -81,6 +85,16 @@ def _inputs(example: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
     if not inputs or len({x.shape[0] for x in inputs}) > 1:
         raise InvalidArgument("the example must be at least one input, and all of one batch size.")
     return inputs
+
+
+def _check_range(graph: Graph) -> None:
+    """fp16 ends at 65504; a weight beyond would become infinite."""
+    largest = float(np.finfo(np.float16).max)
+    for name, numbers in graph.weights.items():
+        if numbers.dtype == np.float32 and np.abs(numbers[np.isfinite(numbers)]).max(initial=0) > largest:
+            raise InvalidArgument(
+                f"weight {name!r} has numbers beyond {largest:g}, too large for fp16. Use bf16."
+            )
 
 
 def _check(model: nn.Module, inputs: Sequence[Tensor], precision: str, fallback: str | None) -> None:

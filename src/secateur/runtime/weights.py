@@ -151,4 +151,5 @@ def _narrowed(numbers: NDArray[Any], dtype: str) -> NDArray[Any]:
         rounded[rounded == 0x8000] = 0  # −0, which is not worth storing
         # A NaN whose upper half is zero would round to infinity; keep it a NaN.
         return np.where(np.isnan(numbers), (bits >> 16) | 0x40, rounded).astype(np.uint16)
-    return numbers.astype(STORED[dtype], copy=False)
+    with np.errstate(over="ignore"):
+        return numbers.astype(STORED[dtype], copy=False)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from secateur.allocate import Layerwise, allocate
@@ -61,6 +62,28 @@ class MobileNetV2(nn.Module):
         return self.classifier(self.features(x).mean((2, 3)))
 
 
+class EncoderLayer(nn.Module):
+    """Self-attention and two linear layers, each with a shortcut and LayerNorm behind it."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+        self.mixed, self.norm1 = nn.Linear(width, width), nn.LayerNorm(width)
+        self.wide, self.narrow = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
+        self.norm2 = nn.LayerNorm(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Tokens (B, T, width) → the same shape."""
+        q, k, v = (self._split(layer(x)) for layer in (self.query, self.key, self.value))
+        found = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        x = self.norm1(x + self.mixed(found))
+        return self.norm2(x + self.narrow(F.gelu(self.wide(x))))
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(2, (self.heads, -1)).transpose(1, 2)
+
+
 class Encoder(nn.Module):
     """Four layers of BERT-base: 768 wide, 12 heads, GELU; Devlin et al. 2019, https://arxiv.org/abs/1810.04805."""
 
@@ -68,8 +91,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.words, self.positions = nn.Embedding(30522, 768), nn.Embedding(tokens, 768)
         self.norm = nn.LayerNorm(768)
-        layer = nn.TransformerEncoderLayer(768, 12, 3072, activation="gelu", batch_first=True)
-        self.layers = nn.TransformerEncoder(layer, 4, enable_nested_tensor=False)
+        self.layers = nn.Sequential(*(EncoderLayer(768, 12) for _ in range(4)))
         self.classifier = nn.Linear(768, 2)
 
     def forward(self, tokens: Tensor) -> Tensor:
