@@ -22,7 +22,12 @@ class ImageNetResNet50(resnet.ResNet):
     def __init__(self) -> None:
         super().__init__(resnet.Bottleneck, (3, 4, 6, 3), num_classes=1000)
         self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
-        self.bn1 = nn.Sequential(nn.BatchNorm2d(64), nn.ReLU(), nn.MaxPool2d(3, 2, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (B, 3, H, W) → logits (B, 1000)."""
+        out = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 3, 2, 1)
+        out = self.layer4(self.layer3(self.layer2(self.layer1(out))))
+        return self.fc(out.mean(dim=(2, 3)))
 
 
 class InvertedResidual(nn.Module):
