@@ -1,6 +1,7 @@
 #include "conv.h"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
 #include "error.h"
@@ -10,7 +11,7 @@ namespace secateur {
 namespace {
 
 // Cache that a block of input may fill: three quarters of what first-level data caches have (32 to 64 KB).
-constexpr double block_bytes = 34 * 1024;
+constexpr double block_bytes = 37 * 1024;
 
 // Kernels read offsets this far past the last step.
 constexpr size_t steps_ahead = 8;
@@ -38,11 +39,11 @@ const DenseKernel* dense_kernel(const KernelTable& table, int32_t channels, int3
   return any;
 }
 
-// Cycles for one pass of a row kernel, fitted to measurements on one AVX-512 core (docs/runtime.md); only their
-// ratios matter.
+// Cycles of a row kernel for one output channel and one block of input channels, fitted to measurements on one
+// AVX-512 core (docs/runtime.md); only their ratios matter.
 double row_cycles(int pixels, double non_zeros, bool in_cache) {
-  const double load = in_cache ? 0.8 : 1.4;
-  return non_zeros * (1.0 + load * pixels) + 4.0 + 1.0 * pixels;
+  const double load = in_cache ? 0.58 : 1.1;
+  return non_zeros * (1.4 + load * pixels) + 6.0 + 1.1 * pixels;
 }
 
 }  // namespace
@@ -91,24 +92,23 @@ ConvPlan::ConvPlan(const KernelTable& table, const ConvShape& shape, const Weigh
     pack_rows(rows, shape, input);
 }
 
-// What all tiles of this size cost by the model above, with the best number of input channels at a time.
-double ConvPlan::cost_of_rows(const ConvShape& shape, int32_t height, int32_t width, double per_channel,
-                              int64_t& best_block) const {
-  const Window& w = shape.window;
-  const auto lines = [](int32_t tile, int64_t stride, int64_t window, int64_t dilation) {
+// Cycles, by the model above, for one tile and all channels, `block` input channels at a time.
+double ConvPlan::cost_of_tile(const ConvShape& shape, int64_t height, int64_t width, double per_channel,
+                              double block) const {
+  if (height == 0 || width == 0) return 0.0;
+  const double bytes = input_bytes(shape.window, height, width), blocks = double(shape.channels / shape.groups) / block;
+  const double fetch = bytes / 64 * 1.5 * block / double(shape.outputs);  // the tile comes from the next cache
+  const bool in_cache = block * bytes <= block_bytes;
+  return std::max(1.0, blocks) * (row_cycles(int(height * width), per_channel * block, in_cache) + fetch);
+}
+
+// Bytes of one input channel that a tile reads.
+double ConvPlan::input_bytes(const Window& w, int64_t height, int64_t width) const {
+  const auto lines = [](int64_t tile, int64_t stride, int64_t window, int64_t dilation) {
     return std::min(double((tile - 1) * stride + (window - 1) * dilation + 1), double(tile * window));
   };
-  const double bytes = lines(height, w.stride_y, w.height, w.dilation_y) *
-                       lines(width, w.stride_x, w.width, w.dilation_x) * double(lane_bytes_);
-  const auto channels = double(shape.channels / shape.groups);
-  double best = std::numeric_limits<double>::infinity();
-  for (const double factor : {1.0, 2.0, 4.0, 1e6}) {
-    const double block = std::max(1.0, std::min(channels, double(int64_t(block_bytes * factor / bytes))));
-    const bool in_cache = block * bytes <= block_bytes * 1.01;
-    const double cost = channels / block * row_cycles(height * width, per_channel * block, in_cache);
-    if (cost < best) best = cost, best_block = int64_t(block);
-  }
-  return best;
+  return lines(height, w.stride_y, w.height, w.dilation_y) * lines(width, w.stride_x, w.width, w.dilation_x) *
+         double(lane_bytes_);
 }
 
 // The tile that costs least, and what goes with it.
@@ -118,21 +118,28 @@ void ConvPlan::choose(const KernelTable& table, const ConvShape& shape, const La
   int32_t height = 1, width = 1;
   for (int32_t th = 1; th <= 4 && th <= rows; th++) {
     for (int32_t tw = 1; tw <= 8 && tw <= columns; tw++) {
-      // edge tiles are smaller, but cost nearly as much a pixel
-      const double tiles = double(rows) / th * (double(columns / tw) + double(columns % tw) / tw * 1.1);
-      const double edge = rows % th ? 1.02 : 1.0;
-      if (!dense_) {
-        int64_t block = 1;
-        if (!rows_kernel(table, th, tw, stride)) continue;
-        const double cost = tiles * edge * cost_of_rows(shape, th, tw, per_channel, block);
-        if (cost < best) best = cost, height = th, width = tw, block_channels_ = block;
-        continue;
+      const auto cover_cost = [&](const auto& tile_cost) {  // whole tiles, and the smaller ones at the edges
+        const auto down = double(rows / th), across = double(columns / tw);
+        return down * across * tile_cost(th, tw) + across * tile_cost(rows % th, tw) +
+               down * tile_cost(th, columns % tw) + tile_cost(rows % th, columns % tw);
+      };
+      if (!dense_ && rows_kernel(table, th, tw, stride)) {
+        const auto channels = double(shape.channels / shape.groups);
+        for (const double factor : {1.0, 1.4, 2.0, 4.0, 1e6}) {
+          const double most = double(int64_t(block_bytes * factor / input_bytes(shape.window, th, tw)));
+          const double blocks = std::ceil(channels / std::max(1.0, std::min(channels, most)));
+          const double block = std::ceil(channels / blocks);
+          const double cost = cover_cost(
+              [&](int64_t h, int64_t w) { return cost_of_tile(shape, h, w, per_channel, block); });
+          if (cost < best) best = cost, height = th, width = tw, block_channels_ = int64_t(block);
+        }
       }
       for (const int32_t m : {8, 4}) {
-        if (!dense_kernel(table, m, th, tw, stride)) continue;
+        if (!dense_ || !dense_kernel(table, m, th, tw, stride)) continue;
         // loads and multiply-adds for one input vector's worth of weights: two of each a cycle
-        const double loads = th * tw + m, work = double(m) * th * tw;
-        const double cost = tiles * edge * (std::max({loads, work, 8.0}) + 1.0) / m;
+        const double cost = cover_cost([&](int64_t h, int64_t w) {
+          return h * w == 0 ? 0.0 : (std::max({double(h * w + m), double(m * h * w), 8.0}) + 1.0) / m;
+        });
         if (cost < best) best = cost, height = th, width = tw, channels_ = m;
       }
     }

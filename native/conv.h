@@ -57,7 +57,8 @@ class ConvPlan {
   };
 
   void choose(const KernelTable& table, const ConvShape& shape, const LaneLayout& output, double per_channel);
-  double cost_of_rows(const ConvShape& shape, int32_t height, int32_t width, double per_channel, int64_t& block) const;
+  double cost_of_tile(const ConvShape& shape, int64_t height, int64_t width, double per_channel, double block) const;
+  double input_bytes(const Window& window, int64_t height, int64_t width) const;
   void cover(const KernelTable& table, const LaneLayout& output, int32_t height, int32_t width);
   void split_tiles(int parts, int64_t outputs);
   void pack_rows(const SparseRows& rows, const ConvShape& shape, const LaneLayout& input);

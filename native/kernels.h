@@ -104,10 +104,12 @@ struct GatherCall {
 
 // ---- Moves between layouts ---------------------------------------------------------------------------------------
 
-// dst vector `to` takes from src vector `from` the lanes that `pattern` names; −1 keeps what an earlier move of the
-// same `to` put there, or `fill` if this is the first.
+// The vector `to` takes from the vector `from` the lanes that `pattern` names; −1 keeps what an earlier move of the
+// same `to` put there, or `fill` if this is the first. Where many vectors meet, `from` is `from_many`, and the pattern
+// names for each lane the float of the plane, or −1 for `fill`.
+constexpr int32_t from_none = -1, from_many = -2;
 struct Move {
-  int32_t to, from;  // bytes from the plane's first vector; from < 0: only fill
+  int32_t to, from;  // bytes from the plane's first vector
   int32_t pattern;
   int32_t first;
 };

@@ -32,6 +32,23 @@ SECATEUR_INLINE void finish_tile(const V* sums, const Finish& finish, ptrdiff_t 
   if (!clamp) activate_tile(out, finish.output.row, TH, TW, finish.activation);
 }
 
+// The sums of one output channel: kept as partial sums, or finished.
+template <int TH, int TW>
+SECATEUR_INLINE void finish_row(V* sums, const RowsCall& call, ptrdiff_t row) {
+  constexpr int pixels = TH * TW;
+  char* partial = call.partial + row * pixels * vector_bytes;
+  if (!call.first) {
+#pragma GCC unroll 32
+    for (int p = 0; p < pixels; p++) sums[p] += load(partial + p * vector_bytes);
+  }
+  if (call.last) {
+    finish_tile<TH, TW>(sums, call.finish, row);
+  } else {
+#pragma GCC unroll 32
+    for (int p = 0; p < pixels; p++) store(partial + p * vector_bytes, sums[p]);
+  }
+}
+
 // For each non-zero: one broadcast, and one multiply-add with a memory operand per pixel of the tile.
 //
 // Two details cost or save a quarter of the time (docs/runtime.md). Offsets are read some steps ahead, across the ends
@@ -41,7 +58,7 @@ SECATEUR_INLINE void finish_tile(const V* sums, const Finish& finish, ptrdiff_t 
 template <int TH, int TW, int SX>
 static void rows_kernel(const RowsCall& call) {
   constexpr int pixels = TH * TW;
-  constexpr int far = pixels < 4 ? 1 : 3;
+  constexpr int far = 3;
   const Step* step = call.steps;
   ptrdiff_t ahead[far];
 #pragma GCC unroll 8
@@ -72,17 +89,42 @@ static void rows_kernel(const RowsCall& call) {
         for (int x = 0; x < TW; x++) sums[y * TW + x] += weight * load(input[y] + offset + x * step_x);
       }
     }
-    char* partial = call.partial + row * pixels * vector_bytes;
-    if (!call.first) {
-#pragma GCC unroll 32
-      for (int p = 0; p < pixels; p++) sums[p] += load(partial + p * vector_bytes);
+    finish_row<TH, TW>(sums, call, row);
+  }
+}
+
+// Tiles of one to three pixels: too few sums to hide the latency of a multiply-add, so several steps at a time, each
+// with sums of its own.
+template <int TH, int TW, int SX>
+static void small_rows_kernel(const RowsCall& call) {
+  constexpr int pixels = TH * TW, chains = pixels == 1 ? 4 : 2;
+  const Step* step = call.steps;
+  const ptrdiff_t step_x = SX ? SX * vector_bytes : call.input_step;
+  for (int64_t i = 0; i < call.n_runs; i++) {
+    const ptrdiff_t row = call.runs[i].row;
+    V sums[chains * pixels] = {};
+    const Step* end = step + call.runs[i].count;
+    if (call.first) {
+      const V bias = spread(call.bias[row]);
+      for (int p = 0; p < pixels; p++) sums[p] = bias;
     }
-    if (call.last) {
-      finish_tile<TH, TW>(sums, call.finish, row);
-    } else {
-#pragma GCC unroll 32
-      for (int p = 0; p < pixels; p++) store(partial + p * vector_bytes, sums[p]);
+    const auto add = [&](const Step& from, V* to) __attribute__((always_inline)) {
+      const V weight = spread(from.weight);
+      const char* input = call.input + from.offset;
+#pragma GCC unroll 8
+      for (int y = 0; y < TH; y++) {
+#pragma GCC unroll 8
+        for (int x = 0; x < TW; x++) to[y * TW + x] += weight * load(input + y * call.input_row + x * step_x);
+      }
+    };
+    for (; end - step >= chains; step += chains) {
+#pragma GCC unroll 4
+      for (int c = 0; c < chains; c++) add(step[c], sums + c * pixels);
     }
+    for (; step != end; ++step) add(*step, sums);
+#pragma GCC unroll 16
+    for (int p = pixels; p < chains * pixels; p++) sums[p % pixels] += sums[p];
+    finish_row<TH, TW>(sums, call, row);
   }
 }
 

@@ -8,8 +8,15 @@ static void move_kernel(const MoveCall& call) {
     const char* from = call.from + c * call.from_plane;
     for (int64_t i = 0; i < call.n_moves; i++) {
       const Move& move = call.moves[i];
-      if (move.from < 0) {
+      if (move.from == from_none) {
         store(to + move.to, fill);
+        continue;
+      }
+      if (move.from == from_many) {
+        const int32_t* places = call.patterns + int64_t(move.pattern) * lanes;
+        float* target = reinterpret_cast<float*>(to + move.to);
+        for (int lane = 0; lane < lanes; lane++)
+          target[lane] = places[lane] < 0 ? call.fill : reinterpret_cast<const float*>(from)[places[lane]];
         continue;
       }
       I places;

@@ -9,7 +9,9 @@
 
 template <int TH, int TW, int SX>
 constexpr RowsKernel rows_entry() {
-  if constexpr (TH * TW <= SECATEUR_SUMS)
+  if constexpr (TH * TW < 4)
+    return {TH, TW, SX, small_rows_kernel<TH, TW, SX>};
+  else if constexpr (TH * TW <= SECATEUR_SUMS)
     return {TH, TW, SX, rows_kernel<TH, TW, SX>};
   else
     return {TH, TW, SX, nullptr};

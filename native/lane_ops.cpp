@@ -163,12 +163,13 @@ void LaneBuilder::finish(int value, int buffer, const LaneLayout& layout) {
   auto& form = session_.forms_[size_t(value)];
   form.lane = buffer;
   form.layout = layout;
-  if (layout.has_margin()) add_moves(layout, buffer, layout, buffer);
+  if (layout.has_margin()) add_moves(layout, buffer, layout, buffer, every_pixel);
 }
 
-void LaneBuilder::add_moves(const LaneLayout& from, int from_buffer, const LaneLayout& to, int to_buffer) {
+void LaneBuilder::add_moves(const LaneLayout& from, int from_buffer, const LaneLayout& to, int to_buffer,
+                            const Window& window) {
   const bool same = from_buffer == to_buffer;
-  auto moves = std::make_shared<Moves>(moves_between(from, to, same));
+  auto moves = std::make_shared<Moves>(moves_between(from, to, same, window));
   if (moves->moves.empty()) return;
   const int64_t tasks = shares(to.channels, int64_t(moves->moves.size()) * to.channels * to.lanes * 4);
   const auto move = session_.table_.move;
@@ -205,7 +206,7 @@ int LaneBuilder::window_buffer(const Op& op, const Window& window, float fill, L
   layout = input.layout;
   if (layout.bytes() > std::numeric_limits<int32_t>::max()) throw PlanError("its input is too large");
   const int copy = session_.new_buffer(layout.bytes());
-  add_moves(from, buffer, layout, copy);
+  add_moves(from, buffer, layout, copy, window);
   return copy;
 }
 

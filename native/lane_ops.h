@@ -32,7 +32,7 @@ class LaneBuilder {
                 const LaneLayout& output_layout);
   int window_buffer(const Op& op, const Window& window, float fill, LaneLayout& layout);
   void finish(int value, int buffer, const LaneLayout& layout);  // the value is now to be had there
-  void add_moves(const LaneLayout& from, int from_buffer, const LaneLayout& to, int to_buffer);
+  void add_moves(const LaneLayout& from, int from_buffer, const LaneLayout& to, int to_buffer, const Window& window);
   int64_t shares(int64_t channels, int64_t bytes) const;
   bool has_lanes(int value) const;
 

@@ -1,6 +1,7 @@
 #include "layout.h"
 
 #include <algorithm>
+#include <limits>
 #include <map>
 
 namespace secateur {
@@ -59,8 +60,14 @@ LaneLayout image_layout(int32_t lanes, int32_t images, int64_t channels, int64_t
   } else if (width == 1 && height > 1) {
     layout.grid_y = blocks;
   } else {
-    while (layout.grid_x * layout.grid_x < blocks) layout.grid_x *= 2;
-    layout.grid_y = blocks / layout.grid_x;
+    // as little beyond the image as may be; of equal ones the squarest
+    int64_t least = std::numeric_limits<int64_t>::max();
+    for (int32_t across = 1; across <= blocks; across *= 2) {
+      const int32_t down = blocks / across;
+      const int64_t area = divide_up(height, down) * divide_up(width, across);
+      const int64_t cost = area * 1000 + (down > across ? down / across : across / down);
+      if (cost < least) least = cost, layout.grid_x = across, layout.grid_y = down;
+    }
   }
   layout.block_height = divide_up(height, layout.grid_y);
   layout.block_width = divide_up(width, layout.grid_x);
@@ -107,14 +114,43 @@ WindowInput window_input(const LaneLayout& from, const LaneLayout& to, const Win
   return input;
 }
 
-Moves moves_between(const LaneLayout& from, const LaneLayout& to, bool same) {
+namespace {
+
+// Collects moves, and each pattern once.
+class MoveList {
+ public:
+  void add(int64_t to, int64_t from, const std::vector<int32_t>& pattern, bool first) {
+    const auto [place, added] = known_.try_emplace(pattern, int32_t(known_.size()));
+    if (added) result.patterns.insert(result.patterns.end(), pattern.begin(), pattern.end());
+    result.moves.push_back({int32_t(to), int32_t(from), place->second, first});
+  }
+
   Moves result;
-  std::map<std::vector<int32_t>, int32_t> known;
+
+ private:
+  std::map<std::vector<int32_t>, int32_t> known_;
+};
+
+// Whether some window of stride `stride` reads row or column `at`, counted from the first that any reads.
+bool is_read(int64_t at, int64_t window, int64_t stride, int64_t dilation) {
+  for (int64_t k = 0; k < window; k++)
+    if (at >= k * dilation && (at - k * dilation) % stride == 0) return true;
+  return false;
+}
+
+}  // namespace
+
+Moves moves_between(const LaneLayout& from, const LaneLayout& to, bool same, const Window& window) {
+  constexpr size_t most_permutes = 3;
+  MoveList list;
   const int32_t per_image = to.grid_y * to.grid_x;
   for (int64_t y = -to.top; y < to.block_height + to.bottom; y++) {
+    if (!same && !is_read(y + to.top, window.height, window.stride_y, window.dilation_y)) continue;
     for (int64_t x = -to.left; x < to.block_width + to.right; x++) {
+      if (!same && !is_read(x + to.left, window.width, window.stride_x, window.dilation_x)) continue;
       const int64_t target = (y + to.top) * to.row() + (x + to.left) * to.lanes * 4;
       std::map<int64_t, std::vector<int32_t>> sources;  // byte offset in `from` → pattern
+      std::vector<int32_t> floats(size_t(to.lanes), -1);
       bool identity = true;
       for (int32_t lane = 0; lane < to.lanes; lane++) {
         const Pixel start = origin(to, lane), pixel{start.y + y, start.x + x};
@@ -122,33 +158,34 @@ Moves moves_between(const LaneLayout& from, const LaneLayout& to, bool same) {
           identity = false;
           continue;
         }
-        const Place place = place_of(from, lane / per_image, pixel);
+        Place place = place_of(from, lane / per_image, pixel);
+        if (from.spread() && same) place.lane = lane;  // in every block: take it from the same lane
         auto& pattern = sources[place.offset];
         pattern.resize(size_t(to.lanes), -1);
-        // A spread pixel is in every block: take it from the same lane.
-        pattern[size_t(lane)] = from.spread() && same ? lane : place.lane;
-        identity = identity && place.offset == target && pattern[size_t(lane)] == lane;
+        pattern[size_t(lane)] = place.lane;
+        floats[size_t(lane)] = int32_t(place.offset / 4) + place.lane;
+        identity = identity && place.offset == target && place.lane == lane;
       }
       if (same && identity) continue;
-      if (sources.empty()) result.moves.push_back({int32_t(target), -1, 0, 1});
-      int32_t first = 1;
+      if (sources.size() > most_permutes) {
+        list.add(target, from_many, floats, true);
+        continue;
+      }
+      if (sources.empty()) list.result.moves.push_back({int32_t(target), from_none, 0, 1});
       // The vector itself first: later moves overwrite it.
+      bool first = true;
       if (const auto self = sources.find(target); same && self != sources.end()) {
-        const auto [known_at, added] = known.try_emplace(self->second, int32_t(known.size()));
-        if (added) result.patterns.insert(result.patterns.end(), self->second.begin(), self->second.end());
-        result.moves.push_back({int32_t(target), int32_t(target), known_at->second, first});
-        first = 0;
+        list.add(target, target, self->second, true);
+        first = false;
         sources.erase(self);
       }
       for (const auto& [offset, pattern] : sources) {
-        const auto [known_at, added] = known.try_emplace(pattern, int32_t(known.size()));
-        if (added) result.patterns.insert(result.patterns.end(), pattern.begin(), pattern.end());
-        result.moves.push_back({int32_t(target), int32_t(offset), known_at->second, first});
-        first = 0;
+        list.add(target, offset, pattern, first);
+        first = false;
       }
     }
   }
-  return result;
+  return list.result;
 }
 
 }  // namespace secateur

@@ -47,12 +47,15 @@ struct Window {
 };
 WindowInput window_input(const LaneLayout& from, const LaneLayout& to, const Window& window);
 
-// The vectors of `to` to be filled from `from`; if they are the same layout, only its margins and what lies outside
-// the image.
+// The vectors of `to` to be filled from `from`, of which only those that a window reads are needed; if they are the
+// same layout, only the margins and what lies outside the image.
 struct Moves {
   std::vector<Move> moves;
   std::vector<int32_t> patterns;
 };
-Moves moves_between(const LaneLayout& from, const LaneLayout& to, bool same);
+Moves moves_between(const LaneLayout& from, const LaneLayout& to, bool same, const Window& window);
+
+// A window that reads every pixel.
+constexpr Window every_pixel{1, 1, 1, 1, 1, 1, 0, 0};
 
 }  // namespace secateur
