@@ -266,8 +266,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
-            words = 2 if arguments[0] == "bench" else 1
-            return _parse(" ".join(arguments[:words]), arguments[words:]).run()
+            return _parse(arguments[0], arguments[1:]).run()
     except InvalidArgument as error:
         err.print(f"error: {error}")
         return 2
@@ -303,6 +302,8 @@ def parse_values(name: str, text: str) -> tuple[float, ...]:
 
 def _parse(name: str, arguments: list[str]) -> Command:
     """The command with its flags, over the values of a ``--config`` file if one is given."""
+    if name == "bench" and arguments:
+        name, arguments = f"{name} {arguments[0]}", arguments[1:]
     if name not in COMMANDS:
         raise InvalidArgument(unknown("command", name, COMMANDS))
     kind = COMMANDS[name]
