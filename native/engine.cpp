@@ -12,6 +12,7 @@ namespace {
 
 constexpr int most_threads = 1024;
 constexpr size_t most_ready = 8;
+constexpr int64_t most_bytes = 16 << 20;
 
 int checked_threads(int threads) {
   if (threads < 1 || threads > most_threads)
@@ -117,7 +118,7 @@ int64_t Engine::chunk_of(int64_t batch) const {
   if (!separable_) return batch;
   int64_t chunk = 1;
   if (const char* forced = std::getenv("SECATEUR_CHUNK")) return std::min<int64_t>(batch, std::atoll(forced));
-  while (chunk * 2 <= table_.lanes && chunk * 2 <= batch && bytes_per_image_ * chunk * 2 <= (int64_t(12) << 20)) chunk *= 2;
+  while (chunk * 2 <= table_.lanes && chunk * 2 <= batch && bytes_per_image_ * chunk * 2 <= most_bytes) chunk *= 2;
   return chunk;
 }
 

@@ -126,8 +126,8 @@ struct MoveCall {
   int64_t n_channels;
 };
 
-// A plain array [image][channel][y][x], or with channel_step and pixel_step swapped [image][pixel][channel], to or
-// from a lane tensor. Steps of the plain array are in floats.
+// A plain array to or from a lane tensor: images [image][channel][y][x], or tokens [x][channel]. Steps of the plain
+// array are in floats.
 struct ConvertCall {
   LaneView lane;
   float* plain;
@@ -135,6 +135,7 @@ struct ConvertCall {
   int64_t n_channels, height, width;
   int32_t n_images, grid_y, grid_x, block_height, block_width;
   bool spread;  // height = width = 1: every block holds the pixel
+  bool tokens;
 };
 
 struct BinaryCall {

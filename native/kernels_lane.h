@@ -28,33 +28,111 @@ static void move_kernel(const MoveCall& call) {
   }
 }
 
-template <bool to_lane>
-static void convert(const ConvertCall& call) {
-  for (int64_t c = 0; c < call.n_channels; c++) {
-    for (int32_t image = 0; image < call.n_images; image++) {
-      for (int32_t by = 0; by < call.grid_y; by++) {
-        for (int32_t bx = 0; bx < call.grid_x; bx++) {
-          if (!to_lane && call.spread && (by || bx)) continue;
-          const int64_t lane = (int64_t(image) * call.grid_y + by) * call.grid_x + bx;
-          const int64_t y0 = call.spread ? 0 : int64_t(by) * call.block_height;
-          const int64_t x0 = call.spread ? 0 : int64_t(bx) * call.block_width;
-          const int64_t rows = call.height - y0 < call.block_height ? call.height - y0 : call.block_height;
-          const int64_t columns = call.width - x0 < call.block_width ? call.width - x0 : call.block_width;
-          for (int64_t y = 0; y < rows; y++) {
-            float* plain = call.plain + image * call.image_step + c * call.channel_step + (y0 + y) * call.y_step +
-                           x0 * call.x_step;
-            float* inner = reinterpret_cast<float*>(call.lane.data + c * call.lane.plane + y * call.lane.row) + lane;
-            for (int64_t x = 0; x < columns; x++) {
-              if (to_lane)
-                inner[x * lanes] = plain[x * call.x_step];
-              else
-                plain[x * call.x_step] = inner[x * lanes];
-            }
-          }
-        }
-      }
+// v[i][j] ↔ v[j][i], by exchanging ever larger squares.
+SECATEUR_INLINE void transpose(V* v) {
+#pragma GCC unroll 4
+  for (int size = 1; size < lanes; size *= 2) {
+    I low, high;
+    for (int j = 0; j < lanes; j++) {
+      low[j] = j & size ? lanes + j - size : j;
+      high[j] = j & size ? lanes + j : j + size;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < lanes; i++) {
+      if (i & size) continue;
+      const V a = v[i], b = v[i + size];
+      v[i] = permute_two(a, b, low);
+      v[i + size] = permute_two(a, b, high);
     }
   }
+}
+
+// Runs of contiguous floats, one for each lane, to or from vectors `step` bytes apart. A run may be shorter than
+// others, or missing (length 0).
+struct LaneRuns {
+  float* start[lanes];
+  int64_t length[lanes];
+};
+
+template <bool to_lane>
+static void convert_runs(const LaneRuns& runs, char* vectors, ptrdiff_t step) {
+  int64_t shortest = INT64_MAX;
+  for (int l = 0; l < lanes; l++)
+    if (runs.length[l] > 0 && runs.length[l] < shortest) shortest = runs.length[l];
+  if (shortest == INT64_MAX) return;
+  int64_t done = 0;
+  for (; done + lanes <= shortest; done += lanes) {
+    V square[lanes];
+    char* at = vectors + done * step;
+#pragma GCC unroll 16
+    for (int i = 0; i < lanes; i++) {
+      if (to_lane)
+        square[i] = runs.length[i] > 0 ? load_plain(runs.start[i] + done) : V{};
+      else
+        square[i] = load(at + i * step);
+    }
+    transpose(square);
+#pragma GCC unroll 16
+    for (int i = 0; i < lanes; i++) {
+      if (to_lane)
+        store(at + i * step, square[i]);
+      else if (runs.length[i] > 0)
+        store_plain(runs.start[i] + done, square[i]);
+    }
+  }
+  for (int l = 0; l < lanes; l++) {
+    for (int64_t i = done; i < runs.length[l]; i++) {
+      float* number = reinterpret_cast<float*>(vectors + i * step) + l;
+      if (to_lane)
+        *number = runs.start[l][i];
+      else
+        runs.start[l][i] = *number;
+    }
+  }
+}
+
+// Images: runs are rows of pixels.
+template <bool to_lane>
+static void convert_images(const ConvertCall& call) {
+  LaneRuns runs;
+  const int32_t blocks = call.grid_y * call.grid_x;
+  for (int64_t c = 0; c < call.n_channels; c++) {
+    for (int64_t y = 0; y < call.block_height; y++) {
+      for (int l = 0; l < lanes; l++) {
+        const int32_t image = l / blocks, block = l % blocks;
+        const int64_t row = call.spread ? 0 : int64_t(block / call.grid_x) * call.block_height + y;
+        const int64_t column = call.spread ? 0 : int64_t(block % call.grid_x) * call.block_width;
+        int64_t length = call.width - column < call.block_width ? call.width - column : call.block_width;
+        if (image >= call.n_images || row >= call.height || (call.spread && !to_lane && block > 0)) length = 0;
+        runs.length[l] = length;
+        if (length > 0)
+          runs.start[l] = call.plain + image * call.image_step + c * call.channel_step + row * call.y_step + column;
+      }
+      convert_runs<to_lane>(runs, call.lane.data + c * call.lane.plane + y * call.lane.row, vector_bytes);
+    }
+  }
+}
+
+// Tokens: runs are their features.
+template <bool to_lane>
+static void convert_tokens(const ConvertCall& call) {
+  LaneRuns runs;
+  for (int64_t x = 0; x < call.block_width; x++) {
+    for (int l = 0; l < lanes; l++) {
+      const int64_t token = int64_t(l) * call.block_width + x;
+      runs.length[l] = token < call.width ? call.n_channels : 0;
+      if (token < call.width) runs.start[l] = call.plain + token * call.x_step;
+    }
+    convert_runs<to_lane>(runs, call.lane.data + x * vector_bytes, call.lane.plane);
+  }
+}
+
+template <bool to_lane>
+static void convert(const ConvertCall& call) {
+  if (call.tokens)
+    convert_tokens<to_lane>(call);
+  else
+    convert_images<to_lane>(call);
 }
 
 template <Binary operation>
@@ -179,51 +257,74 @@ static void activate_kernel(float* numbers, int64_t n, Activation activation) {
   }
 }
 
-// Rows of b in memory: lanes run over n. b transposed: a dot product per number, lanes run over k.
-static void matmul_kernel(const MatmulCall& call) {
-  if (call.b_transposed) {
-    for (int64_t i = 0; i < call.m; i++) {
-      const float* a = call.a + i * call.a_row;
-      int64_t j = 0;
-      for (; j < call.n; j += 4) {
-        const float* b[4];
-        for (int q = 0; q < 4; q++) b[q] = call.b + (j + q < call.n ? j + q : call.n - 1) * call.b_row;
-        V sums[4] = {};
-        int64_t k = 0;
-        for (; k + lanes <= call.k; k += lanes) {
-          const V left = load_plain(a + k);
+// R rows of a × C vectors of columns of b.
+template <int R, int C>
+SECATEUR_INLINE void matmul_tile(const float* const* a, const float* b, int64_t b_row, int64_t k, V* sums) {
+  for (int64_t i = 0; i < k; i++, b += b_row) {
+    V right[C];
 #pragma GCC unroll 4
-          for (int q = 0; q < 4; q++) sums[q] += left * load_plain(b[q] + k);
-        }
-        for (int q = 0; q < 4 && j + q < call.n; q++) {
-          float sum = sum_lanes(sums[q]);
-          for (int64_t r = k; r < call.k; r++) sum += a[r] * b[q][r];
-          call.c[i * call.c_row + j + q] = sum * call.scale;
-        }
-      }
+    for (int c = 0; c < C; c++) right[c] = load_plain(b + c * lanes);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; r++) {
+      const V left = spread(a[r][i]);
+#pragma GCC unroll 4
+      for (int c = 0; c < C; c++) sums[r * C + c] += left * right[c];
     }
-    return;
   }
-  for (int64_t i = 0; i < call.m; i += 4) {
-    const int64_t rows = call.m - i < 4 ? call.m - i : 4;
-    const float* a[4];
-    for (int q = 0; q < 4; q++) a[q] = call.a + (i + (q < rows ? q : rows - 1)) * call.a_row;
-    int64_t j = 0;
-    for (; j + lanes <= call.n; j += lanes) {
-      V sums[4] = {};
-      for (int64_t k = 0; k < call.k; k++) {
-        const V right = load_plain(call.b + k * call.b_row + j);
-#pragma GCC unroll 4
-        for (int q = 0; q < 4; q++) sums[q] += right * a[q][k];
+}
+
+// Columns j … of c, at most C · lanes of them, from b with rows of b_row floats; sums are added to `carry` of c.
+template <int C>
+static void matmul_columns(const MatmulCall& call, const float* b, int64_t b_row, int64_t first_k, int64_t k,
+                           int64_t j, int64_t columns, bool last) {
+  constexpr int rows = 4;
+  for (int64_t i = 0; i < call.m; i += rows) {
+    const float* a[rows];
+    const int64_t n = call.m - i < rows ? call.m - i : rows;
+    for (int r = 0; r < rows; r++) a[r] = call.a + (i + (r < n ? r : n - 1)) * call.a_row + first_k;
+    V sums[rows * C] = {};
+    matmul_tile<rows, C>(a, b, b_row, k, sums);
+    for (int64_t r = 0; r < n; r++) {
+      float* out = call.c + (i + r) * call.c_row + j;
+      const float* numbers = reinterpret_cast<const float*>(sums + r * C);
+      for (int64_t x = 0; x < columns; x++) {
+        const float sum = first_k ? out[x] + numbers[x] : numbers[x];
+        out[x] = last ? sum * call.scale : sum;
       }
-      for (int q = 0; q < rows; q++) store_plain(call.c + (i + q) * call.c_row + j, sums[q] * call.scale);
     }
-    for (; j < call.n; j++) {
-      for (int q = 0; q < rows; q++) {
-        float sum = 0;
-        for (int64_t k = 0; k < call.k; k++) sum += a[q][k] * call.b[k * call.b_row + j];
-        call.c[(i + q) * call.c_row + j] = sum * call.scale;
+  }
+}
+
+// b is copied, transposed if need be, a panel of columns at a time, so that it is read in vectors without a rest.
+static void matmul_kernel(const MatmulCall& call) {
+  constexpr int vectors = 4, width = vectors * lanes, deep = 256;
+  alignas(64) float panel[deep * width];
+  for (int64_t j = 0; j < call.n; j += width) {
+    const int64_t columns = call.n - j < width ? call.n - j : width;
+    for (int64_t first = 0; first < call.k; first += deep) {
+      const int64_t k = call.k - first < deep ? call.k - first : deep;
+      const bool last = first + deep >= call.k;
+      if (!call.b_transposed) {
+        for (int64_t i = 0; i < k; i++)
+          for (int64_t x = 0; x < width; x++)
+            panel[i * width + x] = x < columns ? call.b[(first + i) * call.b_row + j + x] : 0.0f;
+      } else {
+        for (int v = 0; v < vectors; v++) {
+          LaneRuns runs;
+          for (int l = 0; l < lanes; l++) {
+            const int64_t column = j + v * lanes + l;
+            runs.length[l] = column < call.n ? k : 0;
+            if (column < call.n) runs.start[l] = const_cast<float*>(call.b) + column * call.b_row + first;
+          }
+          convert_runs<true>(runs, reinterpret_cast<char*>(panel + v * lanes), width * 4);
+        }
       }
+      if (columns > 2 * lanes)
+        matmul_columns<4>(call, panel, width, first, k, j, columns, last);
+      else if (columns > lanes)
+        matmul_columns<2>(call, panel, width, first, k, j, columns, last);
+      else
+        matmul_columns<1>(call, panel, width, first, k, j, columns, last);
     }
   }
 }

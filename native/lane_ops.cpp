@@ -36,6 +36,7 @@ ConvertCall convert_call(const LaneLayout& layout, int64_t n_images) {
   call.block_height = int32_t(layout.block_height);
   call.block_width = int32_t(layout.block_width);
   call.spread = layout.spread() && !layout.tokens;
+  call.tokens = layout.tokens;
   if (layout.tokens) {
     call.channel_step = 1;
     call.x_step = layout.channels;

@@ -47,16 +47,21 @@ SECATEUR_INLINE V permute(V v, I places) {
 #endif
 }
 
+// Place p < lanes takes a[p], others b[p − lanes].
+SECATEUR_INLINE V permute_two(V a, V b, I places) {
+#if defined(__clang__)
+  V result;
+  for (int i = 0; i < lanes; i++) result[i] = places[i] < lanes ? a[places[i]] : b[places[i] - lanes];
+  return result;
+#else
+  return __builtin_shuffle(a, b, places);
+#endif
+}
+
 SECATEUR_INLINE float sum_lanes(V v) {
   float sum = 0;
   for (int i = 0; i < lanes; i++) sum += v[i];
   return sum;
-}
-
-SECATEUR_INLINE float max_lanes(V v) {
-  float most = v[0];
-  for (int i = 1; i < lanes; i++) most = v[i] > most ? v[i] : most;
-  return most;
 }
 
 // e^x, relative error below 2 ulp where the result is a normal number: 2^n · polynomial (Cephes expf) with the
