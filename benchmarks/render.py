@@ -130,11 +130,36 @@ def checkpoint_size() -> str:
     return table(header, rows) + "\n" + origin(result)
 
 
+def runtime() -> str:
+    """Milliseconds of the engine, and how many times longer the others take."""
+    result = load("runtime")
+    names = list(dict.fromkeys(t["name"] for cell in result["cells"] for t in cell["timings"][1:]))
+    rows = []
+    for cell in sorted(result["cells"], key=lambda c: (c["masks"], c["model"], c["batch"], c["sparsity"])):
+        ours, *others = cell["timings"]
+        found = {t["name"]: t for t in others}
+        masks = "" if cell["masks"] == "random" else ", really pruned"
+        ratios = [
+            f"{found[name]['median_s'] / ours['median_s']:.2f}×" if found.get(name, {}).get("agrees") else "–"
+            for name in names
+        ]
+        milliseconds = f"{1e3 * ours['median_s']:.3g}"
+        rows.append(
+            [f"{cell['model']}{masks}, batch {cell['batch']}, {cell['sparsity']:.0%}", milliseconds, *ratios]
+        )
+    versions = dict.fromkeys(f"{t['name']}: {t['version']}" for c in result["cells"] for t in c["timings"])
+    note = "\n<sub>" + "; ".join(versions) + ". Medians of one run, in turn.</sub>\n"
+    header = ["network, zeros", "ms", *(f"{name} takes" for name in names)]
+    commits = [cell["commit"] for cell in result["cells"]]
+    return table(header, rows) + "\n" + note + origin(result, commits)
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "cifar10": cifar10,
     "costs": costs,
     "batchnorm": batchnorm,
     "checkpoint_size": checkpoint_size,
+    "runtime": runtime,
 }
 
 
