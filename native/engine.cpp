@@ -1,7 +1,6 @@
 #include "engine.h"
 
 #include <algorithm>
-#include <cstdlib>
 
 #include "dispatch.h"
 #include "error.h"
@@ -117,7 +116,6 @@ int64_t Engine::batch_of(const std::vector<Shape>& inputs) const {
 int64_t Engine::chunk_of(int64_t batch) const {
   if (!separable_) return batch;
   int64_t chunk = 1;
-  if (const char* forced = std::getenv("SECATEUR_CHUNK")) return std::min<int64_t>(batch, std::atoll(forced));
   while (chunk * 2 <= table_.lanes && chunk * 2 <= batch && bytes_per_image_ * chunk * 2 <= most_bytes) chunk *= 2;
   return chunk;
 }

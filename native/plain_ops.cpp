@@ -5,19 +5,13 @@
 #include <cstring>
 #include <limits>
 
-#include "error.h"
+#include "share.h"
 
 namespace secateur {
 
 namespace {
 
 constexpr int64_t worth_sharing = 8 * 1024;  // numbers
-
-struct Share {
-  int64_t begin, end;
-};
-
-Share share_of(int64_t n, int64_t task, int64_t n_tasks) { return {n * task / n_tasks, n * (task + 1) / n_tasks}; }
 
 std::vector<int64_t> strides_of(const Shape& shape) {
   std::vector<int64_t> strides(shape.size(), 1);
