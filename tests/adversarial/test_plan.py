@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,23 +57,35 @@ def opened(path: Path) -> tuple[Json, bytes]:
     return json.loads(content[8:end]), content[end:]
 
 
-def closed(header: Json, data: bytes, path: Path, *, sign: bool = True) -> Path:
-    """Write a file; with `sign`, its digest is right, so that only what was changed can be at fault."""
-    metadata = header["__metadata__"]
-    if sign and isinstance(metadata.get("program"), str):
-        digest = hashlib.sha256(metadata["program"].encode(errors="surrogatepass") + data).hexdigest()
-        metadata["content_digest"] = f"sha256:{digest}"
+def program_of(path: Path) -> Json:
+    header, data = opened(path)
+    start, stop = header["__program__"]["data_offsets"]
+    return json.loads(zlib.decompress(data[start:stop]))
+
+
+def closed(header: Json, data: bytes, path: Path) -> Path:
+    """Write a file whose digest is right, so that only what was changed can be at fault."""
+    header["__metadata__"]["content_digest"] = f"sha256:{hashlib.sha256(data).hexdigest()}"
     text = json.dumps(header).encode()
     path.write_bytes(len(text).to_bytes(8, "little") + text + data)
     return path
 
 
 def with_program(source: Path, target: Path, change: Callable[[Json], None]) -> Path:
-    header, data = opened(source)
-    program = json.loads(header["__metadata__"]["program"])
+    program = program_of(source)
     change(program)
-    header["__metadata__"]["program"] = json.dumps(program)
-    return closed(header, data, target)
+    return with_program_bytes(source, target, zlib.compress(json.dumps(program).encode()))
+
+
+def with_program_bytes(source: Path, target: Path, packed: bytes) -> Path:
+    """The file with other bytes for the program; the entries behind it move."""
+    header, data = opened(source)
+    start, stop = header["__program__"]["data_offsets"]
+    for entry in header.values():
+        if "data_offsets" in entry and entry["data_offsets"][0] >= stop:
+            entry["data_offsets"] = [n + len(packed) - (stop - start) for n in entry["data_offsets"]]
+    header["__program__"].update(shape=[len(packed)], data_offsets=[start, start + len(packed)])
+    return closed(header, data[:start] + packed + data[stop:], target)
 
 
 def op_of(program: Json, kind: str) -> Json:
@@ -235,10 +248,8 @@ HEADERS: dict[str, Callable[[Json], object]] = {
     "another format": lambda h: h["__metadata__"].__setitem__("format", "secateur-sparse"),
     "another version": lambda h: h["__metadata__"].__setitem__("version", "2"),
     "metadata too many": lambda h: h["__metadata__"].__setitem__("more", ""),
-    "no program": lambda h: h["__metadata__"].pop("program"),
-    "program is no JSON": lambda h: h["__metadata__"].__setitem__("program", "{"),
-    "program is a number": lambda h: h["__metadata__"].__setitem__("program", "3"),
-    "program nested without end": lambda h: h["__metadata__"].__setitem__("program", "[" * 100_000),
+    "no program": lambda h: h.pop("__program__"),
+    "program of another type": lambda h: h["__program__"].__setitem__("dtype", "F32"),
     "entry too many": lambda h: h.__setitem__("more", {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}),
     "entry without shape": lambda h: h["conv.bias"].pop("shape"),
     "entry of unknown type": lambda h: h["conv.bias"].__setitem__("dtype", "F8"),
@@ -258,6 +269,25 @@ def test_headers_that_break_a_rule_are_refused(name: str, plan_file: Path, tmp_p
     HEADERS[name](header)
     with pytest.raises(PlanError):
         read_plan(closed(header, data, tmp_path / "bad.plan"))
+
+
+PROGRAMS = {
+    "nothing": b"",
+    "not compressed": b"{}",
+    "no JSON": zlib.compress(b"{"),
+    "no object": zlib.compress(b"3"),
+    "no text": zlib.compress(b"\xff"),
+    "nested without end": zlib.compress(b"[" * 100_000),
+    "truncated": zlib.compress(b"[]")[:-3],
+    "followed by something": zlib.compress(b"[]") + b"more",
+    "unpacking to more than memory": zlib.compress(b" " * (1 << 28) + b"[]", 9),
+}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_programs_that_do_not_unpack_are_refused(name: str, plan_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(PlanError):
+        read_plan(with_program_bytes(plan_file, tmp_path / "bad.plan", PROGRAMS[name]))
 
 
 def test_an_index_must_fit_its_weight(plan_file: Path, tmp_path: Path) -> None:
@@ -291,7 +321,7 @@ JSON_VALUES = st.recursive(
 @given(data=st.data())
 def test_any_part_of_a_program_replaced_by_anything(data: st.DataObject, plan_file: Path) -> None:
     """Either the program is refused, or it is one that the engine runs or refuses without a crash."""
-    program = json.loads(opened(plan_file)[0]["__metadata__"]["program"])
+    program = program_of(plan_file)
     parent: Any = program
     while True:
         keys = sorted(parent) if isinstance(parent, dict) else range(len(parent))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import secateur as sc
+from runtime.conftest import HAS_NATIVE
 from runtime.models import Encoder, sparsify
 from secateur.errors import InvalidArgument, PlanError, SlowEngineWarning
 from secateur.models import resnet
@@ -57,7 +59,10 @@ print(json.dumps(sorted({m.split('.')[0] for m in sys.modules})))
     np.testing.assert_array_equal(np.load(tmp_path / "y.npy"), Engine(plan, threads=2)(images))
 
 
-def test_a_plan_file_is_as_small_as_promised(plan: Plan, tmp_path: Path) -> None:
+@pytest.mark.parametrize("density", [0.2, 0.1, 0.05])
+def test_a_plan_file_is_as_small_as_promised(density: float, tmp_path: Path) -> None:
+    model = sparsify(resnet.resnet20(), density=density)
+    plan = sc.runtime.compile(model, torch.randn(2, 3, 32, 32))
     plan.save(tmp_path / "net.plan")
     assert (tmp_path / "net.plan").stat().st_size <= 5.5 * plan.n_nonzero
 
@@ -205,6 +210,34 @@ def test_without_the_native_engine_there_is_a_warning(
         slow = Engine(plan)
     assert slow.isa == "numpy"
     np.testing.assert_array_equal(slow(images), expected)
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512", "neon", "mmx"])
+def test_every_instruction_set_gives_the_same(
+    plan: Plan, images: np.ndarray, isa: str, tmp_path: Path
+) -> None:
+    """In a process of its own: the instruction set is chosen once. What a machine has not is named."""
+    if not HAS_NATIVE:
+        pytest.skip("there is no native engine")
+    plan.save(tmp_path / "net.plan")
+    np.save(tmp_path / "x.npy", images)
+    code = "import numpy as np, secateur as sc; engine = sc.runtime.load('net.plan', threads=2)"
+    code += "; print(engine.isa); np.save('y.npy', engine(np.load('x.npy')))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "SECATEUR_ISA": isa},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        assert isa not in ("baseline", Engine(plan).isa)
+        assert f"SECATEUR_ISA is '{isa}', this machine has" in done.stderr
+    else:
+        assert done.stdout.strip() == isa
+        expected = Engine(plan, threads=2)(images)
+        np.testing.assert_allclose(np.load(tmp_path / "y.npy"), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("threads", [0, -1])

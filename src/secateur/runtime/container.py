@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -24,7 +25,11 @@ _DTYPES = {
     "U8": np.dtype("u1"),
 }
 _ENTRY_KEYS = {"dtype", "shape", "data_offsets"}
-_METADATA_KEYS = {"format", "version", "program", "content_digest"}
+_METADATA_KEYS = {"format", "version", "content_digest"}
+PROGRAM = "__program__"
+"""Entry that holds the program, compressed."""
+MAX_PROGRAM_BYTES = 1 << 28
+"""A program that unpacks to more is refused: 256 MiB."""
 _ALIGNMENT = 8
 
 Entry = tuple[str, NDArray[Any]]
@@ -42,6 +47,8 @@ def write_container(path: str | os.PathLike[str], program: str, entries: Mapping
     Raises:
         RunError: if the file cannot be written.
     """
+    code = np.frombuffer(zlib.compress(program.encode(), 9), np.uint8)
+    entries = {**entries, PROGRAM: ("U8", code)}
     order = sorted(entries, key=lambda name: (-entries[name][1].itemsize, name))
     header: dict[str, object] = {}
     offset = 0
@@ -51,15 +58,8 @@ def write_container(path: str | os.PathLike[str], program: str, entries: Mapping
         header[name] = {"dtype": code, "shape": list(array.shape), "data_offsets": ends}
         offset = ends[1]
     blocks = [np.ascontiguousarray(entries[name][1]).astype(_DTYPES[entries[name][0]]) for name in order]
-    digest = hashlib.sha256(program.encode())
-    for block in blocks:
-        digest.update(block.data if block.size else b"")
-    metadata = {
-        "format": FORMAT,
-        "version": VERSION,
-        "program": program,
-        "content_digest": f"sha256:{digest.hexdigest()}",
-    }
+    digest = hashlib.sha256(b"".join(block.tobytes() for block in blocks)).hexdigest()
+    metadata = {"format": FORMAT, "version": VERSION, "content_digest": f"sha256:{digest}"}
     text = json.dumps(
         {"__metadata__": metadata, **header}, separators=(",", ":"), ensure_ascii=False
     ).encode()
@@ -105,11 +105,24 @@ def _parsed(content: bytes) -> tuple[str, dict[str, Entry]]:
         offset += entries[name][1].nbytes
     if offset != len(data):
         raise ValueError(f"{len(data) - offset} bytes at its end belong to no entry")
-    digest = hashlib.sha256(metadata["program"].encode(errors="surrogatepass"))
-    digest.update(data)
-    if metadata["content_digest"] != f"sha256:{digest.hexdigest()}":
+    if metadata["content_digest"] != f"sha256:{hashlib.sha256(data).hexdigest()}":
         raise ValueError("its content does not agree with its digest")
-    return metadata["program"], entries
+    return _program(entries), entries
+
+
+def _program(entries: dict[str, Entry]) -> str:
+    """The text of the program; takes its entry away."""
+    code, packed = entries.pop(PROGRAM, ("", np.empty(0, np.uint8)))
+    if code != "U8":
+        raise ValueError("it holds no program")
+    unpacking = zlib.decompressobj()
+    try:
+        text = unpacking.decompress(packed.tobytes(), MAX_PROGRAM_BYTES)
+    except zlib.error as error:
+        raise ValueError(f"its program does not unpack: {error}") from error
+    if not unpacking.eof or unpacking.unused_data:
+        raise ValueError("its program is truncated, followed by something, or too long")
+    return text.decode()
 
 
 def _checked_metadata(metadata: object) -> dict[str, str]:

@@ -60,7 +60,7 @@ class Engine:
         isa: Instruction set in use, such as "avx512", or "numpy".
 
     Raises:
-        InvalidArgument: if `threads` is less than 1.
+        InvalidArgument: if `threads` is less than 1, or SECATEUR_ISA asks for what this machine has not.
         PlanError: if the plan needs torch and there is none, or the native engine refuses it.
         MemoryError: if there is not enough memory for the weights.
     """
@@ -75,7 +75,7 @@ class Engine:
         self._dtypes = [_DTYPES[program.values[value].dtype] for _, value in program.inputs]
         self._program = program
         native = find_native()
-        self.isa = "numpy" if native is None else native.isa()
+        self.isa = "numpy" if native is None else _isa(native)
         if native is None and os.environ.get(ENGINE_VARIABLE) != "reference":
             warnings.warn(
                 "secateur was installed without its native engine, so this plan runs in NumPy, many times "
@@ -229,6 +229,14 @@ def _checked(x: object, name: str, shape: Sequence[int], dtype: np.dtype[Any]) -
             f"input {name!r} must be {dtype}, got {array.dtype}. Convert it with .astype(np.{dtype})."
         )
     return np.ascontiguousarray(array)
+
+
+def _isa(native: Native) -> str:
+    """The instruction set in use, which SECATEUR_ISA may have asked for."""
+    try:
+        return native.isa()
+    except ValueError as error:
+        raise InvalidArgument(f"{error}. Unset it, or name one of these.") from error
 
 
 def _n_cores() -> int:
