@@ -79,6 +79,15 @@ def test_layers_are_fused() -> None:
     assert {op.attributes["activation"] for op in plan.program.ops if op.kind == "conv"} == {"relu", "none"}
 
 
+def test_parameter_free_shortcuts_become_convolutions() -> None:
+    plan = sc.runtime.compile(sparsify(resnet.resnet20()), torch.randn(IMAGES))
+    assert [op.kind for op in plan.program.ops] == ["conv"] * 21 + ["mean", "linear"]
+    identity = plan.weights["layer2.0.downsample.identity"].to_dense()
+    assert identity.shape == (32, 16, 1, 1)
+    x = np.arange(16, dtype=np.float32)
+    np.testing.assert_array_equal(identity[:, :, 0, 0] @ x, np.pad(x, (8, 8)))
+
+
 class Odd(nn.Module):
     """Uses an operator that no plan has."""
 

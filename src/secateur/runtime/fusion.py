@@ -6,12 +6,12 @@ operation before them, which stores its result only once.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
 
-from secateur.runtime.graph import Graph
+from secateur.runtime.graph import UNCHOSEN, Graph
 from secateur.runtime.program import Op
 
 _LAYERS = ("conv", "linear")
@@ -20,7 +20,14 @@ _WITH_ACTIVATION = (*_LAYERS, "scale_shift", "add", "sub", "mul", "div")
 
 def fuse(graph: Graph) -> None:
     """Rewrite a graph in place until nothing can be fused any more."""
-    rewrites = (_merge_views, _views_last, _fold_scale_shift, _fuse_activations, _fuse_residuals)
+    rewrites = (
+        _merge_views,
+        _views_last,
+        _shortcuts_as_convs,
+        _fold_scale_shift,
+        _fuse_activations,
+        _fuse_residuals,
+    )
     graph.drop_unused()
     changed = True
     while changed:
@@ -65,6 +72,57 @@ def _views_last(graph: Graph) -> bool:
             ]
             return True
     return False
+
+
+def _shortcuts_as_convs(graph: Graph) -> bool:
+    """Every s-th pixel, with channels of zeros around, is a 1×1 convolution of stride s with an identity.
+
+    That is the parameter-free shortcut of the ResNets for CIFAR. As a convolution it stays in the
+    layout of its neighbours; its weight has one number for each channel.
+    """
+    users, producers = graph.users(), {op.output: op for op in graph.ops}
+    for place, pad in enumerate(graph.ops):
+        rows = _step_before(pad, 2, graph, users, producers) if pad.kind == "pad" else None
+        columns = _step_before(rows, 3, graph, users, producers) if rows is not None else None
+        if rows is None:
+            columns = _step_before(pad, 3, graph, users, producers) if pad.kind == "pad" else None
+            rows = _step_before(columns, 2, graph, users, producers) if columns is not None else None
+        if rows is None or columns is None or not _pads_channels_with_zeros(pad):
+            continue
+        first = min(rows, columns, key=lambda op: op.output)
+        channels, (before, after) = graph.shape(first.inputs[0])[1], pad.attributes["padding"][1]
+        identity = np.eye(before + channels + after, channels, -before, dtype=np.float32)
+        weight = graph.add_weight(f"{pad.name}.identity", identity[:, :, None, None])
+        attributes = {
+            "weight": weight,
+            "bias": None,
+            "stride": [rows.attributes["step"], columns.attributes["step"]],
+            "padding": [0, 0, 0, 0],
+            "dilation": [1, 1],
+            "groups": 1,
+            "activation": "none",
+            **UNCHOSEN,
+        }
+        graph.ops[place] = Op("conv", pad.name, first.inputs, pad.output, attributes)
+        return True
+    return False
+
+
+def _step_before(
+    op: Op, dim: int, graph: Graph, users: Mapping[int, list[Op | None]], producers: Mapping[int, Op]
+) -> Op | None:
+    """The slice in front of an operation, if it takes every so many-th place of a whole dimension."""
+    found = producers.get(op.inputs[0])
+    if found is None or found.kind != "slice" or len(users[found.output]) != 1:
+        return None
+    a, shape = found.attributes, graph.shape(found.inputs[0])
+    return found if len(shape) == 4 and (a["dim"], a["start"], a["stop"]) == (dim, 0, shape[dim]) else None
+
+
+def _pads_channels_with_zeros(pad: Op) -> bool:
+    a = pad.attributes
+    others = [pair for dim, pair in enumerate(a["padding"]) if dim != 1]
+    return a["value"] == 0 and not any(map(any, others))
 
 
 def _fold_scale_shift(graph: Graph) -> bool:

@@ -107,7 +107,7 @@ def _in_openvino(
         found = request.infer(list(arrays), share_inputs=True)
         return [np.array(found[port]) for port in compiled.outputs]
 
-    return Rival(name, f"{title}, {precision}", run, 1e-3 if precision == "f32" else 0.1)
+    return Rival(name, f"{title}, {precision}", run, 1e-3 if precision == "f32" else 0.3)
 
 
 def _torch(title: str, plan: Plan, inputs: Sequence[Array], threads: int) -> Rival:
