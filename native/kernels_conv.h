@@ -128,6 +128,8 @@ static void small_rows_kernel(const RowsCall& call) {
   }
 }
 
+constexpr int prefetch_floats = 1024;
+
 // For each weight position: TH · TW input vectors, each used for M output channels.
 template <int M, int TH, int TW, int SX>
 static void dense_kernel(const DenseCall& call) {
@@ -142,6 +144,8 @@ static void dense_kernel(const DenseCall& call) {
   }
   const float* weights = call.weights;
   for (int64_t k = 0; k < call.n_steps; k++, weights += M) {
+    // With few pixels the weights are read once or twice, and come from memory: ask for them in time.
+    if (pixels <= 4) __builtin_prefetch(weights + prefetch_floats);
     const char* input = call.input + call.offsets[k];
 #pragma GCC unroll 8
     for (int y = 0; y < TH; y++) {
