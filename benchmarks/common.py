@@ -40,7 +40,7 @@ def medians(times: Mapping[str, list[float]]) -> dict[str, float]:
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def write_result(name: str, content: Mapping[str, Any], *, seed: int = 0) -> None:
+def write_result(name: str, content: Mapping[str, Any], *, seed: int = 0, device: str = "cpu") -> None:
     """Print a result, and keep it as ``results/NAME.json`` with where it comes from."""
     result = {
         "benchmark": name,
@@ -50,7 +50,7 @@ def write_result(name: str, content: Mapping[str, Any], *, seed: int = 0) -> Non
             "commit": provenance.commit(),
             "seed": seed,
             "versions": provenance.versions(),
-            "hardware": provenance.hardware(torch.device("cpu")),
+            "hardware": provenance.hardware(torch.device(device)),
         },
     }
     print(json.dumps(result, indent=2))

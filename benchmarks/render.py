@@ -1,6 +1,8 @@
 """Write the tables of README.md and docs/ from the files in results/; --check only says if they are current.
 
-A table stands between ``<!-- begin generated: NAME -->`` and ``<!-- end generated: NAME -->``.
+A table stands between ``<!-- begin generated: NAME -->`` and ``<!-- end generated: NAME -->``, each on a line
+of its own; within one line the two hold a cell. The file ``arena_SUITE.json`` of a suite gives the table
+``arena-SUITE``.
 """
 
 from __future__ import annotations
@@ -10,12 +12,17 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import paper
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
-BLOCK = re.compile(r"(<!-- begin generated: ([a-z0-9_-]+) -->\n).*?(<!-- end generated: \2 -->)", re.DOTALL)
+BLOCK = re.compile(
+    r"(<!-- begin generated: ([a-z0-9_-]+) -->)(\n?).*?(<!-- end generated: \2 -->)", re.DOTALL
+)
 
 
 def table(header: list[str], rows: list[list[str]]) -> str:
@@ -154,18 +161,27 @@ def runtime() -> str:
     return table(header, rows) + "\n" + note + origin(result, commits)
 
 
+def arena(path: Path) -> str:
+    """Accuracies and paired differences of a suite."""
+    from secateur.report import suite_table
+
+    return f"{suite_table(json.loads(path.read_text()))}\n<sub>`benchmarks/results/{path.name}`</sub>"
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "cifar10": cifar10,
     "costs": costs,
     "batchnorm": batchnorm,
     "checkpoint_size": checkpoint_size,
     "runtime": runtime,
+    **paper.OUTCOMES,
+    **{f"arena-{path.stem[6:]}": partial(arena, path) for path in sorted(RESULTS.glob("arena_*.json"))},
 }
 
 
 def rendered(text: str) -> str:
     """A document with every generated block written anew."""
-    return BLOCK.sub(lambda m: f"{m[1]}{TABLES[m[2]]()}\n{m[3]}", text)
+    return BLOCK.sub(lambda m: f"{m[1]}{m[3]}{TABLES[m[2]]()}{m[3]}{m[4]}", text)
 
 
 def main() -> None:

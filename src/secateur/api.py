@@ -1,45 +1,39 @@
 """What `secateur` hands on under its own name, imported in one place."""
 
+# ruff: noqa: I001  sorting would give every name a statement of its own
+
 from secateur.allocate import (
+    ERK as ERK,
     AbstractScope as AbstractScope,
-)
-from secateur.allocate import (
     Global as Global,
-)
-from secateur.allocate import (
     Layerwise as Layerwise,
-)
-from secateur.allocate import (
+    PerTensor as PerTensor,
+    SmartRatios as SmartRatios,
+    UniformPlus as UniformPlus,
     Unstructured as Unstructured,
-)
-from secateur.allocate import (
     allocate as allocate,
+)
+from secateur.calibration import (
+    CalibrationRecovery as CalibrationRecovery,
+    flip_and_shift as flip_and_shift,
+    mix as mix,
 )
 from secateur.checkpoint import (
     inspect_checkpoint as inspect_checkpoint,
-)
-from secateur.checkpoint import (
     load_sparse as load_sparse,
-)
-from secateur.checkpoint import (
     save_sparse as save_sparse,
-)
-from secateur.checkpoint import (
     verify_checkpoint as verify_checkpoint,
+)
+from secateur.cutting import (
+    cut as cut,
 )
 from secateur.data import (
     Data as Data,
-)
-from secateur.data import (
     DataOptions as DataOptions,
-)
-from secateur.data import (
     load_data as load_data,
 )
 from secateur.diagnostics import (
     mask_overlap as mask_overlap,
-)
-from secateur.diagnostics import (
     split_half_overlap as split_half_overlap,
 )
 from secateur.enforce import (
@@ -47,59 +41,25 @@ from secateur.enforce import (
 )
 from secateur.errors import (
     CheckpointError as CheckpointError,
-)
-from secateur.errors import (
     CompileError as CompileError,
-)
-from secateur.errors import (
     DataError as DataError,
-)
-from secateur.errors import (
     EmptiedLayerWarning as EmptiedLayerWarning,
-)
-from secateur.errors import (
     InvalidArgument as InvalidArgument,
-)
-from secateur.errors import (
     MaskError as MaskError,
-)
-from secateur.errors import (
     MissingExtra as MissingExtra,
-)
-from secateur.errors import (
     ModelError as ModelError,
-)
-from secateur.errors import (
     PlanError as PlanError,
-)
-from secateur.errors import (
     RunError as RunError,
-)
-from secateur.errors import (
     ScoreError as ScoreError,
-)
-from secateur.errors import (
     SecateurError as SecateurError,
-)
-from secateur.errors import (
     SecateurWarning as SecateurWarning,
-)
-from secateur.errors import (
     SlowEngineWarning as SlowEngineWarning,
-)
-from secateur.errors import (
     TargetError as TargetError,
-)
-from secateur.errors import (
     TrainingError as TrainingError,
 )
 from secateur.evaluate import (
     Metrics as Metrics,
-)
-from secateur.evaluate import (
     evaluate as evaluate,
-)
-from secateur.evaluate import (
     reestimate_batchnorm as reestimate_batchnorm,
 )
 from secateur.losses import (
@@ -107,18 +67,11 @@ from secateur.losses import (
 )
 from secateur.masks import (
     Masks as Masks,
-)
-from secateur.masks import (
     apply_masks as apply_masks,
 )
 from secateur.models import (
     build_model as build_model,
-)
-from secateur.models import (
     load_weights as load_weights,
-)
-from secateur.pipeline import (
-    cut as cut,
 )
 from secateur.pipeline import (
     prune as prune,
@@ -131,37 +84,37 @@ from secateur.result import (
 )
 from secateur.scores import (
     AbstractCriterion as AbstractCriterion,
-)
-from secateur.scores import (
+    Epsd as Epsd,
+    Fisher as Fisher,
+    GraSP as GraSP,
     GuidedScores as GuidedScores,
-)
-from secateur.scores import (
+    Inverted as Inverted,
+    Lamp as Lamp,
     Magnitude as Magnitude,
-)
-from secateur.scores import (
+    Platon as Platon,
+    ProsPr as ProsPr,
     Random as Random,
-)
-from secateur.scores import (
     ScoreInputs as ScoreInputs,
-)
-from secateur.scores import (
+    Shuffled as Shuffled,
+    Snip as Snip,
+    SolvingScores as SolvingScores,
+    SynFlow as SynFlow,
     TaskGradient as TaskGradient,
-)
-from secateur.scores import (
+    Taylor as Taylor,
+    TeacherCurvature as TeacherCurvature,
     TeacherGuided as TeacherGuided,
-)
-from secateur.scores import (
+    Wanda as Wanda,
     score as score,
+)
+from secateur.stages import (
+    Stage as Stage,
+    staged_masks as staged_masks,
 )
 from secateur.targets import (
     select_targets as select_targets,
 )
 from secateur.train import (
     Epoch as Epoch,
-)
-from secateur.train import (
     TrainState as TrainState,
-)
-from secateur.train import (
     fit as fit,
 )

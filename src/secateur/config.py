@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import hashlib
 import json
-import types
-from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 import tyro
 import yaml
 from torch import nn
 
-from secateur.allocate import AbstractScope, Global, Layerwise
+from secateur.allocate import AbstractScope
+from secateur.building import build_criterion_from, build_scope_from, wants_teacher
 from secateur.counts import check_fraction
 from secateur.data import DataOptions
 from secateur.errors import InvalidArgument
 from secateur.recovery import Recovery
-from secateur.scores import CRITERIA, AbstractCriterion
+from secateur.scores import AbstractCriterion
+from secateur.stages import check_stages
+from secateur.steps import Execution
+from secateur.values import from_mapping, plain, without_defaults
 
 T = TypeVar("T")
+
+
+Options: TypeAlias = Annotated[
+    dict[str, Any],
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs="*",
+        metavar="NAME=VALUE [NAME=VALUE …]",
+        instance_from_str=lambda words: dict(map(_parse_option, words)),
+        is_instance=lambda value: isinstance(value, dict),
+        str_from_instance=lambda options: [f"{name}={json.dumps(v)}" for name, v in options.items()],
+    ),
+]
+"""Options by name: a mapping in YAML, ``name=value`` as flags, where a value is JSON or else plain text."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +44,9 @@ class ScoreOptions:
     """What the cut is guided by. An option left out takes the criterion's own default."""
 
     criterion: str = "teacher-guided"
-    """teacher-guided, magnitude, task-gradient or random."""
+    """A key from docs/methods.md, such as teacher-guided or magnitude, or pkg.mod:Class."""
+    criterion_options: Options = field(default_factory=dict[str, Any])
+    """Options of the criterion that have no flag of their own."""
     temperature: float | None = None
     """Temperature T > 0 of the teacher's loss in the score."""
     saliency: str | None = None
@@ -64,8 +79,11 @@ class Setup:
     teacher_weights: str | None = None
     """Trained weights, .safetensors or .pt/.pth; trained here when left out."""
     score: Annotated[ScoreOptions, tyro.conf.arg(name="")] = field(default_factory=ScoreOptions)
-    scope: Literal["global", "layerwise"] = "global"
-    """Where weights compete: all together, or within each tensor."""
+    scope: str = "global"
+    """Where weights compete: global, layerwise, erk, uniform-plus, smart-ratios, per-tensor, or
+    pkg.mod:Class."""
+    scope_options: Options = field(default_factory=dict[str, Any])
+    """Options of the scope, such as linear_density=0.2 of smart-ratios."""
     min_density: float = 0.0
     """Smallest fraction of each tensor that stays under the global scope, in [0, 1]."""
     include: tuple[str, ...] = ("*",)
@@ -78,6 +96,9 @@ class Setup:
     """Seed of splits, initial weights, shuffling and augmentation."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    execution: Execution = "auto"
+    """How training steps are run: eager; graph (recorded as a CUDA graph); compile (torch.compile); auto
+    takes a graph on CUDA, where it pays, else eager. Results differ by rounding only."""
 
     def __post_init__(self) -> None:
         check_fraction("min_density", self.min_density)
@@ -87,8 +108,7 @@ class Setup:
     @property
     def wants_teacher(self) -> bool:
         """Whether the score or the training of the student has a teacher in it, or one was named."""
-        kind = CRITERIA.get(self.score.criterion)
-        scored = kind is not None and "teacher" in _field_names(kind)
+        scored = wants_teacher(self.score.criterion)
         distilled = self.student_weights is None and self.pretrain.kd_weight > 0
         return scored or distilled or self.teacher is not None or self.teacher_weights is not None
 
@@ -102,6 +122,10 @@ class RunConfig:
     """Fraction of the prunable weights to remove, in [0, 1)."""
     alpha: float | None = None
     """Weight of the task term in the score, in [0, 1]: 0 = teacher alone, 1 = labels alone (default 0.5)."""
+    stages: int = 1
+    """How many times to score and cut, each time what is left, without training in between."""
+    regrow: bool = False
+    """Let a later stage take back what an earlier one removed (FORCE)."""
     batchnorm: Literal["augmented", "plain", "off"] = "augmented"
     """Data for BatchNorm re-estimation after the cut: augmented training images as in training (measured
     to be right), plain calibration images, or no re-estimation."""
@@ -112,6 +136,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_fraction("sparsity", self.sparsity, below_one=True)
+        check_stages(self.stages, regrow=self.regrow)
         if self.recover in ("kd", "both") and self.recovery.kd_weight == 0:
             raise InvalidArgument(
                 f"recover={self.recover} with recovery.kd_weight=0 has no teacher in it. "
@@ -151,12 +176,25 @@ class SweepConfig:
             check_fraction("sparsity", sparsity, below_one=True)
 
 
+def _parse_option(word: str) -> tuple[str, Any]:
+    """``name=value`` taken apart."""
+    name, equals, text = word.partition("=")
+    if not (name and equals):
+        raise ValueError(f"an option is written name=value, got {word!r}")
+    try:
+        return name, json.loads(text, parse_constant=str)  # NaN and Infinity stay text
+    except ValueError:
+        return name, text
+
+
 def run_id(config: RunConfig | SweepConfig) -> str:
     """Twelve hex digits of the SHA-256 of the configuration, defaults left out.
 
     The same configuration has the same id; a new field whose default changes nothing keeps old ids.
     """
-    canonical = json.dumps(_without_defaults(config), sort_keys=True, separators=(",", ":"), allow_nan=False)
+    canonical = json.dumps(
+        without_defaults(config, type(config)()), sort_keys=True, separators=(",", ":"), allow_nan=False
+    )
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
@@ -166,41 +204,34 @@ def build_criterion(setup: Setup, *, alpha: float | None, teacher: nn.Module | N
     Raises:
         InvalidArgument: if it is unknown, an option does not apply to it, or the teacher is missing.
     """
-    options = setup.score
-    if options.criterion not in CRITERIA:
-        raise InvalidArgument(unknown("criterion", options.criterion, CRITERIA))
-    kind = CRITERIA[options.criterion]
-    accepted = _field_names(kind)
-    given = {name: getattr(options, name) for name in _field_names(ScoreOptions) - {"criterion"}}
-    given["alpha"] = alpha
-    given = {name: value for name, value in given.items() if value is not None}
-    for name in given:
-        if name not in accepted:
-            takes = ", ".join(sorted(accepted - {"teacher", "seed"})) or "no options"
-            raise InvalidArgument(
-                f"--{name} does not apply to criterion {options.criterion!r}, which takes {takes}."
-            )
-    if "teacher" in accepted:
-        if teacher is None:
-            raise InvalidArgument(f"criterion {options.criterion!r} needs a teacher; pass one.")
-        given["teacher"] = teacher
-    if "seed" in accepted:
-        given["seed"] = setup.seed
-    return kind(**given)
-
-
-def check_criterion(setup: Setup, *, alpha: float | None) -> None:
-    """Refuse options that `build_criterion` would refuse, before there is a teacher.
-
-    Raises:
-        InvalidArgument: as `build_criterion` does.
-    """
-    build_criterion(setup, alpha=alpha, teacher=nn.Identity())
+    name, options = setup.score.criterion, setup.score.criterion_options
+    named = (f.name for f in fields(ScoreOptions) if f.name not in ("criterion", "criterion_options"))
+    flags = {"alpha": alpha, **{flag: getattr(setup.score, flag) for flag in named}}
+    given = {flag: value for flag, value in flags.items() if value is not None}
+    twice = sorted(given.keys() & options)
+    if twice:
+        raise InvalidArgument(f"{', '.join(twice)} of criterion_options also has a flag; give it once.")
+    return build_criterion_from(name, {**given, **options}, teacher=teacher, seed=setup.seed)
 
 
 def build_scope(setup: Setup) -> AbstractScope:
-    """The scope that `setup` names."""
-    return Global(min_density=setup.min_density) if setup.scope == "global" else Layerwise()
+    """The scope that `setup` names.
+
+    Raises:
+        InvalidArgument: if it is unknown, or an option does not apply to it.
+    """
+    floor = {"min_density": setup.min_density} if setup.min_density else {}
+    return build_scope_from(setup.scope, {**setup.scope_options, **floor})
+
+
+def check_names(setup: Setup, *, alpha: float | None) -> None:
+    """Refuse what `build_criterion` and `build_scope` would refuse, before there is a teacher.
+
+    Raises:
+        InvalidArgument: as they do.
+    """
+    build_criterion(setup, alpha=alpha, teacher=nn.Identity())
+    build_scope(setup)
 
 
 def load_config(path: str | Path, kind: type[T]) -> T:
@@ -213,98 +244,22 @@ def load_config(path: str | Path, kind: type[T]) -> T:
     Raises:
         InvalidArgument: if the file cannot be read, or holds an unknown key or a value of another type.
     """
+    return from_mapping(kind, load_yaml(path), where=str(path))
+
+
+def load_yaml(path: str | Path) -> object:
+    """The content of a YAML file, a mapping if it is empty.
+
+    Raises:
+        InvalidArgument: if the file cannot be read.
+    """
     try:
         data = yaml.safe_load(Path(path).read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InvalidArgument(f"cannot read the configuration {str(path)!r}: {error}") from error
-    return from_mapping(kind, {} if data is None else data, where=str(path))
+    return {} if data is None else data
 
 
-def dump_config(config: RunConfig | SweepConfig) -> str:
+def dump_config(config: object) -> str:
     """The resolved configuration as YAML, every field written out."""
-    return yaml.safe_dump(_plain(config), sort_keys=False)
-
-
-def unknown(kind: str, name: str, allowed: Mapping[str, object]) -> str:
-    """The message for a name that is not in a table, with the closest one that is."""
-    close = difflib.get_close_matches(name, allowed, n=1)
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    return f"unknown {kind} {name!r}; known: {', '.join(allowed)}.{hint}"
-
-
-def from_mapping(cls: type[T], data: object, *, where: str) -> T:
-    """A dataclass from nested plain values, strictly: unknown keys and other types are refused.
-
-    Args:
-        cls: A dataclass.
-        data: What YAML gave for it.
-        where: Path of keys so far, for error messages.
-
-    Raises:
-        InvalidArgument: naming the key, the value and what is allowed.
-    """
-    if not isinstance(data, Mapping):
-        raise InvalidArgument(f"{where} must be a mapping of options, got {data!r}.")
-    hints = get_type_hints(cls, include_extras=False)
-    table: dict[str, object] = {f.name: None for f in fields(cast("Any", cls))}
-    values: dict[str, object] = {}
-    for key, value in cast("Mapping[str, object]", data).items():
-        if key not in table:
-            raise InvalidArgument(f"{where}: {unknown('option', str(key), table)}")
-        values[key] = _convert(hints[key], value, where=f"{where}: {key}")
-    return cls(**values)
-
-
-def _convert(hint: Any, value: object, *, where: str) -> object:  # noqa: ANN401 - a type annotation
-    """`value` as the annotated type `hint`."""
-    origin, arguments = get_origin(hint), get_args(hint)
-    if dataclasses.is_dataclass(hint):
-        return from_mapping(cast("type[Any]", hint), value, where=where)
-    if origin in (Union, types.UnionType):
-        if value is None and type(None) in arguments:
-            return None
-        inner = [a for a in arguments if a is not type(None)]
-        return _convert(inner[0], value, where=where)
-    if origin is Literal:
-        if value in arguments:
-            return value
-        raise InvalidArgument(f"{where} must be one of {', '.join(map(repr, arguments))}, got {value!r}.")
-    if origin is tuple and isinstance(value, (list, tuple)):
-        items = cast("list[object]", list(cast("Any", value)))
-        return tuple(_convert(arguments[0], item, where=where) for item in items)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(hint, type) and type(value) is hint:
-        return value
-    name = getattr(hint, "__name__", str(hint))
-    raise InvalidArgument(f"{where} must be of type {name}, got {value!r}.")
-
-
-def _plain(value: object) -> Any:  # noqa: ANN401 - JSON
-    """Nested dataclasses and tuples as dicts and lists."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: _plain(getattr(value, f.name)) for f in fields(value)}
-    if isinstance(value, tuple):
-        return [_plain(item) for item in cast("tuple[object, ...]", value)]
-    return value
-
-
-def _without_defaults(config: RunConfig | SweepConfig) -> dict[str, Any]:
-    return _difference(_plain(config), _plain(type(config)()))
-
-
-def _field_names(kind: type[Any]) -> set[str]:
-    return {f.name for f in fields(kind)}
-
-
-def _difference(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """The entries of `values` that are not as in `defaults`."""
-    out: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            inner = _difference(cast("dict[str, Any]", value), defaults[key])
-            if inner:
-                out[key] = inner
-        elif value != defaults[key]:
-            out[key] = value
-    return out
+    return yaml.safe_dump(plain(config), sort_keys=False)

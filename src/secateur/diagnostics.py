@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -13,11 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from secateur.allocate import AbstractScope, Global, allocate
-from secateur.errors import DataError, EmptiedLayerWarning
+from secateur.allocate import AbstractScope, allocate
+from secateur.errors import DataError
 from secateur.masks import Masks
 from secateur.naming import Batches, Loss, Named
-from secateur.scores import AbstractCriterion, GuidedScores, score
+from secateur.scores import AbstractCriterion, GuidedScores
+from secateur.stages import emptied_layers_ignored, staged_masks
 
 _SAMPLE = 1 << 20
 """Most scores that a rank correlation looks at; beyond it every k-th is taken."""
@@ -59,6 +59,8 @@ def split_half_overlap(
     *,
     sparsity: float,
     scope: AbstractScope | None = None,
+    stages: int = 1,
+    regrow: bool = False,
     task_loss: Loss = F.cross_entropy,
     include: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
@@ -76,9 +78,21 @@ def split_half_overlap(
         raise DataError(f"split-half stability needs at least 2 calibration batches, got {len(batches)}.")
     halves: list[Masks] = []
     for start in (0, 1):
-        half = _every_other(batches, start, on_batch)
-        scores = score(model, half, criterion, task_loss=task_loss, include=include, exclude=exclude)
-        halves.append(_allocate_quietly(scores, sparsity, scope or Global()))
+        with emptied_layers_ignored():
+            masks = staged_masks(
+                model,
+                _EveryOther(batches, start),
+                criterion,
+                sparsity=sparsity,
+                scope=scope,
+                stages=stages,
+                regrow=regrow,
+                task_loss=task_loss,
+                include=include,
+                exclude=exclude,
+                on_batch=on_batch,
+            )
+        halves.append(masks)
     return mask_overlap(*halves)
 
 
@@ -95,10 +109,15 @@ class Histogram:
     n_zero: int
 
 
-def _every_other(batches: Batches, start: int, on_batch: Callable[[], None]) -> Iterator[Any]:
-    for batch in islice(batches, start, None, 2):
-        yield batch
-        on_batch()
+@dataclass(frozen=True)
+class _EveryOther:
+    """Half of some batches, as often as it is asked for."""
+
+    batches: Batches
+    start: int
+
+    def __iter__(self) -> Iterator[Any]:
+        return islice(self.batches, self.start, None, 2)
 
 
 def log_edges(scores: Sequence[Named], *, bins: int = 80) -> list[float]:
@@ -138,6 +157,18 @@ def smallest_kept(scores: Named, masks: Masks) -> float | None:
     return min(kept, default=None)
 
 
+def dividing_score(scores: Named, masks: Masks) -> float | None:
+    """The smallest score that stays, if none that goes is above it: the threshold of a global cut.
+
+    None where there is no such line: under other scopes, with floors, and where a weight was removed by
+    an earlier stage than the one that gave these scores.
+    """
+    least = smallest_kept(scores, masks)
+    if least is None or any(bool((scores[name][~mask] > least).any()) for name, mask in masks.items()):
+        return None
+    return least
+
+
 def ranking_agreement(a: Named, b: Named) -> dict[str, Any]:
     """Rank correlation of two rankings of the same weights: over all of them, and in each tensor.
 
@@ -155,16 +186,14 @@ def describe_scores(scores: Named, masks: Masks, scope: AbstractScope) -> dict[s
 
     Returns:
         ``score_histogram``: counts over log10 bins of the scores, and of both terms of
-        `GuidedScores`, with the threshold of a global cut; ``agreement``: rank correlation of the two
+        `GuidedScores`, with the threshold if there is one; ``agreement``: rank correlation of the two
         terms, and overlap of the masks that each alone would give at the same sparsity; None for
         scores without two terms, or if nothing stays.
     """
     terms: dict[str, Named] = {}
     if isinstance(scores, GuidedScores) and scores.task is not None:
         terms = {"task": scores.task, "teacher": scores.kd}
-    # With floors there is no one threshold: a protected tensor keeps what others would lose.
-    single = isinstance(scope, Global) and scope.min_density == 0
-    threshold = smallest_kept(scores, masks) if single else None
+    threshold = dividing_score(scores, masks)
     edges = log_edges([scores, *terms.values()])
     histogram: dict[str, Any] = {
         "log10_edges": edges,
@@ -181,6 +210,5 @@ def describe_scores(scores: Named, masks: Masks, scope: AbstractScope) -> dict[s
 
 def _allocate_quietly(scores: Named, sparsity: float, scope: AbstractScope) -> Masks:
     """`allocate` for a mask that is only compared: a layer it empties is no news."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", EmptiedLayerWarning)
+    with emptied_layers_ignored():
         return allocate(scores, sparsity=sparsity, scope=scope)

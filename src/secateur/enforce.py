@@ -35,7 +35,7 @@ def keep_masks(model: nn.Module, optimizer: Optimizer, masks: Masks) -> Generato
             weights, or if on exit a pruned weight is not zero.
     """
     parameters = masks.match(model)
-    kept = {name: _bits(local_mask(masks[name], p), p.element_size()) for name, p in parameters.items()}
+    kept = {name: local_mask(masks[name], p).to(_bits(local_part(p)).dtype) for name, p in parameters.items()}
     _check_optimizer(optimizer, parameters)
     apply_masks(model, masks)
     for name, parameter in parameters.items():
@@ -45,8 +45,10 @@ def keep_masks(model: nn.Module, optimizer: Optimizer, masks: Masks) -> Generato
     def zero_weights(*_: object) -> None:
         # Looked up by name: a wrapper may have replaced the parameter objects since.
         with torch.no_grad():
-            for name, parameter in masks.match(model).items():
-                _zero(local_part(parameter), kept[name])
+            bits = [_bits(local_part(parameter)) for parameter in masks.match(model).values()]
+            torch._foreach_mul_(  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+                bits, list(kept.values())
+            )
 
     with ExitStack() as stack:
         for name, parameter in parameters.items():
@@ -61,20 +63,19 @@ def keep_masks(model: nn.Module, optimizer: Optimizer, masks: Masks) -> Generato
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def _bits(mask: Tensor, width: int) -> Tensor:
-    """A mask as integers of `width` bytes: all bits set where a weight stays, none where it goes."""
-    return mask.to(_INTEGERS[width]).neg_()
+def _bits(tensor: Tensor) -> Tensor:
+    """The bits of a float tensor as integers, over the same memory."""
+    return tensor.view(_INTEGERS[tensor.element_size()])
 
 
 def _zero(tensor: Tensor, kept: Tensor) -> None:
     """Set what is not kept to +0.0, in place, NaN and infinity too.
 
-    The bits of a float and those of the mask are joined by "and": several times faster than
-    ``masked_fill_``, which would cost a training step a few percent.
+    `kept` is 1 where a weight stays and 0 where it goes, and the bits are multiplied by it: several times
+    faster than ``masked_fill_``, which would cost a training step a few percent.
     """
-    if tensor.element_size() != kept.element_size():
-        kept = kept.to(_INTEGERS[tensor.element_size()])
-    tensor.view(kept.dtype).bitwise_and_(kept)
+    bits = _bits(tensor)
+    bits.mul_(kept.to(bits.dtype))
 
 
 def _gradient_masker(kept: Tensor) -> Callable[[Tensor], None]:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
 from secateur.errors import DataError
+from secateur.layout import laid_out
 from secateur.losses import logits_of
 from secateur.modules import device_of, modes_kept
 from secateur.naming import Batches, Loss, split_batches
@@ -43,21 +44,26 @@ def evaluate(model: nn.Module, batches: Batches, *, task_loss: Loss = F.cross_en
     Raises:
         DataError: if there is no batch or no sample, or labels are missing or not of that shape.
     """
-    n, hits, total = 0, 0, 0.0
+    hits: list[Tensor] = []
+    losses: list[Tensor] = []
+    sizes: list[int] = []
     with modes_kept(model), torch.no_grad():
         model.eval()
-        for x, y in split_batches(batches, device_of(model)):
+        for x, y in laid_out(split_batches(batches, device_of(model)), model):
             if y is None:
                 raise DataError("evaluation needs labels, got a batch without.")
             if y.ndim != 1:
                 raise DataError(f"labels must have shape (batch,), got {tuple(y.shape)}.")
             logits = logits_of(model(x))
-            hits += int((logits.argmax(dim=1) == y).sum())
-            total += float(task_loss(logits, y)) * len(y)
-            n += len(y)
+            # All stays on the device until the end: no batch waits for the one before.
+            hits.append((logits.argmax(dim=1) == y).sum())
+            losses.append(task_loss(logits, y).reshape(()))
+            sizes.append(len(y))
+    n = sum(sizes)
     if not n:
         raise DataError("the loader yielded batches without a sample; check that the data set is not empty.")
-    return Metrics(accuracy=hits / n, loss=total / n, n_samples=n)
+    total = sum(loss * size for loss, size in zip(torch.stack(losses).tolist(), sizes, strict=True))
+    return Metrics(accuracy=int(torch.stack(hits).sum()) / n, loss=total / n, n_samples=n)
 
 
 def reestimate_batchnorm(model: nn.Module, batches: Batches) -> int:
@@ -88,7 +94,7 @@ def reestimate_batchnorm(model: nn.Module, batches: Batches) -> int:
             layer.reset_running_stats()
             layer.momentum = None  # a plain average over all batches
             layer.train()
-        for x, _ in split_batches(batches, device_of(model)):
+        for x, _ in laid_out(split_batches(batches, device_of(model)), model):
             model(x)
         reached += [layer for layer in layers if layer.num_batches_tracked]
     return len(reached)

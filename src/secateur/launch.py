@@ -19,7 +19,7 @@ from secateur.config import (
     SweepConfig,
     build_criterion,
     build_scope,
-    check_criterion,
+    check_names,
     run_id,
 )
 from secateur.data import Data, load_data
@@ -70,7 +70,7 @@ def launch(config: RunConfig, folder: RunFolder, watcher: Watcher) -> dict[str, 
     finished = folder.found("result.json")
     if finished is not None:
         return finished
-    check_criterion(config.setup, alpha=config.alpha)
+    check_names(config.setup, alpha=config.alpha)
     ready = prepare(config.setup, folder, watcher, wants_teacher=config.wants_teacher)
     result = prune(
         ready.student,
@@ -79,11 +79,14 @@ def launch(config: RunConfig, folder: RunFolder, watcher: Watcher) -> dict[str, 
         teacher=ready.teacher,
         criterion=build_criterion(config.setup, alpha=config.alpha, teacher=ready.teacher),
         scope=build_scope(config.setup),
+        stages=config.stages,
+        regrow=config.regrow,
         recovery=config.recoveries,
         batchnorm=config.batchnorm,
         include=config.setup.include,
         exclude=config.setup.exclude,
         seed=config.setup.seed,
+        execution=config.setup.execution,
         folder=folder,
         watcher=watcher,
     )
@@ -112,7 +115,7 @@ def launch_sweep(config: SweepConfig, folder: RunFolder, watcher: Watcher) -> di
         return finished
     started = time.perf_counter()
     setup = config.setup
-    check_criterion(setup, alpha=None)
+    check_names(setup, alpha=None)
     ready = prepare(setup, folder, watcher, wants_teacher=setup.wants_teacher)
     criterion = build_criterion(setup, alpha=None, teacher=ready.teacher)
     calibration = watcher.track(ready.data.calibration, "score")
@@ -165,7 +168,7 @@ def prepare(setup: Setup, folder: RunFolder, watcher: Watcher, *, wants_teacher:
         def on_images(split: str, done: int, total: int) -> None:
             step()
 
-        data = load_data(setup.dataset, seed=setup.seed, progress=on_images)
+        data = load_data(setup.dataset, seed=setup.seed, progress=on_images).near(device)
     # Both are built, filled and checked before either is trained, so that a mistake costs no training.
     student = _build(setup, "student", data, device)
     teacher = _build(setup, "teacher", data, device) if wants_teacher else None
@@ -173,9 +176,9 @@ def prepare(setup: Setup, folder: RunFolder, watcher: Watcher, *, wants_teacher:
     ready = Prepared(data, student, teacher, {}, {})
     if teacher is not None and setup.teacher_weights is None:
         recipe = replace(setup.pretrain, kd_weight=0.0)
-        _train(ready, teacher, "teacher", recipe, setup.seed, folder, watcher)
+        _train(setup, ready, teacher, "teacher", recipe, folder, watcher)
     if setup.student_weights is None:
-        _train(ready, student, "dense", setup.pretrain, setup.seed, folder, watcher)
+        _train(setup, ready, student, "dense", setup.pretrain, folder, watcher)
     return ready
 
 
@@ -195,17 +198,25 @@ def _build(setup: Setup, role: str, data: Data, device: torch.device) -> nn.Modu
 
 
 def _train(
+    setup: Setup,
     ready: Prepared,
     network: nn.Module,
     stage: str,
     recipe: Recovery,
-    seed: int,
     folder: RunFolder,
     watcher: Watcher,
 ) -> None:
     """Train the teacher or the dense student, and keep its weights in the run folder."""
     state, curve = train_stage(
-        network, ready.data, recipe, stage, teacher=ready.teacher, seed=seed, folder=folder, watcher=watcher
+        network,
+        ready.data,
+        recipe,
+        stage,
+        teacher=ready.teacher,
+        seed=setup.seed,
+        execution=setup.execution,
+        folder=folder,
+        watcher=watcher,
     )
     weights = {name: value.detach().clone().contiguous() for name, value in network.state_dict().items()}
     folder.write(f"{stage}.safetensors", save(weights))

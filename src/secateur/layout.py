@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+
 import torch
 from torch import Tensor, nn
 
@@ -29,3 +31,13 @@ def image_layout(inputs: Tensor, *networks: nn.Module) -> torch.memory_format:
             except RuntimeError:  # whatever else is wrong with the batch, its real pass will say
                 return torch.contiguous_format
     return torch.channels_last
+
+
+def laid_out(
+    batches: Iterable[tuple[Tensor, Tensor | None]], *networks: nn.Module
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Batches of ``(inputs, labels)`` with images in the layout that suits all `networks`."""
+    layout: torch.memory_format | None = None
+    for inputs, labels in batches:
+        layout = layout or image_layout(inputs, *networks)
+        yield (inputs.contiguous(memory_format=layout) if inputs.ndim == 4 else inputs), labels

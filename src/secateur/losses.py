@@ -191,6 +191,18 @@ def logits_of(outputs: object) -> Tensor:
     )
 
 
+def check_scalar(name: str, loss: Tensor) -> None:
+    """Refuse a loss that is not one number.
+
+    Raises:
+        ScoreError: naming the loss and its shape.
+    """
+    if loss.numel() != 1:
+        raise ScoreError(
+            f"the {name} loss must be a scalar, got shape {tuple(loss.shape)}. Average it over the batch."
+        )
+
+
 def check_finite(name: str, loss: Tensor, batch: int) -> None:
     """Refuse a loss that is not a scalar, or is NaN or infinite.
 
@@ -202,10 +214,7 @@ def check_finite(name: str, loss: Tensor, batch: int) -> None:
     Raises:
         ScoreError: naming the loss and the batch.
     """
-    if loss.numel() != 1:
-        raise ScoreError(
-            f"the {name} loss must be a scalar, got shape {tuple(loss.shape)}. Average it over the batch."
-        )
+    check_scalar(name, loss)
     if not bool(torch.isfinite(loss)):
         raise ScoreError(
             f"the {name} loss of batch {batch} is {float(loss.detach())}. "

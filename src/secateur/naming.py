@@ -55,21 +55,47 @@ class IndexedLoader(Protocol):
         """Number of batches in an epoch."""
         ...
 
-    def epoch(self, number: int, *, view: int | None = None) -> Iterator[IndexedBatch]:
-        """The batches of epoch `number`, from 0, in its own order; `view` sets the look, by default too."""
+    def epoch(
+        self, number: int, *, view: int | None = None, start: int = 0, stop: int | None = None
+    ) -> Iterator[IndexedBatch]:
+        """The batches of epoch `number`, from 0, in its own order; `view` sets the look, by default too.
+
+        `start` and `stop` cut a piece out of the epoch, in batches, as a slice does.
+        """
         ...
 
 
-def split_batch(batch: object, device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """Inputs and labels of one batch on `device`; labels are None where there are none.
+def split_batches(batches: Batches, device: torch.device) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Inputs and labels of each batch on `device`; labels are None where there are none.
 
     Args:
-        batch: A tensor of inputs, or a tuple or list ``(inputs,)`` or ``(inputs, labels)``.
+        batches: Of tensors of inputs, or of tuples or lists ``(inputs,)`` or ``(inputs, labels)``.
         device: Where the model lives.
 
     Raises:
-        DataError: for any other structure, and for an input that holds NaN or infinity.
+        DataError: if there is not a single batch, for any other structure, and for inputs that hold NaN
+            or infinity. Batches on an accelerator are checked for these after the last one, so that none
+            waits for the one before.
     """
+    empty = True
+    unchecked: list[Tensor] = []
+    for batch in batches:
+        empty = False
+        inputs, labels = _take_apart(batch)
+        finite = torch.isfinite(inputs).all()
+        if inputs.device.type == "cpu":
+            _check_finite(finite)
+        else:
+            unchecked.append(finite)
+        inputs = inputs.to(device, non_blocking=True)
+        yield inputs, None if labels is None else labels.to(device, non_blocking=True)
+    if empty:
+        raise DataError("the loader yielded no batch; check that the data set is not empty.")
+    if unchecked:
+        _check_finite(torch.stack(unchecked).all())
+
+
+def _take_apart(batch: object) -> tuple[Tensor, Tensor | None]:
     if isinstance(batch, Tensor):
         inputs, labels = batch, None
     elif isinstance(batch, (tuple, list)) and 1 <= len(cast("list[object]", batch)) <= 2:
@@ -85,21 +111,9 @@ def split_batch(batch: object, device: torch.device) -> tuple[Tensor, Tensor | N
             "inputs and labels of a batch must be tensors, got "
             f"{type(inputs).__name__} and {type(labels).__name__}."
         )
-    if inputs.is_floating_point() and not bool(torch.isfinite(inputs).all()):
+    return inputs, labels
+
+
+def _check_finite(finite: Tensor) -> None:
+    if not bool(finite):
         raise DataError("a batch of inputs holds NaN or infinity; clean the data before scoring or training.")
-    inputs = inputs.to(device, non_blocking=True)
-    return inputs, None if labels is None else labels.to(device, non_blocking=True)
-
-
-def split_batches(batches: Batches, device: torch.device) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """`split_batch` over a loader.
-
-    Raises:
-        DataError: if there is not a single batch, or a batch is not usable.
-    """
-    empty = True
-    for batch in batches:
-        empty = False
-        yield split_batch(batch, device)
-    if empty:
-        raise DataError("the loader yielded no batch; check that the data set is not empty.")

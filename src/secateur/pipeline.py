@@ -6,8 +6,7 @@ import copy
 import tempfile
 import time
 import warnings
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -15,61 +14,28 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from secateur import provenance
-from secateur.allocate import SCOPES, AbstractScope, Global, allocate
+from secateur.allocate import SCOPES, AbstractScope, Global
 from secateur.checkpoint import inspect_checkpoint, save_sparse
 from secateur.counts import check_fraction
+from secateur.cutting import cut, moves_weights
 from secateur.data import Data, DataOptions, load_data
-from secateur.diagnostics import describe_scores, split_half_overlap
+from secateur.diagnostics import describe_scores, mask_overlap, split_half_overlap
 from secateur.errors import DataError, InvalidArgument, SecateurWarning
 from secateur.evaluate import evaluate, reestimate_batchnorm
 from secateur.losses import logits_of
 from secateur.masks import Masks, apply_masks
 from secateur.modules import device_of, modes_kept
-from secateur.naming import Batches, Loss, count_batches, split_batches
+from secateur.naming import Batches, count_batches, split_batches
 from secateur.progress import Watcher
 from secateur.recovery import Recovery
 from secateur.result import Result, describe, describe_network, sparsities
 from secateur.runs import RunFolder
-from secateur.scores import CRITERIA, AbstractCriterion, TeacherGuided, score
+from secateur.scores import CRITERIA, AbstractCriterion, TeacherGuided
+from secateur.stages import StageLog, check_stages, staged_masks
+from secateur.steps import Execution
 from secateur.train import Epoch, TrainState, fit
-
-
-def cut(
-    student: nn.Module,
-    batches: Batches | None,
-    criterion: AbstractCriterion,
-    *,
-    sparsity: float,
-    scope: AbstractScope | None = None,
-    task_loss: Loss = F.cross_entropy,
-    include: Sequence[str] = ("*",),
-    exclude: Sequence[str] = (),
-) -> Masks:
-    """Score, allocate and apply in one call; `student` is pruned in place.
-
-    Args:
-        student: A trained network.
-        batches: Calibration batches, or None for a criterion that needs none.
-        criterion: What to score by.
-        sparsity: Fraction of the prunable weights to remove, in [0, 1).
-        scope: Where weights compete; `Global()` by default.
-        task_loss: ``f(outputs, labels)``, a scalar averaged over the batch.
-        include: Shell patterns of weights to prune.
-        exclude: Shell patterns of weights to leave dense.
-
-    Returns:
-        The masks; keep them with `keep_masks` in any training that follows.
-
-    Raises:
-        SecateurError: one of its kinds, before anything in `student` has changed.
-    """
-    scores = score(student, batches, criterion, task_loss=task_loss, include=include, exclude=exclude)
-    masks = allocate(scores, sparsity=sparsity, scope=scope)
-    apply_masks(student, masks)
-    return masks
 
 
 def prune(
@@ -80,11 +46,14 @@ def prune(
     teacher: nn.Module | None = None,
     criterion: AbstractCriterion | None = None,
     scope: AbstractScope | None = None,
+    stages: int = 1,
+    regrow: bool = False,
     recovery: Recovery | Sequence[Recovery] | None = None,
     batchnorm: Literal["augmented", "plain", "off"] = "augmented",
     include: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
     seed: int = 0,
+    execution: Execution = "auto",
     folder: RunFolder | None = None,
     watcher: Watcher | None = None,
 ) -> Result:
@@ -97,6 +66,8 @@ def prune(
         teacher: Network over the same classes, needed by `TeacherGuided` and by recovery with KD.
         criterion: What to score by; `TeacherGuided(teacher)` by default.
         scope: Where weights compete; `Global()` by default.
+        stages: How many times to score and cut, see `secateur.staged_masks`; 1 is one cut.
+        regrow: Let a later stage take back what an earlier one removed.
         recovery: Trainings after the cut, each from the same cut; `student` ends with the last one.
             None stops after the cut.
         batchnorm: Data for BatchNorm re-estimation: as many batches of augmented training inputs as
@@ -104,6 +75,7 @@ def prune(
         include: Shell patterns of weights to prune.
         exclude: Shell patterns of weights to leave dense.
         seed: Of dropout and the like in recovery, and of the data splits if `data` is a name.
+        execution: How training steps are run, see `secateur.steps.Execution`.
         folder: Where to save the student and training in progress; None saves nothing.
         watcher: Who is told of progress; by default nobody.
 
@@ -116,14 +88,30 @@ def prune(
     recipes = [recovery] if isinstance(recovery, Recovery) else list(recovery or ())
     recipes = [recipe for recipe in recipes if recipe.epochs > 0]
     _check_arguments(student, teacher, recipes, sparsity, batchnorm)
+    check_stages(stages, regrow=regrow)
     criterion = criterion or _default_criterion(teacher)
     loaded = load_data(DataOptions(data=data), seed=seed) if isinstance(data, str) else data
+    loaded = loaded.near(device_of(student))
     scope = scope or Global()
     for role, network in (("student", student), ("teacher", teacher)):
         if network is not None:
             check_fits(network, loaded, role)
     watcher = watcher or Watcher()
-    job = _Job(student, teacher, loaded, criterion, scope, sparsity, include, exclude, seed, watcher)
+    job = _Job(
+        student,
+        teacher,
+        loaded,
+        criterion,
+        scope,
+        sparsity,
+        stages,
+        regrow,
+        include,
+        exclude,
+        seed,
+        execution,
+        watcher,
+    )
     return job.run(recipes, batchnorm=batchnorm, folder=folder)
 
 
@@ -137,52 +125,87 @@ class _Job:
     criterion: AbstractCriterion
     scope: AbstractScope
     sparsity: float
+    stages: int
+    regrow: bool
     include: Sequence[str]
     exclude: Sequence[str]
     seed: int
+    execution: Execution
     watcher: Watcher
 
     def run(self, recipes: Sequence[Recovery], *, batchnorm: str, folder: RunFolder | None) -> Result:
         """All steps in order."""
         started = time.perf_counter()
-        seconds: dict[str, float] = {}
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", SecateurWarning)
-            with _timed(seconds, "score"):
-                calibration = self.watcher.track(self.data.calibration, "score")
-                scores = score(
-                    self.student, calibration, self.criterion, include=self.include, exclude=self.exclude
-                )
-            with _timed(seconds, "allocate"):
-                masks = allocate(scores, sparsity=self.sparsity, scope=self.scope)
+            masks, found, moved = self._choose()
         result = Result(
             masks=masks,
             n_parameters=sum(p.numel() for p in self.student.parameters()),
             sparsity=sparsities(self.student, masks, self.sparsity),
+            stages={"n": self.stages, "regrow": self.regrow, "rows": found.rows, "one_cut": None},
             about=self._about(),
             warnings=[str(w.message) for w in caught],
         )
+        result.seconds |= found.seconds
         for warning in caught:
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
         result.accuracy["dense"] = self._test("dense student")
         if self.teacher is not None:
             result.accuracy["teacher"] = self._test("teacher", self.teacher)
         result.diagnostics |= {
-            **describe_scores(scores, masks, self.scope),
+            **describe_scores(found.scores, masks, self.scope),
             "split_half": self._split_half(masks),
         }
+        if self.stages > 1 and found.one_cut is not None:
+            result.stages["one_cut"] = self._try_one_cut(found.one_cut, masks, batchnorm)
+        if moved is not None:
+            self.student.load_state_dict(moved)
         apply_masks(self.student, masks)
         result.accuracy["cut"] = self._test("after the cut")
         if batchnorm != "off":
-            batches = self.data.calibration if batchnorm == "plain" else augmented_batches(self.data)
-            with _timed(seconds, "batchnorm"):
-                n_layers = reestimate_batchnorm(self.student, self.watcher.track(batches, "BatchNorm"))
+            before = time.perf_counter()
+            n_layers = self._reestimate(self.student, batchnorm)
+            result.seconds["batchnorm"] = time.perf_counter() - before
             result.accuracy["batchnorm"] = self._test("after BatchNorm") if n_layers else None
         self._recover(recipes, masks, result, folder)
-        result.seconds |= seconds
         self._measure_size(masks, result, folder)
         result.seconds["total"] = time.perf_counter() - started
         return result
+
+    def _choose(self) -> tuple[Masks, StageLog, dict[str, Any] | None]:
+        """The masks, what came up on the way, and the state of a student whose kept weights the cut moved."""
+        calibration, found = self.data.calibration, StageLog(self.sparsity, self.scope)
+        options: dict[str, Any] = {
+            "sparsity": self.sparsity,
+            "scope": self.scope,
+            "stages": self.stages,
+            "regrow": self.regrow,
+            "include": self.include,
+            "exclude": self.exclude,
+            "on_stage": found.add,
+        }
+        with self.watcher.stage("score", self.stages * count_batches(calibration)) as step:
+            if moves_weights(self.criterion, None):
+                trial = copy.deepcopy(self.student)
+                masks = cut(trial, calibration, self.criterion, **options)
+                return masks, found, trial.state_dict()
+            masks = staged_masks(self.student, calibration, self.criterion, on_batch=step, **options)
+        return masks, found, None
+
+    def _try_one_cut(self, one_cut: Masks, masks: Masks, batchnorm: str) -> dict[str, Any]:
+        """What the stages are compared with: the same student cut by the scores of the first one alone."""
+        trial = copy.deepcopy(self.student)
+        apply_masks(trial, one_cut)
+        found: dict[str, Any] = {"mask_overlap": mask_overlap(one_cut, masks)}
+        found["cut"] = self._test("one cut instead", trial)
+        reestimated = batchnorm != "off" and self._reestimate(trial, batchnorm)
+        found["batchnorm"] = self._test("  with BatchNorm", trial) if reestimated else None
+        return found
+
+    def _reestimate(self, network: nn.Module, batchnorm: str) -> int:
+        batches = self.data.calibration if batchnorm == "plain" else augmented_batches(self.data)
+        return reestimate_batchnorm(network, self.watcher.track(batches, "BatchNorm"))
 
     def _about(self) -> dict[str, Any]:
         device = device_of(self.student)
@@ -210,13 +233,15 @@ class _Job:
         n_batches = count_batches(self.data.calibration)
         if n_batches < 2:
             return None
-        with self.watcher.stage("split-half stability", n_batches) as step:
+        with self.watcher.stage("split-half stability", self.stages * n_batches) as step:
             overlap = split_half_overlap(
                 self.student,
                 self.data.calibration,
                 self.criterion,
                 sparsity=self.sparsity,
                 scope=self.scope,
+                stages=self.stages,
+                regrow=self.regrow,
                 include=self.include,
                 exclude=self.exclude,
                 on_batch=step,
@@ -245,6 +270,7 @@ class _Job:
                 masks=masks,
                 teacher=self.teacher,
                 seed=self.seed,
+                execution=self.execution,
                 folder=folder,
                 watcher=self.watcher,
             )
@@ -260,6 +286,8 @@ class _Job:
         with tempfile.TemporaryDirectory() as scratch:
             path = (folder.path if folder else Path(scratch)) / "student.safetensors"
             recipe = {"criterion": result.about["criterion"], "scope": result.about["scope"]}
+            if self.stages > 1:
+                recipe["stages"] = {"n": self.stages, "regrow": self.regrow}
             save_sparse(self.student, path, masks=masks, sparsity_asked=self.sparsity, recipe=recipe)
             found = inspect_checkpoint(path)
             result.size_bytes = {"dense": found.dense_size_bytes, "sparse": found.size_bytes}
@@ -274,6 +302,7 @@ def train_stage(
     masks: Masks | None = None,
     teacher: nn.Module | None = None,
     seed: int,
+    execution: Execution = "auto",
     folder: RunFolder | None = None,
     watcher: Watcher,
 ) -> tuple[TrainState, list[Epoch]]:
@@ -294,6 +323,7 @@ def train_stage(
             validation=data.val,
             state=state,
             seed=seed,
+            execution=execution,
             on_step=step,
         )
         for epoch in epochs:
@@ -358,10 +388,3 @@ def _default_criterion(teacher: nn.Module | None) -> AbstractCriterion:
             "prune needs a teacher, or a criterion that works without, such as Magnitude()."
         )
     return TeacherGuided(teacher)
-
-
-@contextmanager
-def _timed(seconds: dict[str, float], name: str) -> Generator[None]:
-    started = time.perf_counter()
-    yield
-    seconds[name] = time.perf_counter() - started

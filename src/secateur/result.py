@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -20,12 +21,13 @@ STAGES = ("teacher", "dense", "score", "allocate", "batchnorm", "recovery", "tot
 
 @dataclass
 class Result:
-    """What a run found. Accuracies are fractions on the test split; null where a stage did not run.
+    """What a run found. Accuracies are fractions on the test split; null where they were not measured.
 
     Attributes:
         masks: What stays.
         accuracy: By stage, see `ACCURACIES`.
         sparsity: ``asked``, achieved over the ``prunable`` weights, and over ``all`` parameters.
+        stages: Into how many stages the cut was split, what each did, and what one cut would have given.
         n_parameters: Number of the student's parameters.
         size_bytes: Of the student's file, ``dense`` and ``sparse``.
         seconds: By stage, see `STAGES`.
@@ -41,6 +43,7 @@ class Result:
     sparsity: dict[str, float]
     about: dict[str, Any]
     accuracy: dict[str, float | None] = field(default_factory=lambda: dict.fromkeys(ACCURACIES))
+    stages: dict[str, Any] = field(default_factory=dict[str, Any])
     size_bytes: dict[str, int | None] = field(default_factory=lambda: {"dense": None, "sparse": None})
     seconds: dict[str, float | None] = field(default_factory=lambda: dict.fromkeys(STAGES))
     curves: dict[str, list[dict[str, Any]] | None] = field(
@@ -76,6 +79,7 @@ class Result:
             **self.about,
             "accuracy": self.accuracy,
             "sparsity": self.sparsity,
+            "stages": self.stages,
             "n_prune": self.masks.n_prune,
             "n_prunable": self.masks.numel,
             "n_parameters": self.n_parameters,
@@ -96,18 +100,34 @@ def sparsities(student: nn.Module, masks: Masks, asked: float) -> dict[str, floa
     return {"asked": asked, "prunable": masks.sparsity, "all": masks.n_prune / n_parameters}
 
 
-def describe(value: object, registry: dict[str, Any]) -> dict[str, Any]:
-    """A criterion or scope as its registry name and its plain hyper-parameters."""
+def describe(value: object, registry: Mapping[str, Any]) -> dict[str, Any]:
+    """A criterion or scope as its name and its plain hyper-parameters.
+
+    The name is its key in `registry`, or ``pkg.mod:Class``. Networks among its fields are left out.
+    """
     names = {kind: name for name, kind in registry.items()}
-    about: dict[str, Any] = {"name": names.get(type(value), type(value).__qualname__)}
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        for entry in dataclasses.fields(value):
-            item = getattr(value, entry.name)
-            if isinstance(item, (int, float, str, bool)) or item is None:
-                about[entry.name] = item
-            elif not isinstance(item, nn.Module):
-                about[entry.name] = getattr(item, "__qualname__", type(item).__qualname__)
+    kind = type(value)
+    about: dict[str, Any] = {"name": names.get(kind, f"{kind.__module__}:{kind.__qualname__}")}
+    if dataclasses.is_dataclass(value):
+        items = {entry.name: getattr(value, entry.name) for entry in dataclasses.fields(value)}
+        about |= {
+            name: _described(item, registry)
+            for name, item in items.items()
+            if not isinstance(item, nn.Module)
+        }
     return about
+
+
+def _described(item: object, registry: Mapping[str, Any]) -> Any:  # noqa: ANN401 - JSON
+    if isinstance(item, (int, float, str, bool)) or item is None:
+        return item
+    if isinstance(item, Mapping):
+        return {str(key): _described(part, registry) for key, part in cast("Mapping[Any, Any]", item).items()}
+    if isinstance(item, (list, tuple)):
+        return [_described(part, registry) for part in cast("list[Any]", item)]
+    if dataclasses.is_dataclass(item):  # a criterion inside a criterion
+        return describe(item, registry)
+    return getattr(item, "__qualname__", type(item).__qualname__)
 
 
 def describe_network(network: nn.Module) -> dict[str, Any]:

@@ -7,39 +7,71 @@ import math
 import torch
 from torch import Tensor, nn
 
+from secateur.errors import TrainingError
 from secateur.losses import logits_of
-from secateur.naming import IndexedBatch
+from secateur.naming import IndexedBatch, IndexedLoader
 
 
 class TeacherLogits:
-    """A teacher's logits for training batches, remembered where a batch will look the same again.
+    """A teacher's logits for training batches; with a loader they are remembered, one view at a time.
+
+    A view is computed as a whole when it is first asked for, in the loader's own batches and the order
+    of its epoch 0. What is remembered then depends on nobody's order of asking, though a sample's last
+    bits can depend on its batch: trainings over the same loader may share this, stopped and resumed ones
+    too, and each ends with the same bits as alone.
 
     Args:
-        teacher: Frozen network; it is put in eval mode and left there.
-        n_samples: Size of the training split if logits are to be remembered by view and index, else 0.
+        teacher: Frozen network, in eval mode whenever this is called.
+        loader: Where the batches come from; None asks the teacher every time.
+
+    Attributes:
+        teacher: The network.
+
+    Raises:
+        TrainingError: when asked, if an epoch of `loader` is not the whole split.
     """
 
-    def __init__(self, teacher: nn.Module, *, n_samples: int) -> None:
-        self._teacher = teacher.eval()
-        self._n_samples = n_samples
-        self._cache: dict[int, Tensor] = {}
+    def __init__(self, teacher: nn.Module, loader: IndexedLoader | None = None) -> None:
+        self.teacher = teacher
+        self._loader = loader
+        self._views: dict[int, Tensor] = {}
+
+    @property
+    def remembers(self) -> bool:
+        """Whether logits are remembered; if not, the teacher is asked every time."""
+        return self._loader is not None
 
     def __call__(self, batch: IndexedBatch) -> Tensor:
-        """Logits of shape (batch, classes, …), without gradient."""
-        if not self._n_samples:
-            return self._compute(batch.inputs)
-        known = self._cache.get(batch.view)
-        if known is not None:
-            remembered = known[batch.indices]
-            if not bool(remembered.isnan().any()):
-                return remembered
-        logits = self._compute(batch.inputs).float()
-        if known is None:
-            known = logits.new_full((self._n_samples, *logits.shape[1:]), math.nan)
-            self._cache[batch.view] = known
-        known[batch.indices] = logits
-        return logits
+        """Logits of shape (batch, classes, …), without gradient.
 
-    def _compute(self, inputs: Tensor) -> Tensor:
+        What is remembered is looked up without waiting for the device.
+        """
+        if self._loader is None:
+            return self.ask(batch.inputs)
+        if batch.view not in self._views:
+            self._views[batch.view] = self._compute_view(self._loader, batch.view, batch.inputs)
+        return self._views[batch.view][batch.indices]
+
+    def _compute_view(self, loader: IndexedLoader, view: int, like: Tensor) -> Tensor:
+        """Logits of all samples in one view, from inputs on the device and in the layout of `like`."""
+        last = like.ndim == 4 and like.is_contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last if last else torch.contiguous_format
+        known: Tensor | None = None
+        n_seen = 0
+        for batch in loader.epoch(0, view=view):
+            logits = self.ask(batch.inputs.to(like.device).contiguous(memory_format=layout)).float()
+            if known is None:
+                known = logits.new_full((loader.n_samples, *logits.shape[1:]), math.nan)
+            known[batch.indices.to(like.device)] = logits
+            n_seen += len(logits)
+        if known is None or n_seen != loader.n_samples:
+            raise TrainingError(
+                f"epoch 0 of the loader has {n_seen} samples, its split {loader.n_samples}; "
+                "to remember the teacher's logits it must go through all of them."
+            )
+        return known
+
+    def ask(self, inputs: Tensor) -> Tensor:
+        """The teacher's logits for inputs on its device, without gradient; nothing is remembered."""
         with torch.no_grad():
-            return logits_of(self._teacher(inputs))
+            return logits_of(self.teacher(inputs))

@@ -22,6 +22,7 @@ from secateur.masks import Masks
 from secateur.modules import device_of, modes_kept
 from secateur.naming import Batches, IndexedBatch, IndexedLoader, Loss, split_batches
 from secateur.recovery import Recovery, learning_rate, resolve_precision
+from secateur.steps import Execution, LossOf, StepInputs, Steps, make_steps
 from secateur.teacher_cache import TeacherLogits
 
 
@@ -71,19 +72,20 @@ def fit(
     recipe: Recovery,
     *,
     masks: Masks | None = None,
-    teacher: nn.Module | None = None,
+    teacher: nn.Module | TeacherLogits | None = None,
     validation: Batches | None = None,
     task_loss: Loss = F.cross_entropy,
     state: TrainState | None = None,
     seed: int = 0,
+    execution: Execution = "auto",
     on_step: Callable[[], None] = lambda: None,
 ) -> Generator[Epoch]:
     """Train `model` in place, yielding after each epoch; at the end it holds the selected one.
 
     Selected is the latest epoch whose validation accuracy is within one standard error of the best:
     the highest of many noisy figures on a small split would often be an early, lucky epoch. Without
-    `validation` it is the last. With an `IndexedLoader` a run that was stopped and resumed from its
-    `state` ends with the same bits.
+    `validation` it is the last. With an `IndexedLoader` a run on a CPU that was stopped and resumed from
+    its `state` ends with the same bits.
 
     Args:
         model: Student, on its device. Modes are left as they were, 4-D weights contiguous, also after
@@ -91,11 +93,13 @@ def fit(
         train: Loader with a length; an `IndexedLoader` is asked for each epoch by number.
         recipe: How to train.
         masks: What stays; pruned weights never come back.
-        teacher: Needed if ``recipe.kd_weight > 0``; another object than `model`.
+        teacher: Needed if ``recipe.kd_weight > 0``; another object than `model`. Several trainings over
+            one loader may share `TeacherLogits`.
         validation: Labelled batches for choosing the epoch; never the test split.
         task_loss: ``f(outputs, labels)``, a scalar averaged over the batch.
         state: Continues from here, and is brought up to date before each yield.
         seed: Of what the model draws in training, such as dropout; the caller's random state is kept.
+        execution: How steps are run, see `secateur.steps.Execution`; no part of what is trained.
         on_step: Called after each batch, for progress bars.
 
     Yields:
@@ -105,8 +109,9 @@ def fit(
         TrainingError: if the teacher is missing, all parameters are frozen, the loader has no length, a
             batch has no labels, or the loss is not finite.
         ScoreError: if student and teacher outputs cannot be compared.
+        InvalidArgument: if `execution` is unknown, or impossible here.
     """
-    guiding = _teacher_in_use(model, recipe, teacher)
+    guide = _guide(model, train, recipe, teacher)
     if not any(p.requires_grad for p in model.parameters()):
         raise TrainingError("the model has no trainable parameter; call requires_grad_(True) on some.")
     if not isinstance(train, Sized) or len(train) == 0:
@@ -115,21 +120,10 @@ def fit(
     device = device_of(model)
     bf16 = resolve_precision(recipe.precision, device) == "bf16"
     autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
-    guide: TeacherLogits | None = None
-
-    def loss_of(batch: IndexedBatch) -> Tensor:
-        with autocast:
-            logits = logits_of(model(batch.inputs))
-            guidance = guide(batch) if guide else None
-        task = task_loss(logits.float(), batch.labels)
-        if guidance is None:
-            return task
-        kd = kd_loss(logits.float(), guidance.float(), temperature=recipe.temperature)
-        return (1 - recipe.kd_weight) * task + recipe.kd_weight * kd
 
     with ExitStack() as stack:
         with _seeded(device, seed, 0):
-            layout = _layout(recipe, train, device, [model] if guiding is None else [model, guiding])
+            layout = _layout(recipe, train, device, [model] if guide is None else [model, guide.teacher])
         stack.enter_context(_laid_out(model, layout))
         stack.enter_context(modes_kept(model))
         optimizer = torch.optim.SGD(
@@ -138,22 +132,29 @@ def fit(
             momentum=recipe.momentum,
             weight_decay=recipe.weight_decay,
             nesterov=recipe.momentum > 0,
+            fused=device.type == "cuda" or None,
         )
         _restore(state, model, optimizer)
         if masks is not None:
             stack.enter_context(keep_masks(model, optimizer, masks))
-        if guiding is not None:
-            stack.enter_context(modes_kept(guiding))
-            guide = TeacherLogits(guiding, n_samples=_remembered(train, recipe))
-            with autocast:
-                _recall(guide, train, recipe, state, device, layout)
+        if guide is not None:
+            stack.enter_context(modes_kept(guide.teacher))
+            guide.teacher.eval()
+        steps = make_steps(
+            model,
+            optimizer,
+            _mixed_loss(recipe, task_loss, guide, autocast),
+            execution=execution,
+            device=device,
+            n_steps=len(train) * (recipe.epochs - state.epochs_done),
+        )
         for number in range(state.epochs_done, recipe.epochs):
             started = time.perf_counter()
             model.train()
             rates = [learning_rate(recipe, number * len(train) + i, len(train)) for i in range(len(train))]
-            batches = _epoch(train, recipe, number, device, layout)
-            with _seeded(device, seed, number):
-                loss = _train_epoch(optimizer, batches, rates, loss_of, on_step)
+            batches = _step_inputs(_epoch(train, recipe, number, device, layout), guide, autocast)
+            with _seeded(device, seed, number), steps.running():
+                loss = _train_epoch(steps, batches, rates, on_step)
             if not math.isfinite(loss):
                 raise TrainingError(
                     f"the training loss of epoch {number + 1} is {loss}. "
@@ -168,6 +169,26 @@ def fit(
         model.load_state_dict(state.selected)
 
 
+def _mixed_loss(
+    recipe: Recovery, task_loss: Loss, guide: TeacherLogits | None, autocast: torch.autocast
+) -> LossOf:
+    """The loss of the task and of the teacher, who is asked where a batch does not bring its logits."""
+
+    def loss_of(network: Callable[[Tensor], object], batch: StepInputs) -> Tensor:
+        guidance = batch.guidance
+        with autocast:
+            logits = logits_of(network(batch.inputs))
+            if guide is not None and guidance is None:
+                guidance = guide.ask(batch.inputs)
+        task = task_loss(logits.float(), batch.labels)
+        if guidance is None:
+            return task
+        kd = kd_loss(logits.float(), guidance.float(), temperature=recipe.temperature)
+        return (1 - recipe.kd_weight) * task + recipe.kd_weight * kd
+
+    return loss_of
+
+
 @contextmanager
 def _seeded(device: torch.device, seed: int, epoch: int) -> Generator[None]:
     """Random numbers that depend on `seed` and `epoch` alone; the caller's random state comes back."""
@@ -177,25 +198,33 @@ def _seeded(device: torch.device, seed: int, epoch: int) -> Generator[None]:
         yield
 
 
-def _teacher_in_use(model: nn.Module, recipe: Recovery, teacher: nn.Module | None) -> nn.Module | None:
+def _guide(
+    model: nn.Module, train: Batches, recipe: Recovery, teacher: nn.Module | TeacherLogits | None
+) -> TeacherLogits | None:
     """The teacher that the recipe asks for, or None if it asks for none."""
     if recipe.kd_weight == 0:
         return None
     if teacher is None:
         raise TrainingError(f"kd_weight={recipe.kd_weight:g} needs a teacher; pass one or set kd_weight=0.")
-    if teacher is model:
+    network = teacher.teacher if isinstance(teacher, TeacherLogits) else teacher
+    if network is model:
         raise TrainingError(
             "the teacher is the very model in training; pass copy.deepcopy(model) as the teacher."
         )
-    return teacher
+    if isinstance(teacher, TeacherLogits):
+        return teacher
+    if not recipe.teacher_views:
+        return TeacherLogits(network)
+    if not isinstance(train, IndexedLoader):
+        raise TrainingError(
+            f"teacher_views={recipe.teacher_views} needs a loader that knows its samples (IndexedLoader), "
+            f"got {type(train).__name__}. Set teacher_views=0 to ask the teacher every epoch."
+        )
+    return TeacherLogits(network, train)
 
 
 def _train_epoch(
-    optimizer: torch.optim.Optimizer,
-    batches: Iterator[IndexedBatch],
-    rates: list[float],
-    loss_of: Callable[[IndexedBatch], Tensor],
-    on_step: Callable[[], None],
+    steps: Steps, batches: Iterator[StepInputs], rates: list[float], on_step: Callable[[], None]
 ) -> float:
     """One pass; returns the loss averaged over batches."""
     total = torch.zeros(())
@@ -203,13 +232,8 @@ def _train_epoch(
     for n_batches, batch in enumerate(batches, start=1):
         if n_batches > len(rates):
             break
-        for group in optimizer.param_groups:
-            group["lr"] = rates[n_batches - 1]
-        loss = loss_of(batch)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        optimizer.step()
-        total = total + loss.detach()  # stays on the device: no synchronisation within the epoch
+        # The sum stays on the device: no synchronisation within the epoch.
+        total = total + steps(batch, rates[n_batches - 1])
         on_step()
     if n_batches != len(rates):
         raise TrainingError(
@@ -219,34 +243,16 @@ def _train_epoch(
     return float(total) / len(rates)
 
 
-def _remembered(train: Batches, recipe: Recovery) -> int:
-    """How many samples the teacher's logits are to be remembered for; 0 = none."""
-    if not recipe.teacher_views:
-        return 0
-    if not isinstance(train, IndexedLoader):
-        raise TrainingError(
-            f"teacher_views={recipe.teacher_views} needs a loader that knows its samples (IndexedLoader), "
-            f"got {type(train).__name__}. Set teacher_views=0 to ask the teacher every epoch."
-        )
-    return train.n_samples
-
-
-def _recall(
-    guide: TeacherLogits,
-    train: Batches,
-    recipe: Recovery,
-    state: TrainState,
-    device: torch.device,
-    layout: torch.memory_format,
-) -> None:
-    """After a resume, remember the teacher's logits as the epochs before saw them.
-
-    They come from the same batches as then, since a sample's last bits can depend on its batch.
-    """
-    if state.epochs_done < recipe.epochs:
-        for number in range(min(state.epochs_done, recipe.teacher_views)):
-            for batch in _epoch(train, recipe, number, device, layout):
-                guide(batch)
+def _step_inputs(
+    batches: Iterator[IndexedBatch], guide: TeacherLogits | None, autocast: torch.autocast
+) -> Iterator[StepInputs]:
+    """Batches with the logits that the teacher remembers, if it remembers any."""
+    for batch in batches:
+        guidance = None
+        if guide is not None and guide.remembers:
+            with autocast:
+                guidance = guide(batch)
+        yield StepInputs(batch.inputs, batch.labels, guidance)
 
 
 def _epoch(
@@ -264,9 +270,10 @@ def _indexed_batches(
     train: Batches, recipe: Recovery, number: int, device: torch.device
 ) -> Iterator[IndexedBatch]:
     if isinstance(train, IndexedLoader):
-        view = number % recipe.teacher_views if recipe.teacher_views else number
+        view = number % recipe.teacher_views if recipe.teacher_views else None
         for batch in train.epoch(number, view=view):
-            yield batch._replace(inputs=batch.inputs.to(device), labels=batch.labels.to(device))
+            inputs, labels, indices = (part.to(device, non_blocking=True) for part in batch[:3])
+            yield IndexedBatch(inputs, labels, indices, batch.view)
         return
     nowhere = torch.empty(0, dtype=torch.int64)
     for index, (inputs, labels) in enumerate(split_batches(train, device)):
@@ -303,7 +310,12 @@ def _set_layout(model: nn.Module, layout: torch.memory_format) -> None:
 
 
 def _snapshot(model: nn.Module) -> dict[str, Tensor]:
-    return {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+    return {name: _kept(value) for name, value in model.state_dict().items()}
+
+
+def _kept(tensor: Tensor) -> Tensor:
+    """A copy on the CPU."""
+    return tensor.detach().to("cpu", copy=True)
 
 
 def _remember(
@@ -313,7 +325,7 @@ def _remember(
     state.epochs_done = epoch
     state.model = _snapshot(model)
     state.momentum = {
-        name: optimizer.state[p]["momentum_buffer"].detach().cpu().clone()
+        name: _kept(optimizer.state[p]["momentum_buffer"])
         for name, p in model.named_parameters()
         if optimizer.state.get(p, {}).get("momentum_buffer") is not None
     }
@@ -337,4 +349,7 @@ def _restore(state: TrainState, model: nn.Module, optimizer: torch.optim.Optimiz
     model.load_state_dict(state.model)
     for name, parameter in model.named_parameters():
         if name in state.momentum:
-            optimizer.state[parameter]["momentum_buffer"] = state.momentum[name].to(parameter.device).clone()
+            # laid out like the parameter: fused steps want that
+            optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(
+                state.momentum[name]
+            )

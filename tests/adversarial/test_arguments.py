@@ -21,7 +21,7 @@ from secateur.errors import (
     SecateurError,
     TargetError,
 )
-from secateur.naming import split_batch
+from secateur.naming import split_batches
 from secateur.scores import CRITERIA, Magnitude, TaskGradient, TeacherGuided, score
 from secateur.targets import select_targets
 
@@ -295,14 +295,14 @@ def test_batches_are_taken_apart() -> None:
     x, y = vectors()[0]
     cpu = torch.device("cpu")
     for batch, labelled in ((x, False), ((x,), False), ([x], False), ((x, y), True), ([x, y], True)):
-        inputs, labels = split_batch(batch, cpu)
+        ((inputs, labels),) = split_batches([batch], cpu)
         assert inputs is x
         assert (labels is y) == labelled
     whole = torch.zeros(3, dtype=torch.uint8)  # whole numbers cannot be NaN
-    assert split_batch(whole, cpu) == (whole, None)
+    assert list(split_batches([whole], cpu)) == [(whole, None)]
     for bad in ((), (x, y, y), None, 3, "xy", (None, y), (x, 3)):
         with pytest.raises(DataError):
-            split_batch(bad, cpu)
+            list(split_batches([bad], cpu))
 
 
 def test_every_error_is_also_a_standard_one() -> None:

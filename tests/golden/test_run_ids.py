@@ -29,6 +29,11 @@ CONFIGS = {
     "long recovery": RunConfig(recovery=Recovery(epochs=160, teacher_views=8)),
     "no recovery": RunConfig(recover="none"),
     "exclude": RunConfig(setup=Setup(exclude=("conv1.weight", "fc.weight"))),
+    "stages": RunConfig(stages=10, regrow=True),
+    "scope options": RunConfig(setup=Setup(scope="smart-ratios", scope_options={"linear_density": 0.2})),
+    "criterion options": RunConfig(
+        setup=Setup(score=ScoreOptions(criterion="mycode:Mine", criterion_options={"rounds": 3}))
+    ),
     "sweep": SweepConfig(alphas=(0.0, 0.5, 1.0)),
 }
 PINNED = json.loads(Path(__file__).with_name("run_ids.json").read_text())

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import secateur as sc
-from secateur.cli import COMMANDS, main, parse_values
+from secateur.cli import COMMANDS, main
+from secateur.cli.console import parse_values
 from secateur.errors import InvalidArgument
 
 QUICK = [

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+import tyro
 
+from secateur.allocate import ERK, Global, Layerwise, PerTensor, SmartRatios
 from secateur.config import (
     RunConfig,
     ScoreOptions,
@@ -10,6 +12,7 @@ from secateur.config import (
     SweepConfig,
     build_criterion,
     build_scope,
+    check_names,
     dump_config,
     load_config,
 )
@@ -30,11 +33,17 @@ def test_yaml_round_trip_keeps_every_field(tmp_path):
         setup=Setup(
             dataset=DataOptions(data="cifar10", mean=(0.1, 0.2, 0.3), std=(1.0, 1.0, 1.0), augment=False),
             student="resnet20",
-            score=ScoreOptions(criterion="task-gradient", saliency="grad^2"),
+            score=ScoreOptions(
+                criterion="task-gradient", saliency="grad^2", criterion_options={"momentum": 0.5}
+            ),
+            scope="per-tensor",
+            scope_options={"sparsities": {"fc.*": 0.5, "*": 0.9}},
             exclude=("conv1.weight",),
             pretrain=Recovery(epochs=3, kd_weight=0.0),
         ),
         sparsity=0.95,
+        stages=10,
+        regrow=True,
         recover="both",
         recovery=Recovery(epochs=2, precision="fp32"),
     )
@@ -60,6 +69,8 @@ def test_an_empty_file_is_the_default(tmp_path):
         ("setup: 3", ["setup", "3"]),
         ("setup: {seed: 1.5}", ["seed", "int"]),
         ("setup: {include: conv1}", ["include", "conv1"]),
+        ("setup: {scope_options: [a]}", ["scope_options", "dict", "['a']"]),
+        ("stages: 2.5", ["stages", "int"]),
         ("- a\n- b", ["mapping"]),
         ("a: [", ["cannot read"]),
     ],
@@ -89,6 +100,8 @@ def test_a_missing_file_is_named(tmp_path):
         lambda: RunConfig(sparsity=90),
         lambda: RunConfig(sparsity=float("nan")),
         lambda: RunConfig(recover="kd", recovery=Recovery(kd_weight=0.0)),
+        lambda: RunConfig(stages=0),
+        lambda: RunConfig(regrow=True),
         lambda: Setup(min_density=2),
         lambda: Setup(scope="layerwise", min_density=0.1),
         lambda: SweepConfig(alphas=(1.5,)),
@@ -118,9 +131,15 @@ def test_criteria_get_their_options_and_their_own_defaults():
     ("options", "names"),
     [
         ({"criterion": "magnitud"}, ["magnitud", "Did you mean 'magnitude'"]),
-        ({"criterion": "magnitude", "alpha": 0.5}, ["--alpha", "magnitude", "no options"]),
-        ({"criterion": "task-gradient", "temperature": 2.0}, ["--temperature", "saliency"]),
+        ({"criterion": "magnitude", "alpha": 0.5}, ["alpha", "magnitude", "no options"]),
+        ({"criterion": "task-gradient", "temperature": 2.0}, ["temperature", "saliency"]),
         ({"criterion": "teacher-guided"}, ["teacher"]),
+        ({"criterion": "task-gradient", "criterion_options": {"alpha": 0.5}}, ["alpha", "momentum"]),
+        (
+            {"criterion": "task-gradient", "momentum": 0.5, "criterion_options": {"momentum": 0.6}},
+            ["momentum of criterion_options", "give it once"],
+        ),
+        ({"criterion": "random", "criterion_options": {"seed": 3}}, ["seed", "no options"]),
     ],
 )
 def test_options_that_do_not_apply_are_refused_not_ignored(options, names):
@@ -130,9 +149,61 @@ def test_options_that_do_not_apply_are_refused_not_ignored(options, names):
         assert name in str(caught.value)
 
 
+def test_options_without_a_flag_reach_the_criterion():
+    options = {"momentum": 0.5, "accumulate": "ema"}
+    made = criterion(criterion="task-gradient", saliency="grad", criterion_options=options)
+    assert made == TaskGradient(saliency="grad", accumulate="ema", momentum=0.5)
+
+
 def test_scopes():
-    assert build_scope(Setup(min_density=0.02)).min_density == 0.02
-    assert type(build_scope(Setup(scope="layerwise"))).__name__ == "Layerwise"
+    assert build_scope(Setup(min_density=0.02)) == Global(min_density=0.02)
+    assert build_scope(Setup(scope="layerwise")) == Layerwise()
+    assert build_scope(Setup(scope="erk")) == ERK()
+    smart = Setup(scope="smart-ratios", scope_options={"linear_density": 1, "over_square": True})
+    assert build_scope(smart) == SmartRatios(linear_density=1.0, over_square=True)
+    by_hand = Setup(scope="per-tensor", scope_options={"sparsities": {"fc*": 0, "*": 0.9}})
+    assert build_scope(by_hand) == PerTensor({"fc*": 0.0, "*": 0.9})
+
+
+@pytest.mark.parametrize(
+    ("setup", "names"),
+    [
+        (Setup(scope="golbal"), ["golbal", "Did you mean 'global'", "pkg.mod:Class"]),
+        (Setup(scope="erk", scope_options={"min_density": 0.1}), ["min_density", "'erk'", "no options"]),
+        (Setup(scope="per-tensor"), ["'per-tensor' needs", "sparsities"]),
+        (Setup(scope="per-tensor", scope_options={"sparsities": {"a": "x"}}), ["sparsities", "float", "'x'"]),
+        (Setup(scope="per-tensor", scope_options={"sparsities": 0.5}), ["sparsities", "Mapping", "0.5"]),
+        (Setup(scope="smart-ratios", scope_options={"over_square": 1}), ["over_square", "bool", "1"]),
+    ],
+)
+def test_bad_scopes_are_refused_before_any_work(setup, names):
+    with pytest.raises(InvalidArgument) as caught:
+        check_names(setup, alpha=None)
+    for name in names:
+        assert name in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "options"),
+    [
+        (["a=1", "b=0.5", "c=1e-4"], {"a": 1, "b": 0.5, "c": 1e-4}),
+        (["on=true", "off=null"], {"on": True, "off": None}),
+        (["kd=ca-kld", "x=a=b", "nan=NaN"], {"kd": "ca-kld", "x": "a=b", "nan": "NaN"}),
+        (['sparsities={"fc.*": 0.5}'], {"sparsities": {"fc.*": 0.5}}),
+        ([], {}),
+    ],
+)
+def test_options_as_flags(words, options):
+    flags = ["--scope-options", *words]
+    assert tyro.cli(Setup, args=flags).scope_options == options
+    assert tyro.cli(ScoreOptions, args=["--criterion-options", *words]).criterion_options == options
+
+
+@pytest.mark.parametrize("word", ["a", "=1"])
+def test_an_option_without_name_or_value_is_refused(word, capsys):
+    with pytest.raises(SystemExit):
+        tyro.cli(Setup, args=["--scope-options", word])
+    assert "name=value" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

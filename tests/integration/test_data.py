@@ -109,6 +109,40 @@ class TestLoader:
         for a, b in zip(moved, make_loader(shuffle=True), strict=True):
             assert torch.equal(a[0], b[0])
 
+    def test_can_be_narrowed_to_some_classes(self):
+        loader = make_loader(shuffle=True, augmentation=Augmentation(1, True), seed=3)
+        assert loader.n_classes == 5
+        some = loader.of_classes([3, 1])
+        whole = (loader.split.labels == 3) | (loader.split.labels == 1)
+        assert torch.equal(some.split.images, loader.split.images[whole])
+        assert torch.equal(some.split.labels, (loader.split.labels[whole] == 1).long())
+        assert (some.n_classes, some.batch_size, some.seed) == (2, loader.batch_size, 3)
+        assert {int(y) for _, labels in some for y in labels} == {0, 1}
+        with pytest.raises(InvalidArgument, match=r"classes must be in \[0, 5\), got \[5\]"):
+            loader.of_classes([5])
+        with pytest.raises(DataError, match="at least one image"):
+            loader.of_classes([])
+
+    @pytest.mark.parametrize("together", [2, 3, 100])
+    @pytest.mark.parametrize("piece", [{}, {"start": 2, "stop": 5}, {"start": 6}, {"start": 9}])
+    def test_batches_made_together_are_those_made_one_by_one(self, monkeypatch, together, piece):
+        loader = make_loader(shuffle=True, augmentation=Augmentation(3, True))
+        alone = list(loader.epoch(3, view=1, **piece))
+        monkeypatch.setattr(ImageLoader, "_made_together", lambda self: together)
+        grouped = list(loader.epoch(3, view=1, **piece))
+        assert len(alone) == len(grouped) == len(range(7)[slice(piece.get("start"), piece.get("stop"))])
+        for a, b in zip(alone, grouped, strict=True):
+            assert all(torch.equal(x, y) for x, y in zip(a[:3], b[:3], strict=True))
+            assert a.view == b.view == 1
+
+    def test_small_batches_are_made_together_only_on_an_accelerator(self):
+        meta = torch.zeros(4, 3, 32, 32, dtype=torch.uint8, device="meta")
+        for batch_size, together in ((128, 21), (512, 5), (10**6, 1)):
+            loader = make_loader(batch_size=batch_size)
+            assert loader._made_together() == 1
+            object.__setattr__(loader.split, "images", meta)
+            assert loader._made_together() == together
+
     @pytest.mark.gpu
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
     def test_is_the_same_on_a_gpu(self):
@@ -237,6 +271,26 @@ class TestData:
     def test_refuses(self, change, message):
         with pytest.raises(DataError, match=message):
             self.make(**change)
+
+    @pytest.mark.parametrize(("free", "moves"), [(2 * 4 * 50 * 3 * 12 * 9, True), (50 * 3 * 12 * 9, False)])
+    def test_goes_near_a_gpu_that_has_room(self, monkeypatch, free, moves):
+        asked = []
+        monkeypatch.setattr(ImageLoader, "to", lambda self, device: asked.append(device) or self)
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 10**12))
+        data = self.make()
+        cuda = torch.device("cuda", 0)
+        assert data.near(torch.device("cpu")) is data
+        assert asked == []
+        data.near(cuda)
+        assert asked == ([cuda] * 4 if moves else [])
+
+    def test_moves_image_loaders_and_no_others(self):
+        other = DataLoader(TensorDataset(torch.zeros(2, 3, 12, 9), torch.zeros(2, dtype=torch.int64)))
+        data = self.make(calibration=other)
+        moved = data.to("cpu")
+        assert moved.calibration is other
+        assert moved.train is not data.train
+        assert torch.equal(moved.train.split.images, data.train.split.images)
 
 
 class TestOptions:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import json
 import re
-import shlex
 import sys
 from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, fields
@@ -16,89 +15,28 @@ from typing import Any
 import pytest
 from torch import nn
 
-from secateur import Recovery
-from secateur.cli import COMMANDS, Prune, Sweep, _parse, main, parse_values
+from integration.docs_helpers import (
+    PAGES,
+    ROOT,
+    blocks,
+    commands,
+    prose,
+    read,
+    section,
+    table_rows,
+)
+from secateur import CalibrationRecovery, Recovery
+from secateur.arena import Suite, load_suite, plan
+from secateur.arena.cell import build_method
+from secateur.cli import COMMANDS, _parse, main
+from secateur.cli.bench import BenchAccuracy
+from secateur.cli.console import parse_values
+from secateur.cli.prune import Prune, Sweep
 from secateur.config import RunConfig, build_criterion, build_scope, dump_config, load_config
 from secateur.factories import load_object
 from secateur.files import read_json
 from secateur.models import MODELS
 from secateur.scores import CRITERIA
-
-ROOT = Path(__file__).parents[2]
-PAGES = [
-    ROOT / "README.md",
-    ROOT / "CONTRIBUTING.md",
-    ROOT / "CHANGELOG.md",
-    *sorted((ROOT / "docs").glob("*.md")),
-]
-FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-
-
-@dataclass(frozen=True)
-class Block:
-    """A fenced block: ``language [no-run]``, its text, and the line it begins at."""
-
-    page: Path
-    info: str
-    text: str
-    line: int
-
-    @property
-    def file(self) -> str | None:
-        """The name under which the reader is told to save it."""
-        found = re.match(r"# file: (\S+)\n", self.text)
-        return found[1] if found else None
-
-    def __str__(self) -> str:
-        return f"{self.page.name}:{self.line}"
-
-
-def read(page: Path) -> str:
-    return page.read_text(encoding="utf-8")
-
-
-def blocks(page: Path) -> list[Block]:
-    text = read(page)
-    return [Block(page, m[1], m[2], text[: m.start()].count("\n") + 1) for m in FENCE.finditer(text)]
-
-
-def prose(page: Path) -> str:
-    """A page without its fenced blocks."""
-    return FENCE.sub("", read(page))
-
-
-def commands(page: Path) -> Iterator[tuple[str, list[str]]]:
-    """``(place, arguments)`` of every secateur line in a bash block."""
-    for block in blocks(page):
-        if block.info == "bash":
-            for line in block.text.replace("\\\n", " ").splitlines():
-                words = shlex.split(line, comments=True)
-                if words[:1] == ["secateur"]:
-                    yield f"{block}: {line}", words[1:]
-
-
-def table_rows(text: str, heading: str) -> list[list[str]]:
-    """Cells of the table whose first column is headed so; the first one in `text`."""
-    lines = iter(text.splitlines())
-    for line in lines:
-        if line.startswith(f"| {heading} |"):
-            next(lines)
-            break
-    rows: list[list[str]] = []
-    for line in lines:
-        if not line.startswith("|"):
-            break
-        rows.append([cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]])
-    return rows
-
-
-def section(page: Path, heading: str) -> str:
-    """A section with its heading, up to the next one of the same level."""
-    level = heading.partition(" ")[0]
-    text = read(page)
-    start = text.index(f"\n{heading}\n")
-    end = re.compile(rf"^#{{1,{len(level)}}} ", re.MULTILINE).search(text, start + len(heading) + 2)
-    return text[start : end.start() if end else len(text)]
 
 
 @pytest.fixture
@@ -143,6 +81,8 @@ def test_commands_parse_and_what_they_name_exists(page: Path, reader: Path) -> N
             check_setup(RunConfig(command.setup))
             assert parse_values("sparsity", command.sparsity)
             assert command.alpha is None or parse_values("alpha", command.alpha)
+        if isinstance(command, BenchAccuracy):
+            check_suite(load_suite(command.suite))
 
 
 def check_setup(config: RunConfig) -> None:
@@ -161,7 +101,17 @@ def test_configuration_files_load(reader: Path) -> None:
     names = [block.file for page in PAGES for block in blocks(page) if block.info == "yaml" and block.file]
     assert names
     for name in names:
-        check_setup(load_config(name, RunConfig))
+        if name.endswith("suite.yaml"):
+            check_suite(load_suite(name))
+        else:
+            check_setup(load_config(name, RunConfig))
+
+
+def check_suite(suite: Suite) -> None:
+    """That its methods can be built."""
+    assert plan(suite)
+    for method in suite.methods.values():
+        build_method(method, nn.Identity(), 0)
 
 
 def test_every_command_is_shown() -> None:
@@ -221,7 +171,9 @@ def test_the_options_of_every_criterion_are_documented_with_their_defaults() -> 
 
 
 def test_the_options_of_recovery_are_documented_with_their_defaults() -> None:
-    assert options(section(ROOT / "docs" / "methods.md", "## Recovery")) == defaults(Recovery)
+    page = ROOT / "docs" / "methods.md"
+    assert options(section(page, "## Recovery")) == defaults(Recovery)
+    assert options(section(page, "## Calibration recovery")) == defaults(CalibrationRecovery)
 
 
 def options(text: str) -> dict[str, object]:
@@ -337,12 +289,12 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     digits = ("--data", "digits", "--pretrain.epochs", 1)
     full, bare = folder / "full", folder / "bare"
-    secateur("prune", *digits, "--sparsity", 0.5, "--recover", "both", "--recovery.epochs", 1, "--out", full)
+    both = ("--stages", 2, "--regrow", "--recover", "both", "--recovery.epochs", 1)
+    secateur("prune", *digits, "--sparsity", 0.5, *both, "--out", full)
     weights = ("--student-weights", full / "dense.safetensors")
     little = ("--criterion", "magnitude", *weights, "--scope", "layerwise", "--batch-size", 5000)
-    secateur(
-        "prune", *digits, *little, "--sparsity", 0.5, "--recover", "none", "--batchnorm", "off", "--out", bare
-    )
+    nothing = ("--recover", "none", "--batchnorm", "off")
+    secateur("prune", *digits, *little, *nothing, "--sparsity", 0.5, "--out", bare)
     teacher = ("--teacher-weights", full / "teacher.safetensors")
     secateur(
         "sweep", *digits, *weights, *teacher, "--alpha", "0,1", "--sparsity", 0.5, "--out", folder / "alphas"
@@ -361,6 +313,7 @@ def test_every_key_has_a_value_in_a_full_run_and_a_null_is_real(runs: Path) -> N
     assert {path for path, value in full.items() if value is None} <= {"commit"}
     assert {path for path, value in bare.items() if value is None} >= {
         "models.teacher",
+        "stages.one_cut",
         "accuracy.teacher",
         "accuracy.batchnorm",
         "accuracy.recovered",

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from secateur.checkpoint import inspect_checkpoint, verify_checkpoint
+from secateur.cli import main
+from secateur.files import read_json
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SCRIPTS = sorted(path.name for path in EXAMPLES.glob("*.py"))
@@ -71,16 +73,31 @@ def test_own_loop(run: Run) -> None:
 
 def test_own_criterion(run: Run) -> None:
     printed, _ = run("own_criterion.py")
-    rows = re.findall(
-        r"^sparsity ([\d.]+) +(\w+) +([\d.]+)%, density of the classifier ([\d.]+)$", printed, re.M
-    )
-    assert [(sparsity, name) for sparsity, name, *_ in rows] == [
-        (sparsity, name) for sparsity in ("0.5", "0.8", "0.9", "0.95") for name in ("Magnitude", "Lamp")
+    assert printed.startswith("RelativeMagnitude keeps the contract of a criterion\n")
+    rows = re.findall(r"^sparsity ([\d.]+) +(\w+) +([\d.]+)% on validation$", printed, re.MULTILINE)
+    assert [(sparsity, name) for sparsity, name, _ in rows] == [
+        (sparsity, name)
+        for sparsity in ("0.5", "0.8", "0.9", "0.95")
+        for name in ("Magnitude", "RelativeMagnitude")
     ]
-    assert min(float(accuracy) for sparsity, _, accuracy, _ in rows if sparsity == "0.5") > 90
+    assert min(float(accuracy) for sparsity, _, accuracy in rows if sparsity == "0.5") > 90
     overlaps = [float(found) for found in re.findall(r"overlap by ([\d.]+)", printed)]
-    assert overlaps == sorted(overlaps, reverse=True)
-    assert overlaps[-1] < 0.95, "the two criteria choose alike"
+    assert len(overlaps) == 4
+    assert max(overlaps) < 0.95, "the two criteria choose alike"
+
+
+def test_own_criterion_by_its_name_on_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (EXAMPLES / "own_criterion.py").read_text(encoding="utf-8")
+    (line,) = re.findall(r"^    (secateur prune .*)$", text, re.MULTILINE)
+    program, *arguments = line.replace("runs/own", str(tmp_path / "own")).split()
+    assert program == "secateur"
+    monkeypatch.chdir(EXAMPLES)
+    assert main([*arguments, "--pretrain.epochs", "1", "--recover", "none"]) == 0
+    result = read_json(tmp_path / "own" / "result.json")
+    assert result["criterion"]["name"].endswith("RelativeMagnitude")
+    assert result["sparsity"]["prunable"] == pytest.approx(0.9, abs=1e-3)
 
 
 def test_alpha_sweep(run: Run) -> None:

@@ -1,6 +1,7 @@
 """The Python path, `cut` and `prune`, on networks and data made here."""
 
 import copy
+import json
 from dataclasses import replace
 
 import pytest
@@ -51,6 +52,26 @@ def test_cut_scores_allocates_and_applies(student, teacher, data):
     masks = sc.cut(student, data.calibration, sc.TeacherGuided(teacher), sparsity=0.8)
     assert masks == expected
     masks.check(student)
+
+
+@pytest.mark.parametrize("batchnorm", ["augmented", "off"])
+def test_prune_in_stages_says_what_one_cut_would_have_given(student, data, batchnorm):
+    dense = copy.deepcopy(student)
+    how = {"sparsity": 0.8, "scope": sc.ERK()}
+    result = sc.prune(
+        student, data=data, criterion=sc.Snip(), stages=3, regrow=True, batchnorm=batchnorm, **how
+    )
+    expected = sc.staged_masks(dense, data.calibration, sc.Snip(), stages=3, regrow=True, **how)
+    assert result.masks == expected
+    stages = json.loads(json.dumps(result.to_json()))["stages"]
+    assert (stages["n"], stages["regrow"], len(stages["rows"])) == (3, True, 3)
+    assert stages["rows"][-1]["n_prune"] == result.masks.n_prune
+    assert stages["rows"][-1]["sparsity"] == 0.8
+    one_cut = sc.cut(dense, data.calibration, sc.Snip(), **how)
+    assert stages["one_cut"]["cut"] == sc.evaluate(dense, data.test).accuracy
+    assert stages["one_cut"]["mask_overlap"] == sc.mask_overlap(one_cut, expected) < 1
+    assert (stages["one_cut"]["batchnorm"] is None) == (batchnorm == "off")
+    assert sc.prune(dense, data=data, criterion=sc.Magnitude(), sparsity=0.5).stages["one_cut"] is None
 
 
 def test_prune_leaves_the_student_pruned_and_recovered(student, teacher, data):
@@ -123,6 +144,8 @@ def test_an_emptied_layer_is_warned_of_and_recorded(data):
         ({"sparsity": -0.5}, r"\[0, 1\)"),
         ({"sparsity": float("nan")}, "sparsity"),
         ({"batchnorm": "sometimes"}, "batchnorm"),
+        ({"stages": 0}, "stages must be at least 1"),
+        ({"regrow": True}, "regrow needs at least 2 stages"),
         ({"recovery": [sc.Recovery(), sc.Recovery(epochs=3)]}, "at most one"),
         ({"teacher": None}, "needs a teacher"),
         ({"teacher": None, "criterion": sc.Magnitude(), "recovery": sc.Recovery()}, "needs a teacher"),

@@ -189,21 +189,24 @@ def test_the_teacher_sees_each_sample_once_a_view(views: int, passes: int) -> No
 
 
 def test_remembered_logits_are_those_of_asking_again() -> None:
-    teacher, loader = make_cnn(1), indexed_images(30)
-    asked: list[tuple[int, int]] = []
-
-    class Spy(TeacherLogits):
-        def _compute(self, inputs: Tensor) -> Tensor:
-            asked.extend((batch.view, int(index)) for index in batch.indices)
-            return super()._compute(inputs)
-
-    remembering, forgetting = Spy(teacher, n_samples=30), TeacherLogits(teacher, n_samples=0)
+    teacher, loader = CountingTeacher(make_cnn(1).eval()).eval(), indexed_images(32)
+    remembering, forgetting = TeacherLogits(teacher, loader), TeacherLogits(teacher)
     for number in range(6):
         for batch in loader.epoch(number, view=number % 2):
             logits = remembering(batch)
             assert same_bits(logits, forgetting(batch))
             assert not logits.requires_grad
-    assert len(asked) == len(set(asked)) == 60
+    assert teacher.rows == 32 * (2 + 6)
+
+
+def test_what_is_remembered_does_not_depend_on_who_asks_first() -> None:
+    """Also where a sample's logits depend on its batch, as in the last bits they can."""
+    loader, teacher = indexed_images(30), Sociable(make_cnn(1)).eval()
+    first, second = TeacherLogits(teacher, loader), TeacherLogits(teacher, loader)
+    early = {number: [first(batch) for batch in loader.epoch(number, view=0)] for number in (0, 3)}
+    for number in (3, 0):
+        late = [second(batch) for batch in loader.epoch(number, view=0)]
+        assert all(same_bits(a, b) for a, b in zip(early[number], late, strict=True))
 
 
 def test_remembering_changes_no_bit_of_the_training() -> None:
@@ -211,7 +214,7 @@ def test_remembering_changes_no_bit_of_the_training() -> None:
         """Two views for whoever asks, so that a teacher without memory sees the same data."""
 
         def epoch(self, number: int, *, view: int | None = None) -> Iterator[IndexedBatch]:
-            return super().epoch(number, view=number % 2)
+            return super().epoch(number, view=number % 2 if view is None else view)
 
     data = indexed_images(32)
     states = []
@@ -224,31 +227,32 @@ def test_remembering_changes_no_bit_of_the_training() -> None:
 
 
 def test_dense_outputs_can_be_remembered() -> None:
-    teacher = nn.Conv2d(1, 3, 1)
-    guide = TeacherLogits(teacher, n_samples=4)
+    guide = TeacherLogits(nn.Conv2d(1, 3, 1), Indexed(torch.randn(5, 1, 2, 2), torch.zeros(5), batch_size=2))
     batch = IndexedBatch(torch.randn(4, 1, 2, 2), torch.zeros(4), torch.tensor([2, 0, 3, 1]), 0)
     first = guide(batch)
     assert first.shape == (4, 3, 2, 2)
-    assert same_bits(guide(batch._replace(inputs=torch.zeros(4, 1, 2, 2))), first)
     one = batch._replace(indices=torch.tensor([3]), inputs=torch.zeros(1, 1, 2, 2))
     assert same_bits(guide(one), first[2:3])
 
 
-def test_a_batch_with_an_unknown_sample_is_asked_for_again() -> None:
-    teacher = CountingTeacher(make_mlp())
-    guide = TeacherLogits(teacher, n_samples=4)
-    x = torch.randn(4, 6)
+@pytest.mark.parametrize("views", [0, 2])
+def test_trainings_that_share_a_teacher_end_as_each_alone(views: int) -> None:
+    """Here the second one asks for its views in another order than the first did."""
+    loader, teacher = indexed_images(30), Sociable(make_cnn(1))
+    shared = TeacherLogits(teacher, loader)
+    recipe = replace(GUIDED, epochs=4, teacher_views=views)
 
-    def ask(*indices: int) -> Tensor:
-        place = torch.tensor(indices)
-        return guide(IndexedBatch(x[place], torch.zeros(len(indices)), place, 0))
+    def trained(guide: Any, *, skip: int) -> dict[str, Tensor]:
+        model, state = student_cnn(), TrainState()
+        if skip:
+            state = replace(state, epochs_done=skip, model=student_cnn().state_dict())
+        list(fit(model, loader, recipe, teacher=guide, state=state))
+        return model.state_dict()
 
-    ask(0, 1)
-    assert teacher.rows == 2
-    assert torch.allclose(ask(1, 2), teacher.inner(x[1:3]))
-    assert teacher.rows == 4
-    ask(0, 1, 2)
-    assert teacher.rows == 4
+    late = trained(TeacherLogits(teacher, loader), skip=1)
+    early = trained(shared, skip=0)
+    assert same_state(trained(shared, skip=1), late)
+    assert same_state(trained(TeacherLogits(teacher, loader), skip=0), early)
 
 
 def test_a_teacher_without_weight_is_never_called() -> None:

@@ -40,7 +40,7 @@ def test_nothing_is_renamed_and_every_hook_is_removed() -> None:
     before = Snapshot.of(model)
     with keep_masks(model, optimizer, masks):
         assert attached(model, optimizer) == len(masks) + 1
-        assert list(model.state_dict()) == before.flags["keys"]
+        assert list(model.state_dict()) == before.flags["names in the state dict"]
         assert all(p is before.tensors[name][0] for name, p in model.named_parameters())
     assert attached(model, optimizer) == 0
     assert Snapshot.of(model).flags == before.flags

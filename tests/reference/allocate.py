@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from decimal import ROUND_HALF_UP, Decimal
+from fractions import Fraction
 
 import numpy as np
 from torch import Tensor
@@ -36,3 +37,29 @@ def with_floors(scores: Mapping[str, Tensor], n: int, floors: Mapping[str, int])
             n -= 1
     assert n == 0, "the floors leave too little to remove"
     return keep
+
+
+def in_turn(
+    shares: Mapping[str, int], lows: Mapping[str, int], highs: Mapping[str, int], total: int
+) -> dict[str, int]:
+    """`total` things given away one by one, each to whom it brings nearest to half a thing over its share."""
+    counts = dict(lows)
+    while sum(counts.values()) < total:
+        waiting = [name for name in counts if counts[name] < highs[name]]
+        turn = min(waiting, key=lambda name: Fraction(2 * counts[name] + 1, 2 * shares[name]))
+        counts[turn] += 1
+    return counts
+
+
+def erk_densities(shapes: Mapping[str, tuple[int, ...]], density: float) -> dict[str, float]:
+    """Erdős–Rényi-Kernel densities as their authors find them: overfull layers are made dense one by one."""
+    dense: set[str] = set()
+    raw = {name: sum(shape) / np.prod(shape) for name, shape in shapes.items()}
+    sizes = {name: float(np.prod(shape)) for name, shape in shapes.items()}
+    while True:
+        left = density * sum(sizes.values()) - sum(sizes[name] for name in dense)
+        factor = left / sum(raw[name] * sizes[name] for name in shapes if name not in dense)
+        fullest = max((name for name in shapes if name not in dense), key=lambda name: raw[name])
+        if factor * raw[fullest] <= 1:
+            return {name: 1.0 if name in dense else factor * raw[name] for name in shapes}
+        dense.add(fullest)

@@ -105,3 +105,55 @@ def term(gradients: Sequence[Tensor], weight: Tensor, *, kind: str, how: str, mo
         for column, w in zip(columns, weights, strict=True)
     ]
     return torch.tensor(scores, dtype=torch.float64).view(weight.shape)
+
+
+def lamp(weights: Sequence[float]) -> list[float]:
+    """Each w² over the sum of the squares that are not removed before it; equal ones go first to last."""
+    order = sorted(range(len(weights)), key=lambda i: (abs(weights[i]), i))
+    scores = [0.0] * len(weights)
+    for place, i in enumerate(order):
+        left = sum(weights[j] ** 2 for j in order[place:])
+        scores[i] = weights[i] ** 2 / left if left > 0 else 0.0
+    return scores
+
+
+def gradients(loss: Callable[[], float], weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: finite_difference(loss, weight) for name, weight in weights.items()}
+
+
+def moved(weights: dict[str, Tensor], by: dict[str, Tensor], factor: float) -> None:
+    """Move the weights in place by ``factor · by``."""
+    with torch.no_grad():
+        for name, weight in weights.items():
+            weight.add_(by[name], alpha=factor)
+
+
+def hessian_times(
+    loss: Callable[[], float], weights: dict[str, Tensor], vector: dict[str, Tensor], *, step: float = 1e-3
+) -> dict[str, Tensor]:
+    """H·v by the central difference of gradients, themselves finite differences."""
+    moved(weights, vector, step)
+    above = gradients(loss, weights)
+    moved(weights, vector, -2 * step)
+    below = gradients(loss, weights)
+    moved(weights, vector, step)
+    return {name: (above[name] - below[name]) / (2 * step) for name in weights}
+
+
+def platon(sensitivities: Sequence[float], beta1: float, beta2: float) -> float:
+    """Importance times uncertainty of one weight, from |w·g| of each batch."""
+    importance = uncertainty = 0.0
+    for now in sensitivities:
+        importance = beta1 * importance + (1 - beta1) * now
+        uncertainty = beta2 * uncertainty + (1 - beta2) * abs(now - importance)
+    return importance * uncertainty
+
+
+def trained(
+    loss: Callable[[int], float], parameters: dict[str, Tensor], *, steps: int, lr: float
+) -> dict[str, Tensor]:
+    """Take gradient steps in place, with finite differences; gives back where they started."""
+    start = {name: p.detach().clone() for name, p in parameters.items()}
+    for k in range(steps):
+        moved(parameters, gradients(lambda k=k: loss(k), parameters), -lr)  # type: ignore[misc]
+    return start

@@ -4,16 +4,37 @@ from __future__ import annotations
 
 import warnings
 
+from secateur.allocate.budgets import ERK, SmartRatios, UniformPlus
 from secateur.allocate.patterns import Unstructured
-from secateur.allocate.scopes import AbstractScope, Global, Layerwise
+from secateur.allocate.per_tensor import PerTensor
+from secateur.allocate.scopes import AbstractBudgets, AbstractScope, Global, Layerwise
 from secateur.counts import check_fraction
 from secateur.errors import EmptiedLayerWarning, ScoreError
 from secateur.masks import Masks
 from secateur.naming import Named
 
-__all__ = ["SCOPES", "AbstractScope", "Global", "Layerwise", "Unstructured", "allocate"]
+__all__ = [
+    "ERK",
+    "SCOPES",
+    "AbstractBudgets",
+    "AbstractScope",
+    "Global",
+    "Layerwise",
+    "PerTensor",
+    "SmartRatios",
+    "UniformPlus",
+    "Unstructured",
+    "allocate",
+]
 
-SCOPES: dict[str, type[AbstractScope]] = {"global": Global, "layerwise": Layerwise}
+SCOPES: dict[str, type[AbstractScope]] = {
+    "global": Global,
+    "layerwise": Layerwise,
+    "erk": ERK,
+    "uniform-plus": UniformPlus,
+    "smart-ratios": SmartRatios,
+    "per-tensor": PerTensor,
+}
 """Scopes by the name they have on the command line."""
 
 
@@ -39,7 +60,7 @@ def allocate(
         Masks with exactly ``n_prune(n, sparsity)`` zeros (in each tensor for `Layerwise`).
 
     Raises:
-        InvalidArgument: if `sparsity` is out of range.
+        InvalidArgument: if `sparsity` is out of range, or not one that the scope can meet.
         ScoreError: naming a tensor whose scores are not floating, or NaN or infinite.
 
     Warns:

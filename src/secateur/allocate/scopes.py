@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
+from typing import TypeAlias
 
 from torch import Tensor
 
-from secateur.allocate.select import cut_at, find_threshold
-from secateur.counts import check_fraction, n_floor, n_prune
+from secateur.allocate.select import without_lowest
+from secateur.counts import check_fraction, n_floor, n_keep, n_prune
 from secateur.errors import InvalidArgument
 from secateur.naming import Named
+
+Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
+"""Shapes of weights by parameter name, in the order of the network."""
 
 
 class AbstractScope(abc.ABC):
@@ -19,6 +25,30 @@ class AbstractScope(abc.ABC):
     @abc.abstractmethod
     def __call__(self, scores: Named, sparsity: float) -> dict[str, Tensor]:
         """Boolean masks, True = keep."""
+
+
+class AbstractBudgets(AbstractScope):
+    """A scope that says from the shapes alone how many weights each tensor keeps.
+
+    Within a tensor the highest scores stay.
+    """
+
+    @abc.abstractmethod
+    def n_keep(self, shapes: Shapes, sparsity: float) -> dict[str, int]:
+        """Number of weights that each tensor keeps."""
+
+    def __call__(self, scores: Named, sparsity: float) -> dict[str, Tensor]:
+        """Masks with exactly `n_keep` ones in every tensor.
+
+        Raises:
+            InvalidArgument: if the budgets cannot meet the sparsity.
+            ScoreError: if a score is NaN or infinite.
+        """
+        kept = self.n_keep({name: tuple(tensor.shape) for name, tensor in scores.items()}, sparsity)
+        masks: dict[str, Tensor] = {}
+        for name, tensor in scores.items():
+            masks |= without_lowest({name: tensor}, tensor.numel() - kept[name])
+        return masks
 
 
 @dataclass(frozen=True)
@@ -56,32 +86,23 @@ class Global(AbstractScope):
         while True:
             free = {name: scores[name] for name in scores if name not in protected}
             spent = sum(sizes[name] - floors[name] for name in protected)
-            masks = cut_at(free, find_threshold(free, to_prune - spent))
+            masks = without_lowest(free, to_prune - spent)
             starved = [
                 name for name, mask in masks.items() if floors[name] and int(mask.sum()) < floors[name]
             ]
             if not starved:
                 return {name: {**masks, **protected}[name] for name in scores}
             for name in starved:
-                alone = {name: scores[name]}
-                protected |= cut_at(alone, find_threshold(alone, sizes[name] - floors[name]))
+                protected |= without_lowest({name: scores[name]}, sizes[name] - floors[name])
 
 
 @dataclass(frozen=True)
-class Layerwise(AbstractScope):
+class Layerwise(AbstractBudgets):
     """Each tensor in a ranking of its own, all at the same sparsity.
 
     Only a tensor so small that its share rounds to all of it can be emptied.
     """
 
-    def __call__(self, scores: Named, sparsity: float) -> dict[str, Tensor]:
-        """Masks with exactly ``n_prune(numel, sparsity)`` zeros in every tensor.
-
-        Raises:
-            ScoreError: if a score is NaN or infinite.
-        """
-        masks: dict[str, Tensor] = {}
-        for name, tensor in scores.items():
-            alone = {name: tensor}
-            masks |= cut_at(alone, find_threshold(alone, n_prune(tensor.numel(), sparsity)))
-        return masks
+    def n_keep(self, shapes: Shapes, sparsity: float) -> dict[str, int]:
+        """``n_keep(numel, sparsity)`` of every tensor: the total may be off by half a weight a tensor."""
+        return {name: n_keep(prod(shape), sparsity) for name, shape in shapes.items()}

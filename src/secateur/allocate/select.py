@@ -82,6 +82,15 @@ def cut_at(scores: Named, threshold: Threshold) -> dict[str, Tensor]:
     return masks
 
 
+def without_lowest(scores: Named, n_prune: int) -> dict[str, Tensor]:
+    """Boolean masks, True = keep, of `scores` without the `n_prune` lowest ones of all together.
+
+    Raises:
+        ScoreError: naming the tensor that holds NaN or infinity.
+    """
+    return cut_at(scores, find_threshold(scores, n_prune))
+
+
 def _chunks(tensor: Tensor) -> Iterator[Tensor]:
     """Flat float32 pieces with −0.0 turned into 0.0."""
     for piece in tensor.detach().reshape(-1).split(_CHUNK):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 
 import torch
@@ -13,6 +13,9 @@ from torch import Tensor
 from secateur.data.images import ImageSplit, seeded
 from secateur.errors import InvalidArgument
 from secateur.naming import IndexedBatch
+
+_BYTES_MADE_TOGETHER = 2**25
+"""Memory of the inputs that an accelerator makes at once."""
 
 
 @dataclass(frozen=True)
@@ -109,12 +112,34 @@ class ImageLoader:
         for batch in self.epoch(0):
             yield batch.inputs, batch.labels
 
+    @property
+    def n_classes(self) -> int:
+        """Number of classes: the largest label plus 1."""
+        return int(self.split.labels.max()) + 1
+
+    def of_classes(self, classes: Sequence[int]) -> ImageLoader:
+        """Only the images of some classes, labelled 0, 1, … in the order in which the classes are given.
+
+        Raises:
+            InvalidArgument: if there is no such class.
+            DataError: if there is no image of any of them.
+        """
+        if not all(0 <= c < self.n_classes for c in classes):
+            raise InvalidArgument(f"classes must be in [0, {self.n_classes}), got {list(classes)}.")
+        place = torch.full((self.n_classes,), -1, dtype=torch.int64, device=self.split.labels.device)
+        place[list(classes)] = torch.arange(len(classes), device=place.device)
+        labels = place[self.split.labels]
+        chosen = (labels >= 0).nonzero().squeeze(1)
+        return replace(self, split=ImageSplit(self.split.images[chosen], labels[chosen]))
+
     def to(self, device: torch.device | str) -> ImageLoader:
         """The same batches made on another device, from images moved there once."""
         split = ImageSplit(self.split.images.to(device), self.split.labels.to(device))
         return replace(self, split=split)
 
-    def epoch(self, number: int, *, view: int | None = None) -> Iterator[IndexedBatch]:
+    def epoch(
+        self, number: int, *, view: int | None = None, start: int = 0, stop: int | None = None
+    ) -> Iterator[IndexedBatch]:
         """The batches of epoch `number`.
 
         The order follows from `seed` and `number`, the augmentation from `seed` and `view`: the same
@@ -123,26 +148,45 @@ class ImageLoader:
         Args:
             number: Of the epoch, from 0.
             view: Of the augmentation, from 0; by default `number`.
+            start: First batch to make, from 0.
+            stop: Batch to stop before; by default the end.
 
         Raises:
-            InvalidArgument: if `number` or `view` is negative.
+            InvalidArgument: if `number`, `view`, `start` or `stop` is negative.
         """
         view = number if view is None else view
         if number < 0 or view < 0:
             raise InvalidArgument(f"epochs and views count from 0, got epoch {number} and view {view}.")
-        return self._batches(number, view if self.augmentation is not None else 0)
+        if start < 0 or (stop is not None and stop < 0):
+            raise InvalidArgument(f"batches count from 0, got start={start} and stop={stop}.")
+        return self._batches(number, view if self.augmentation is not None else 0, slice(start, stop))
 
-    def _batches(self, number: int, view: int) -> Iterator[IndexedBatch]:
+    def _batches(self, number: int, view: int, piece: slice) -> Iterator[IndexedBatch]:
         n, images, labels = self.n_samples, self.split.images, self.split.labels
         order = torch.randperm(n, generator=seeded("order", self.seed, number)) if self.shuffle else None
         order = (torch.arange(n) if order is None else order).to(images.device)
         augment, choices = self.augmentation, self._choices(view)
         scale, shift = self._normalisation()
-        for indices in order.split(self.batch_size):
-            batch = images[indices]
+        batches = order.split(self.batch_size)[piece]
+        together = self._made_together()
+        for group in (batches[at : at + together] for at in range(0, len(batches), together)):
+            indices = torch.cat(group)
+            inputs = images[indices]
             if augment is not None:
-                batch = augment.apply(batch, choices[indices])
-            yield IndexedBatch(batch.float().mul_(scale).add_(shift), labels[indices], indices, view)
+                inputs = augment.apply(inputs, choices[indices])
+            inputs = inputs.float().mul_(scale).add_(shift)
+            parts = (part.split(self.batch_size) for part in (inputs, labels[indices], indices))
+            for x, y, chosen in zip(*parts, strict=True):
+                yield IndexedBatch(x, y, chosen, view)
+
+    def _made_together(self) -> int:
+        """Batches that are made at once: one on a CPU, which has a cache, many small ones on a GPU.
+
+        There each operation costs the same few microseconds of the host's time, however small.
+        """
+        if self.split.images.device.type == "cpu":
+            return 1
+        return max(1, _BYTES_MADE_TOGETHER // (4 * self.batch_size * self.split.images[0].numel()))
 
     def _choices(self, view: int) -> Tensor:
         """What the augmentation does to each image of the split in `view`; empty without one."""

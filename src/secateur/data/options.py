@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+
+from secateur.data.loader import ImageLoader
 from secateur.errors import DataError, InvalidArgument
 from secateur.naming import Batches, IndexedLoader
 
@@ -108,6 +111,25 @@ class Data:
             raise DataError(
                 f"data {self.name!r}: {len(self.classes)} names of classes for {self.n_classes} classes."
             )
+
+    def to(self, device: torch.device | str) -> Data:
+        """The same data, the images of every `ImageLoader` on `device`, where its batches are then made."""
+        return replace(self, **{name: part.to(device) for name, part in self._image_loaders().items()})
+
+    def near(self, device: torch.device) -> Data:
+        """The same data on `device` if it is a CUDA device with twice the memory free; else unchanged.
+
+        Batches are made much faster there than they are carried there.
+        """
+        if device.type != "cuda":
+            return self
+        size_bytes = sum(part.split.images.nbytes for part in self._image_loaders().values())
+        free_bytes, _ = torch.cuda.mem_get_info(device)
+        return self.to(device) if 2 * size_bytes <= free_bytes else self
+
+    def _image_loaders(self) -> dict[str, ImageLoader]:
+        parts = {"train": self.train, "val": self.val, "test": self.test, "calibration": self.calibration}
+        return {name: part for name, part in parts.items() if isinstance(part, ImageLoader)}
 
     def describe(self) -> dict[str, Any]:
         """Name, classes, shape and sizes, as plain values for a report.

@@ -15,14 +15,15 @@ from secateur.models.cnn import small_cnn, wide_cnn
 from secateur.models.resnet import resnet18, resnet20, resnet32, resnet34, resnet44, resnet50, resnet56
 from secateur.models.vgg import vgg16_bn
 from secateur.models.weights import load_weights
+from secateur.models.widths import widest_within
 
-__all__ = ["MODELS", "ModelFactory", "build_model", "load_weights"]
+__all__ = ["MODELS", "ModelFactory", "build_model", "load_weights", "widest_within"]
 
 
 class ModelFactory(Protocol):
     """What a built-in name stands for: a model from images (B, C, H, W), H and W ≥ 8, to logits."""
 
-    def __call__(self, *, num_classes: int = ..., in_channels: int = ...) -> nn.Module:
+    def __call__(self, *, num_classes: int = ..., in_channels: int = ..., width: float = ...) -> nn.Module:
         """The untrained model; torch's global generator decides its weights."""
         ...
 
@@ -42,14 +43,15 @@ MODELS: Mapping[str, ModelFactory] = {
 """Built-in models by name."""
 
 
-def build_model(spec: str, *, num_classes: int, in_channels: int) -> nn.Module:
+def build_model(spec: str, *, num_classes: int, in_channels: int, width: float = 1.0) -> nn.Module:
     """An untrained model by name. Seed torch before the call to fix its weights.
 
     Args:
         spec: A name in `MODELS`, ``timm:NAME``, or ``pkg.mod:factory``; a factory is called with
-            those of `num_classes` and `in_channels` that it accepts.
+            those of `num_classes`, `in_channels` and `width` that it accepts.
         num_classes: Outputs, ≥ 1.
         in_channels: Channels of the images, ≥ 1.
+        width: What the numbers of channels are multiplied by, > 0; not for ``timm:``.
 
     Raises:
         ModelError: if there is no such model, or a factory returns something else.
@@ -60,15 +62,19 @@ def build_model(spec: str, *, num_classes: int, in_channels: int) -> nn.Module:
             f"num_classes and in_channels must be at least 1, got {num_classes} and {in_channels}."
         )
     if spec in MODELS:
-        return MODELS[spec](num_classes=num_classes, in_channels=in_channels)
+        return MODELS[spec](num_classes=num_classes, in_channels=in_channels, width=width)
     if spec.startswith("timm:"):
+        if width != 1.0:
+            raise ModelError(f"{spec!r} comes in one width only; give a factory with a `width` argument.")
         return _build_timm(spec, num_classes=num_classes, in_channels=in_channels)
     if ":" not in spec:
         raise ModelError(
             f"unknown model {spec!r}.{_did_you_mean(spec.lower(), list(MODELS))} "
             f"Built in: {', '.join(MODELS)}. Or give 'timm:NAME' or 'pkg.mod:factory'."
         )
-    offered = {"num_classes": num_classes, "in_channels": in_channels}
+    offered: dict[str, object] = {"num_classes": num_classes, "in_channels": in_channels}
+    if width != 1.0:
+        offered["width"] = width
     model = call_factory(spec, offered, kind="model")
     if not isinstance(model, nn.Module):
         what = type(model).__name__

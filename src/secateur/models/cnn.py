@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from secateur.models.widths import scaled
+
 
 class Cnn(nn.Module):
     """Three blocks of 3×3 convolution, BatchNorm and ReLU, max-pooling between them, one linear classifier.
@@ -31,14 +33,16 @@ class Cnn(nn.Module):
         return self.classifier(self.features(x).mean(dim=(2, 3)))
 
 
-def small_cnn(*, num_classes: int = 10, in_channels: int = 1) -> Cnn:
+def small_cnn(*, num_classes: int = 10, in_channels: int = 1, width: float = 1.0) -> Cnn:
     """Three convolutions of 32, 64 and 64 channels, 0.06 M parameters."""
-    return Cnn((32, 64, 64), num_classes=num_classes, in_channels=in_channels)
+    widths = (scaled(32, width), scaled(64, width), scaled(64, width))
+    return Cnn(widths, num_classes=num_classes, in_channels=in_channels)
 
 
-def wide_cnn(*, num_classes: int = 10, in_channels: int = 1) -> Cnn:
+def wide_cnn(*, num_classes: int = 10, in_channels: int = 1, width: float = 1.0) -> Cnn:
     """Three convolutions of 64, 128 and 128 channels, 0.22 M parameters."""
-    return Cnn((64, 128, 128), num_classes=num_classes, in_channels=in_channels)
+    widths = (scaled(64, width), scaled(128, width), scaled(128, width))
+    return Cnn(widths, num_classes=num_classes, in_channels=in_channels)
 
 
 def _block(in_channels: int, width: int) -> tuple[nn.Module, nn.Module, nn.Module]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from secateur.models.widths import scaled
+
 
 class PaddedShortcut(nn.Module):
     """Option A of the paper: every `stride`-th pixel, new channels filled with zeros. Without parameters."""
@@ -115,16 +117,20 @@ class CifarResNet(nn.Module):
         blocks: Blocks a stage, the n of the paper.
         num_classes: Outputs.
         in_channels: Channels of the images.
+        width: What the numbers of channels are multiplied by.
     """
 
-    def __init__(self, blocks: int, *, num_classes: int = 10, in_channels: int = 3) -> None:
+    def __init__(
+        self, blocks: int, *, num_classes: int = 10, in_channels: int = 3, width: float = 1.0
+    ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
-        self.layer1 = _stage(BasicBlock, 16, 16, blocks, stride=1, shortcut=PaddedShortcut)
-        self.layer2 = _stage(BasicBlock, 16, 32, blocks, stride=2, shortcut=PaddedShortcut)
-        self.layer3 = _stage(BasicBlock, 32, 64, blocks, stride=2, shortcut=PaddedShortcut)
-        self.linear = nn.Linear(64, num_classes)
+        first, second, third = (scaled(channels, width) for channels in (16, 32, 64))
+        self.conv1 = nn.Conv2d(in_channels, first, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(first)
+        self.layer1 = _stage(BasicBlock, first, first, blocks, stride=1, shortcut=PaddedShortcut)
+        self.layer2 = _stage(BasicBlock, first, second, blocks, stride=2, shortcut=PaddedShortcut)
+        self.layer3 = _stage(BasicBlock, second, third, blocks, stride=2, shortcut=PaddedShortcut)
+        self.linear = nn.Linear(third, num_classes)
         _init_he(self)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -144,6 +150,7 @@ class ResNet(nn.Module):
         blocks: Blocks in each of the four stages.
         num_classes: Outputs.
         in_channels: Channels of the images.
+        width: What the numbers of channels are multiplied by.
     """
 
     def __init__(
@@ -153,16 +160,18 @@ class ResNet(nn.Module):
         *,
         num_classes: int = 10,
         in_channels: int = 3,
+        width: float = 1.0,
     ) -> None:
         super().__init__()
         e = block.expansion
-        self.conv1 = nn.Conv2d(in_channels, 64, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(64)
-        self.layer1 = _stage(block, 64, 64, blocks[0], stride=1, shortcut=ProjectedShortcut)
-        self.layer2 = _stage(block, 64 * e, 128, blocks[1], stride=2, shortcut=ProjectedShortcut)
-        self.layer3 = _stage(block, 128 * e, 256, blocks[2], stride=2, shortcut=ProjectedShortcut)
-        self.layer4 = _stage(block, 256 * e, 512, blocks[3], stride=2, shortcut=ProjectedShortcut)
-        self.fc = nn.Linear(512 * e, num_classes)
+        first, second, third, fourth = (scaled(channels, width) for channels in (64, 128, 256, 512))
+        self.conv1 = nn.Conv2d(in_channels, first, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(first)
+        self.layer1 = _stage(block, first, first, blocks[0], stride=1, shortcut=ProjectedShortcut)
+        self.layer2 = _stage(block, first * e, second, blocks[1], stride=2, shortcut=ProjectedShortcut)
+        self.layer3 = _stage(block, second * e, third, blocks[2], stride=2, shortcut=ProjectedShortcut)
+        self.layer4 = _stage(block, third * e, fourth, blocks[3], stride=2, shortcut=ProjectedShortcut)
+        self.fc = nn.Linear(fourth * e, num_classes)
         _init_he(self)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -172,39 +181,39 @@ class ResNet(nn.Module):
         return self.fc(out.mean(dim=(2, 3)))
 
 
-def resnet20(*, num_classes: int = 10, in_channels: int = 3) -> CifarResNet:
+def resnet20(*, num_classes: int = 10, in_channels: int = 3, width: float = 1.0) -> CifarResNet:
     """ResNet-20 of the CIFAR paper, 0.27 M parameters."""
-    return CifarResNet(3, num_classes=num_classes, in_channels=in_channels)
+    return CifarResNet(3, num_classes=num_classes, in_channels=in_channels, width=width)
 
 
-def resnet32(*, num_classes: int = 10, in_channels: int = 3) -> CifarResNet:
+def resnet32(*, num_classes: int = 10, in_channels: int = 3, width: float = 1.0) -> CifarResNet:
     """ResNet-32 of the CIFAR paper, 0.46 M parameters."""
-    return CifarResNet(5, num_classes=num_classes, in_channels=in_channels)
+    return CifarResNet(5, num_classes=num_classes, in_channels=in_channels, width=width)
 
 
-def resnet44(*, num_classes: int = 10, in_channels: int = 3) -> CifarResNet:
+def resnet44(*, num_classes: int = 10, in_channels: int = 3, width: float = 1.0) -> CifarResNet:
     """ResNet-44 of the CIFAR paper, 0.66 M parameters."""
-    return CifarResNet(7, num_classes=num_classes, in_channels=in_channels)
+    return CifarResNet(7, num_classes=num_classes, in_channels=in_channels, width=width)
 
 
-def resnet56(*, num_classes: int = 10, in_channels: int = 3) -> CifarResNet:
+def resnet56(*, num_classes: int = 10, in_channels: int = 3, width: float = 1.0) -> CifarResNet:
     """ResNet-56 of the CIFAR paper, 0.85 M parameters."""
-    return CifarResNet(9, num_classes=num_classes, in_channels=in_channels)
+    return CifarResNet(9, num_classes=num_classes, in_channels=in_channels, width=width)
 
 
-def resnet18(*, num_classes: int = 10, in_channels: int = 3) -> ResNet:
+def resnet18(*, num_classes: int = 10, in_channels: int = 3, width: float = 1.0) -> ResNet:
     """ResNet-18 with the stem for small images, 11.2 M parameters."""
-    return ResNet(BasicBlock, (2, 2, 2, 2), num_classes=num_classes, in_channels=in_channels)
+    return ResNet(BasicBlock, (2, 2, 2, 2), num_classes=num_classes, in_channels=in_channels, width=width)
 
 
-def resnet34(*, num_classes: int = 10, in_channels: int = 3) -> ResNet:
+def resnet34(*, num_classes: int = 10, in_channels: int = 3, width: float = 1.0) -> ResNet:
     """ResNet-34 with the stem for small images, 21.3 M parameters."""
-    return ResNet(BasicBlock, (3, 4, 6, 3), num_classes=num_classes, in_channels=in_channels)
+    return ResNet(BasicBlock, (3, 4, 6, 3), num_classes=num_classes, in_channels=in_channels, width=width)
 
 
-def resnet50(*, num_classes: int = 10, in_channels: int = 3) -> ResNet:
+def resnet50(*, num_classes: int = 10, in_channels: int = 3, width: float = 1.0) -> ResNet:
     """ResNet-50 with the stem for small images, 23.5 M parameters."""
-    return ResNet(Bottleneck, (3, 4, 6, 3), num_classes=num_classes, in_channels=in_channels)
+    return ResNet(Bottleneck, (3, 4, 6, 3), num_classes=num_classes, in_channels=in_channels, width=width)
 
 
 def _stage(

@@ -6,13 +6,17 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from secateur.errors import RunError
+from secateur.report.arena.grid import Grid
+from secateur.report.arena.page import suite_page
+from secateur.report.arena.schema import read_suite
+from secateur.report.arena.tables import accuracy_markdown
 from secateur.report.comparison import comparison_page
 from secateur.report.html import render
 from secateur.report.run import run_page
 from secateur.report.schema import read_run, read_sweep
 from secateur.report.sweep import sweep_page
 
-__all__ = ["render_comparison", "render_run", "render_sweep"]
+__all__ = ["render_comparison", "render_run", "render_suite", "render_sweep", "suite_table"]
 
 
 def render_run(result: Mapping[str, Any]) -> str:
@@ -70,3 +74,31 @@ def render_sweep(sweep: Mapping[str, Any]) -> str:
         RunError: naming the key, if it is missing, of the wrong type, or of another format.
     """
     return render(sweep_page(read_sweep(sweep)))
+
+
+def render_suite(content: Mapping[str, Any]) -> str:
+    """The report over a suite: curves, tables, paired differences, costs, masks, controls, and its limits.
+
+    Args:
+        content: A parsed ``suite.json``, ``"format": "secateur-suite"``; cells may be missing.
+
+    Returns:
+        A complete document, as `render_run` gives it.
+
+    Raises:
+        RunError: naming the key, if it is missing, of the wrong type, or of another format; and if no
+            cell is finished.
+    """
+    return render(suite_page(read_suite(content)))
+
+
+def suite_table(content: Mapping[str, Any]) -> str:
+    """The result of a suite as Markdown: accuracies at the last stage, and paired differences.
+
+    Args:
+        content: As for `render_suite`.
+
+    Raises:
+        RunError: as `render_suite` does.
+    """
+    return accuracy_markdown(Grid(read_suite(content)))

@@ -25,7 +25,9 @@ ACCENT = GREEN
 SERIES = (GREEN, BLUE, ORANGE, PURPLE, RED, GREY)
 
 WIDTH = 310.0
-"""Width of every figure in points: narrow, so that text stays readable when a phone shrinks it."""
+"""Width of a figure in points: narrow, so that text stays readable when a phone shrinks it."""
+WIDE = 655.0
+"""Width of a figure that takes both columns; a phone scrolls it instead of shrinking it."""
 FONT = 9.5
 
 _STYLE: dict[Any, Any] = {
@@ -63,7 +65,9 @@ _STYLE: dict[Any, Any] = {
 _NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 
-def draw(key: str, label: str, height: float, paint: Callable[[Figure], None]) -> Markup:
+def draw(
+    key: str, label: str, height: float, paint: Callable[[Figure], None], *, width: float = WIDTH
+) -> Markup:
     """One figure as an ``<svg>`` element to put into a page.
 
     The same input gives the same bytes. The user's matplotlib settings play no part and come back
@@ -74,6 +78,7 @@ def draw(key: str, label: str, height: float, paint: Callable[[Figure], None]) -
         label: What the figure shows, for those who cannot see it.
         height: In points, > 0.
         paint: Draws on the empty figure that it is given, in the colours of this module.
+        width: `WIDTH`, or `WIDE` for a panel that is wide.
 
     Raises:
         InvalidArgument: if `key` is not fit for an id.
@@ -87,7 +92,7 @@ def draw(key: str, label: str, height: float, paint: Callable[[Figure], None]) -
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)
         matplotlib.rcParams["svg.hashsalt"] = key
-        figure = Figure(figsize=(WIDTH / 72, height / 72), layout="constrained")
+        figure = Figure(figsize=(width / 72, height / 72), layout="constrained")
         paint(figure)
         figure.savefig(buffer, format="svg", metadata=_NO_METADATA)
     return Markup(_inline(buffer.getvalue(), key, label))

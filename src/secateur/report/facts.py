@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from secateur.report.page import Facts
 from secateur.report.words import ABSENT, number, percent, value
@@ -29,14 +29,14 @@ def provenance(source: Mapping[str, Any]) -> tuple[Facts, ...]:
     """
     groups = [
         Facts("Run", tuple(_run(source))),
-        Facts("Criterion", _pairs(source["criterion"])),
-        Facts("Data", _pairs(source["data"])),
+        Facts("Criterion", pairs(source["criterion"])),
+        Facts("Data", pairs(source["data"])),
         Facts("Models", tuple(_models(source["models"]))),
-        Facts("Versions", _pairs(source["versions"])),
-        Facts("Hardware", _pairs(source["hardware"])),
+        Facts("Versions", pairs(source["versions"])),
+        Facts("Hardware", pairs(source["hardware"])),
     ]
     if "scope" in source:
-        groups.insert(2, Facts("Scope: where weights compete", _pairs(source["scope"])))
+        groups.insert(2, Facts("Scope: where weights compete", pairs(source["scope"])))
     return tuple(group for group in groups if group.items)
 
 
@@ -57,6 +57,9 @@ def _run(source: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
             f"{percent(sparsity['all'], 2)} ({n_prune} of {number(source['n_parameters'])})",
         )
         yield "mask digest", source["mask_digest"]
+    if "stages" in source:
+        n, regrow = source["stages"]["n"], source["stages"]["regrow"]
+        yield "stages of the cut", f"{n}, removed weights may return" if regrow else str(n)
 
 
 def _models(models: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
@@ -69,7 +72,8 @@ def _described(model: Mapping[str, Any]) -> str:
     return ", ".join([str(model["name"]), *others])
 
 
-def _pairs(group: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+def pairs(group: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    """Names and values of a group, as a reader likes to see them."""
     return tuple((_NAMES.get(key, key.replace("_", " ")), value(key, part)) for key, part in group.items())
 
 
@@ -79,15 +83,33 @@ def shared(runs: Sequence[Mapping[str, Any]]) -> tuple[Facts, ...]:
     Args:
         runs: At least one, as `read_run` returns them.
     """
+    together, apart = alike(runs, ("data", "models", "versions", "hardware", "commit"))
+    digests = tuple((run["run_id"], run["mask_digest"]) for run in runs)
+    groups = (Facts("The same in all runs", together), Facts("Not the same", apart))
+    return tuple(group for group in (*groups, Facts("Mask digests", digests)) if group.items)
+
+
+def alike(
+    sources: Sequence[Mapping[str, Any]], groups: Sequence[str]
+) -> tuple[tuple[tuple[str, str], ...], tuple[tuple[str, str], ...]]:
+    """Names and values in some groups of keys: those that all sources share, and those that differ.
+
+    Args:
+        sources: At least one.
+        groups: Keys that all have; what is under one is an object or a single value.
+    """
     together: list[tuple[str, str]] = []
     apart: list[tuple[str, str]] = []
-    for group in ("data", "models", "versions", "hardware"):
-        found = [dict(_models(run[group]) if group == "models" else _pairs(run[group])) for run in runs]
-        for name in dict.fromkeys(name for pairs in found for name in pairs):
-            texts = list(dict.fromkeys(pairs.get(name, ABSENT) for pairs in found))
+    for group in groups:
+        found = [dict(_group(group, source[group])) for source in sources]
+        for name in dict.fromkeys(name for items in found for name in items):
+            texts = list(dict.fromkeys(items.get(name, ABSENT) for items in found))
             (together if len(texts) == 1 else apart).append((name, "; ".join(texts)))
-    commits = list(dict.fromkeys(value("commit", run["commit"]) for run in runs))
-    (together if len(commits) == 1 else apart).append(("commit", "; ".join(commits)))
-    digests = tuple((run["run_id"], run["mask_digest"]) for run in runs)
-    groups = (Facts("The same in all runs", tuple(together)), Facts("Not the same", tuple(apart)))
-    return tuple(group for group in (*groups, Facts("Mask digests", digests)) if group.items)
+    return tuple(together), tuple(apart)
+
+
+def _group(name: str, part: object) -> Iterable[tuple[str, str]]:
+    if not isinstance(part, Mapping):
+        return ((name, value(name, part)),)
+    group = cast("Mapping[str, Any]", part)
+    return _models(group) if name == "models" else pairs(group)

@@ -57,9 +57,12 @@ def labels(runs: Sequence[Run]) -> list[str]:
 def _settings(run: Run) -> dict[str, str]:
     """All that may be varied on purpose, as text."""
     criterion, scope = run["criterion"], run["scope"]
+    stages = run.get("stages", {"n": 1, "regrow": False})  # older results know of one cut only
     return {
         **{key: value(key, item) for key, item in criterion.items() if key not in ("name", "seed")},
         **{"scope" if key == "name" else key: value(key, item) for key, item in scope.items()},
+        "stages": str(stages["n"]),
+        "regrow": value("regrow", stages["regrow"]),
         "samples": value("n_calibration", run["data"].get("n_calibration")),
     }
 

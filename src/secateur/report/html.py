@@ -30,7 +30,7 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
 
 def render(page: Page) -> str:
     """`page` as a complete HTML document: styles and figures inside, no scripts, nothing loaded."""
-    return _template().render(page=page, style=Markup(_read("style.css")), glossary=GLOSSARY)
+    return _template().render(page=page, style=Markup(_read("style.css")), glossary=(*GLOSSARY, *page.words))
 
 
 @cache

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from markupsafe import Markup
@@ -15,12 +16,14 @@ class Table:
     Args:
         caption: What the numbers are.
         head: One heading a column.
-        rows: One cell a column, already formatted.
+        rows: One cell a column, already formatted; a row of a single cell is a heading over those below.
+        marks: What stands out, by row and column, both from 0.
     """
 
     caption: str
     head: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    marks: Mapping[tuple[int, int], Literal["best", "above", "below"]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class Panel:
         svg: The drawing, or None where there is nothing to draw.
         absent: Why there is nothing to draw.
         table: The same numbers as text.
+        wide: It takes both columns of the page; the drawing is `canvas.WIDE` then.
     """
 
     key: str
@@ -44,16 +48,18 @@ class Panel:
     svg: Markup | None = None
     absent: str = ""
     table: Table | None = None
+    wide: bool = False
 
 
 @dataclass(frozen=True)
 class Section:
-    """Panels under one heading."""
+    """Panels under one heading, then tables, then points: each a few words and the sentences on them."""
 
     title: str
     intro: str
     panels: tuple[Panel, ...] = ()
     tables: tuple[Table, ...] = ()
+    points: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -97,12 +103,13 @@ class Page:
         title: Of the browser tab.
         kicker: The small line over the headline.
         headline: Read one after the other they are the headline sentence.
-        lede: One paragraph below it.
+        lede: Below it; an empty line begins another paragraph.
         density: Fraction of prunable weights kept, drawn as a strip of 100 squares; None for no strip.
         notices: Shown before anything else.
         sections: In reading order.
         facts: Where the numbers come from.
         commands: What to do next.
+        words: Words and their meanings, for those that this page alone uses.
     """
 
     title: str
@@ -114,3 +121,4 @@ class Page:
     sections: tuple[Section, ...]
     facts: tuple[Facts, ...]
     commands: tuple[Command, ...]
+    words: tuple[tuple[str, str], ...] = ()

@@ -17,6 +17,7 @@ from secateur.report.outcome_panels import (
     size_panel,
 )
 from secateur.report.page import Command, Page, Section, Stat
+from secateur.report.stages_panel import stages_panels
 from secateur.report.words import STAGES, duration, percent, times
 
 Run = Mapping[str, Any]
@@ -45,7 +46,13 @@ def run_page(run: Run) -> Page:
                 "What was removed, and why",
                 "Every weight gets a score, the highest scores stay. These figures show where the line fell "
                 "and how far the score can be trusted.",
-                (density_panel(run), scores_panel(run), split_half_panel(run), agreement_panel(run)),
+                (
+                    density_panel(run),
+                    scores_panel(run),
+                    *stages_panels(run),
+                    split_half_panel(run),
+                    agreement_panel(run),
+                ),
             ),
             Section("How it learned", "Training before the cut, and recovery after it.", curve_panels(run)),
         ),

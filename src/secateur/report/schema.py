@@ -17,11 +17,12 @@ NUMBER: Types = (int, float)
 WHOLE: Types = (int,)
 OBJECT: Types = (Mapping,)
 LIST: Types = (list, tuple)
-_DAMAGED = "The file is damaged or was edited: run the command that wrote it again."
+DAMAGED = "The file is damaged or was edited: run the command that wrote it again."
 CURVES = ("teacher", "dense", "recovered", "recovered_kd")
 
 
-def _or_null(types: Types) -> Types:
+def or_null(types: Types) -> Types:
+    """`types`, or null."""
     return (*types, NoneType)
 
 
@@ -30,15 +31,15 @@ _SHARED: Mapping[str, Types] = {
     "criterion.name": TEXT,
     "data.name": TEXT,
     "models.student": OBJECT,
-    "models.teacher": _or_null(OBJECT),
+    "models.teacher": or_null(OBJECT),
     "versions": OBJECT,
     "hardware": OBJECT,
-    "seed": _or_null(WHOLE),
-    "seconds.total": _or_null(NUMBER),
+    "seed": or_null(WHOLE),
+    "seconds.total": or_null(NUMBER),
 }
 _RUN: Mapping[str, Types] = {
     **_SHARED,
-    **{f"accuracy.{stage}": _or_null(NUMBER) for stage in STAGES},
+    **{f"accuracy.{stage}": or_null(NUMBER) for stage in STAGES},
     "sparsity.asked": NUMBER,
     "sparsity.prunable": NUMBER,
     "sparsity.all": NUMBER,
@@ -46,64 +47,67 @@ _RUN: Mapping[str, Types] = {
     "n_prunable": WHOLE,
     "n_parameters": WHOLE,
     "mask_digest": TEXT,
-    "size_bytes.dense": _or_null(NUMBER),
-    "size_bytes.sparse": _or_null(NUMBER),
-    "commit": _or_null(TEXT),
+    "size_bytes.dense": or_null(NUMBER),
+    "size_bytes.sparse": or_null(NUMBER),
+    "commit": or_null(TEXT),
     "scope.name": TEXT,
-    "data.n_test": _or_null(WHOLE),
-    "data.n_classes": _or_null(WHOLE),
+    "data.n_test": or_null(WHOLE),
+    "data.n_classes": or_null(WHOLE),
     "layers": LIST,
-    **{f"curves.{name}": _or_null(LIST) for name in CURVES},
-    "selected_epoch.recovered": _or_null(WHOLE),
-    "selected_epoch.recovered_kd": _or_null(WHOLE),
-    "diagnostics.score_histogram": _or_null(OBJECT),
-    "diagnostics.agreement": _or_null(OBJECT),
-    "diagnostics.split_half": _or_null(OBJECT),
+    **{f"curves.{name}": or_null(LIST) for name in CURVES},
+    "selected_epoch.recovered": or_null(WHOLE),
+    "selected_epoch.recovered_kd": or_null(WHOLE),
+    "diagnostics.score_histogram": or_null(OBJECT),
+    "diagnostics.agreement": or_null(OBJECT),
+    "diagnostics.split_half": or_null(OBJECT),
     "warnings": LIST,
 }
 _FRACTIONS = frozenset(
     {f"accuracy.{stage}" for stage in STAGES}
     | {"sparsity.asked", "sparsity.prunable", "sparsity.all", "sparsity", "density", "dense_accuracy"}
-    | {"val_accuracy", "cut", "batchnorm", "mask_overlap", "expected_random"}
+    | {"val_accuracy", "cut", "batchnorm", "mask_overlap", "expected_random", "jaccard"}
 )
-_SWEEP: Mapping[str, Types] = {**_SHARED, "dense_accuracy": _or_null(NUMBER), "rows": LIST}
+_SWEEP: Mapping[str, Types] = {**_SHARED, "dense_accuracy": or_null(NUMBER), "rows": LIST}
 
 _TERM: Mapping[str, Types] = {"counts": LIST, "n_zero": WHOLE}
 _PARTS: Mapping[str, Mapping[str, Types]] = {
     "diagnostics.score_histogram": {
         **_TERM,
         "log10_edges": LIST,
-        "log10_threshold": _or_null(NUMBER),
-        "terms": _or_null(OBJECT),
+        "log10_threshold": or_null(NUMBER),
+        "terms": or_null(OBJECT),
     },
     "diagnostics.score_histogram.terms": {"task": OBJECT, "teacher": OBJECT},
     "diagnostics.score_histogram.terms.task": _TERM,
     "diagnostics.score_histogram.terms.teacher": _TERM,
     "diagnostics.agreement": {
-        "spearman": _or_null(NUMBER),
-        "mask_overlap": _or_null(NUMBER),
+        "spearman": or_null(NUMBER),
+        "mask_overlap": or_null(NUMBER),
         "layers": LIST,
     },
     "diagnostics.split_half": {
         "mask_overlap": NUMBER,
         "expected_random": NUMBER,
-        "n_samples_per_half": _or_null(WHOLE),
+        "n_samples_per_half": or_null(WHOLE),
     },
+    "stages": {"n": WHOLE, "rows": LIST, "one_cut": or_null(OBJECT)},
+    "stages.one_cut": {"cut": NUMBER, "batchnorm": or_null(NUMBER), "mask_overlap": NUMBER},
 }
 _EPOCH: Mapping[str, Types] = {
     "epoch": NUMBER,
-    "loss": _or_null(NUMBER),
-    "val_accuracy": _or_null(NUMBER),
+    "loss": or_null(NUMBER),
+    "val_accuracy": or_null(NUMBER),
 }
 _ITEMS: Mapping[str, Mapping[str, Types]] = {
     "layers": {"name": TEXT, "shape": LIST, "numel": WHOLE, "n_keep": WHOLE, "density": NUMBER},
     **{f"curves.{name}": _EPOCH for name in CURVES},
-    "diagnostics.agreement.layers": {"name": TEXT, "spearman": _or_null(NUMBER)},
+    "stages.rows": {"sparsity": NUMBER, "n_prune": WHOLE, "n_returned": WHOLE},
+    "diagnostics.agreement.layers": {"name": TEXT, "spearman": or_null(NUMBER)},
     "rows": {
-        "alpha": _or_null(NUMBER),
+        "alpha": or_null(NUMBER),
         "sparsity": NUMBER,
-        "cut": _or_null(NUMBER),
-        "batchnorm": _or_null(NUMBER),
+        "cut": or_null(NUMBER),
+        "batchnorm": or_null(NUMBER),
     },
 }
 
@@ -139,28 +143,46 @@ def read_sweep(sweep: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _read(source: Mapping[str, Any], format_name: str, spec: Mapping[str, Types]) -> Mapping[str, Any]:
-    found = source.get("format")
-    if found != format_name:
-        raise RunError(
-            f"key 'format' must be {format_name!r}, got {found!r}. "
-            "Give the result file that secateur wrote into the run folder."
-        )
-    if source.get("version") != 1:
-        raise RunError(
-            f"key 'version' must be 1, got {source.get('version')!r}. "
-            "The file was written by another release of secateur: use that one, or run again."
-        )
-    checked = cast("Mapping[str, Any]", _finite(source))
-    _check_keys(checked, spec, "")
+    checked = check_format(source, format_name)
+    check_keys(checked, spec, "")
     for path, part in _PARTS.items():
         if isinstance(found := _find(checked, path), Mapping):
-            _check_keys(cast("Mapping[str, Any]", found), part, f"{path}.")
+            check_keys(cast("Mapping[str, Any]", found), part, f"{path}.")
     for path, item in _ITEMS.items():
         entries = cast("Sequence[Any]", _find(checked, path) or ())
         for index, entry in enumerate(entries):
-            _check_keys(entry, item, f"{path}[{index}].")
+            check_keys(entry, item, f"{path}[{index}].")
     _check_histogram(checked)
     return checked
+
+
+def check_format(
+    source: Mapping[str, Any],
+    format_name: str,
+    *,
+    where: str = "",
+    which: str = "the result file that secateur wrote into the run folder",
+) -> Mapping[str, Any]:
+    """A copy of `source`, which says that it is of format `format_name`; NaN and infinities are null in it.
+
+    Args:
+        source: A parsed file, or a part of one.
+        format_name: What its key ``format`` must say.
+        where: Path of the part in the file, with the dot that follows; empty for a whole file.
+        which: The file that ought to have been given.
+
+    Raises:
+        RunError: for another format or version.
+    """
+    found = source.get("format")
+    if found != format_name:
+        raise RunError(f"key '{where}format' must be {format_name!r}, got {found!r}. Give {which}.")
+    if source.get("version") != 1:
+        raise RunError(
+            f"key '{where}version' must be 1, got {source.get('version')!r}. "
+            "The file was written by another release of secateur: use that one, or run again."
+        )
+    return cast("Mapping[str, Any]", _finite(source))
 
 
 def _finite(item: object) -> object:
@@ -181,7 +203,17 @@ def _find(source: object, path: str) -> object:
     return source
 
 
-def _check_keys(source: object, spec: Mapping[str, Types], prefix: str) -> None:
+def check_keys(source: object, spec: Mapping[str, Types], prefix: str) -> None:
+    """Refuse `source` unless it has every key of `spec`, of the right type and range.
+
+    Args:
+        source: An object of the file.
+        spec: Allowed types by key; a dot leads into an object.
+        prefix: Path of `source` in the file, for the error.
+
+    Raises:
+        RunError: naming the key.
+    """
     for path, types in spec.items():
         part: object = source
         walked = prefix
@@ -196,13 +228,13 @@ def _check_keys(source: object, spec: Mapping[str, Types], prefix: str) -> None:
             walked += "."
         if not isinstance(part, types) or isinstance(part, bool):
             allowed = " or ".join("null" if kind is NoneType else kind.__name__ for kind in types)
-            raise RunError(f"key {prefix + path!r} must be {allowed}, got {part!r}. {_DAMAGED}")
+            raise RunError(f"key {prefix + path!r} must be {allowed}, got {part!r}. {DAMAGED}")
         _check_fraction(path, prefix + path, part)
 
 
 def _check_fraction(path: str, name: str, part: object) -> None:
     if path in _FRACTIONS and isinstance(part, (int, float)) and not 0 <= part <= 1:
-        raise RunError(f"key {name!r} must be a fraction in [0, 1], got {part!r}. {_DAMAGED}")
+        raise RunError(f"key {name!r} must be a fraction in [0, 1], got {part!r}. {DAMAGED}")
 
 
 def _check_histogram(checked: Mapping[str, Any]) -> None:
@@ -213,12 +245,12 @@ def _check_histogram(checked: Mapping[str, Any]) -> None:
     if n_bins < 1:
         raise RunError(
             "key 'diagnostics.score_histogram.log10_edges' must have at least 2 entries, "
-            f"got {n_bins + 1}. {_DAMAGED}"
+            f"got {n_bins + 1}. {DAMAGED}"
         )
     terms = {"": histogram, **{f"terms.{name}.": term for name, term in (histogram["terms"] or {}).items()}}
     for name, term in terms.items():
         if len(term["counts"]) != n_bins:
             raise RunError(
                 f"key 'diagnostics.score_histogram.{name}counts' must have {n_bins} entries, one fewer than "
-                f"'log10_edges', got {len(term['counts'])}. {_DAMAGED}"
+                f"'log10_edges', got {len(term['counts'])}. {DAMAGED}"
             )

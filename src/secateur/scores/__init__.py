@@ -10,29 +10,62 @@ from torch.nn import functional as F
 
 from secateur.errors import ScoreError
 from secateur.naming import Batches, Loss, Named
-from secateur.scores.base import AbstractCriterion, ScoreInputs, preserving
+from secateur.scores.base import AbstractCriterion, ScoreInputs, Solution, SolvingScores, preserving
+from secateur.scores.controls import Inverted, Shuffled
+from secateur.scores.curvature import Fisher, GraSP
 from secateur.scores.gradient import TaskGradient
-from secateur.scores.magnitude import Magnitude, Random
+from secateur.scores.magnitude import Lamp, Magnitude, Random
+from secateur.scores.meta import Epsd, ProsPr
+from secateur.scores.sensitivity import Platon, Snip, Taylor
+from secateur.scores.synflow import SynFlow
 from secateur.scores.teacher import GuidedScores, TeacherGuided
+from secateur.scores.teacher_curvature import TeacherCurvature
+from secateur.scores.wanda import Wanda
 from secateur.targets import select_targets
 
 __all__ = [
     "CRITERIA",
     "AbstractCriterion",
+    "Epsd",
+    "Fisher",
+    "GraSP",
     "GuidedScores",
+    "Inverted",
+    "Lamp",
     "Magnitude",
+    "Platon",
+    "ProsPr",
     "Random",
     "ScoreInputs",
+    "Shuffled",
+    "Snip",
+    "Solution",
+    "SolvingScores",
+    "SynFlow",
     "TaskGradient",
+    "Taylor",
+    "TeacherCurvature",
     "TeacherGuided",
+    "Wanda",
     "score",
 ]
 
 CRITERIA: dict[str, type[AbstractCriterion]] = {
     "teacher-guided": TeacherGuided,
+    "teacher-curvature": TeacherCurvature,
     "magnitude": Magnitude,
-    "task-gradient": TaskGradient,
+    "lamp": Lamp,
     "random": Random,
+    "task-gradient": TaskGradient,
+    "snip": Snip,
+    "taylor": Taylor,
+    "platon": Platon,
+    "fisher": Fisher,
+    "grasp": GraSP,
+    "synflow": SynFlow,
+    "wanda": Wanda,
+    "prospr": ProsPr,
+    "epsd": Epsd,
 }
 """Criteria by the name they have on the command line."""
 
@@ -45,6 +78,7 @@ def score(
     task_loss: Loss = F.cross_entropy,
     include: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
+    weights: Named | None = None,
 ) -> Named:
     """Score every prunable weight of `model`; higher = keep.
 
@@ -58,18 +92,29 @@ def score(
         task_loss: ``f(outputs, labels)``, a scalar averaged over the batch.
         include: Shell patterns of weights to score, see `secateur.select_targets`.
         exclude: Shell patterns of weights to leave dense.
+        weights: Values that scores multiply with, by name; the model's own by default. A cut in stages
+            gives the unmasked ones here, while gradients are those of the masked model.
 
     Returns:
         One tensor a weight, by state-dict name; `GuidedScores` for a separate `TeacherGuided`.
 
     Raises:
         TargetError: if there is nothing to prune.
-        ScoreError: if the criterion cannot work with what it was given.
+        ScoreError: if the criterion cannot work with what it was given, or `weights` does not fit.
         DataError: if the batches are empty or not usable.
     """
     targets = select_targets(model, include=include, exclude=exclude)
+    values = {name: p.detach() for name, p in targets.items()} if weights is None else weights
+    for name, target in targets.items():
+        got = tuple(values[name].shape) if name in values else "nothing"
+        if got != tuple(target.shape):
+            raise ScoreError(
+                f"weights holds {got} for {name!r}, expected {tuple(target.shape)}. "
+                "Give the unmasked values of every weight that is scored."
+            )
+    values = {name: values[name].detach() for name in targets}
     with preserving(model), torch.enable_grad():
-        scores = criterion(ScoreInputs(model, targets, batches, task_loss))
+        scores = criterion(ScoreInputs(model, targets, batches, task_loss, values))
     for name, weight in targets.items():
         got = tuple(scores[name].shape) if name in scores else "nothing"
         if got != tuple(weight.shape):

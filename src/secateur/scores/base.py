@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import ScoreError
-from secateur.layout import image_layout
+from secateur.layout import laid_out
 from secateur.naming import Batches, Loss, Named, split_batches
 
 
@@ -24,12 +24,16 @@ class ScoreInputs:
         targets: The weights to score, by state-dict name.
         batches: Calibration batches, or None.
         task_loss: ``f(outputs, labels)``, a scalar averaged over the batch.
+        weights: The values by which a score that depends on the weights multiplies, detached: those of
+            `targets`, or in a cut in stages the original, unmasked ones, so that a weight that an earlier
+            stage removed can earn its place back.
     """
 
     model: nn.Module
     targets: dict[str, nn.Parameter]
     batches: Batches | None
     task_loss: Loss
+    weights: Named
 
     @property
     def device(self) -> torch.device:
@@ -50,10 +54,18 @@ class ScoreInputs:
             raise ScoreError(
                 "this criterion needs calibration batches; pass an iterable of (inputs, labels)."
             )
-        layout: torch.memory_format | None = None
-        for inputs, labels in split_batches(self.batches, self.device):
-            layout = layout or image_layout(inputs, self.model, *others)
-            yield (inputs.contiguous(memory_format=layout) if inputs.ndim == 4 else inputs), labels
+        yield from laid_out(split_batches(self.batches, self.device), self.model, *others)
+
+    def stream_labelled(self, criterion: AbstractCriterion) -> Iterator[tuple[Tensor, Tensor]]:
+        """As `stream`, for a criterion that cannot work without labels.
+
+        Raises:
+            ScoreError: naming the criterion and the batch that has none.
+        """
+        for index, (inputs, labels) in enumerate(self.stream()):
+            if labels is None:
+                raise ScoreError(f"{type(criterion).__name__} needs labels, batch {index} has none.")
+            yield inputs, labels
 
 
 class AbstractCriterion(abc.ABC):
@@ -65,6 +77,30 @@ class AbstractCriterion(abc.ABC):
     @abc.abstractmethod
     def __call__(self, inputs: ScoreInputs) -> Named:
         """Scores by parameter name: finite, floating, shaped like the weights, higher = keep."""
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What the kept weights should become.
+
+    Attributes:
+        weights: New values by name, float32, exactly 0 where the masks prune.
+        predicted: Expected change of the loss from the weights that were scored to these.
+    """
+
+    weights: dict[str, Tensor]
+    predicted: float
+
+
+class SolvingScores(Mapping[str, Tensor], abc.ABC):
+    """Scores of a criterion that can also say what the weights that stay should become.
+
+    `secateur.cut` asks for that in each of its stages; `score` and `staged_masks` only rank.
+    """
+
+    @abc.abstractmethod
+    def solve(self, masks: Named) -> Solution:
+        """New values of the weights under `masks`, which were made from these scores."""
 
 
 @contextmanager
@@ -99,10 +135,8 @@ def preserving(model: nn.Module) -> Generator[None]:
 
 
 @contextmanager
-def gradients_to(
-    targets: dict[str, nn.Parameter], sink: Callable[[str, Tensor, Tensor], None]
-) -> Generator[None]:
-    """Hand each target's gradient to ``sink(name, weight, gradient)`` as backward reaches it, then free it.
+def gradients_to(targets: dict[str, nn.Parameter], sink: Callable[[str, Tensor], None]) -> Generator[None]:
+    """Hand each target's gradient to ``sink(name, gradient)`` as backward reaches it, then free it.
 
     So one layer's gradient is alive at a time, never the whole model's. The sink must not write to it.
     """
@@ -112,7 +146,7 @@ def gradients_to(
             gradient = parameter.grad
             if gradient is not None:
                 parameter.grad = None
-                sink(name, parameter.detach(), gradient)
+                sink(name, gradient)
 
         return hook
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -71,25 +71,23 @@ class Accumulator:
     """Running score of one loss term: one tensor a weight, in at least float32.
 
     Args:
-        targets: The weights by name.
+        weights: The values that gradients are multiplied with, by name.
         rule: What is accumulated and how.
     """
 
-    def __init__(self, targets: dict[str, nn.Parameter], rule: Accumulation) -> None:
+    def __init__(self, weights: Named, rule: Accumulation) -> None:
         self._rule = rule
         self._saliency = SALIENCIES[rule.saliency]
         self._n_batches = 0
-        self._unseen = set(targets)
-        self._sums = {
-            name: torch.zeros_like(p, dtype=torch.promote_types(p.dtype, torch.float32), requires_grad=False)
-            for name, p in targets.items()
-        }
+        self._weights = weights
+        self._unseen = set(weights)
+        self._sums = zero_scores(weights)
 
-    def add(self, name: str, weight: Tensor, gradient: Tensor) -> None:
+    def add(self, name: str, gradient: Tensor) -> None:
         """Take in one weight's gradient of the current batch."""
         total = self._sums[name]
         # Before squaring or multiplying: in half precision a small gradient's square is 0.
-        value = self._saliency(gradient.to(total.dtype), weight.to(total.dtype))
+        value = self._saliency(gradient.to(total.dtype), self._weights[name].to(total.dtype))
         self._unseen.discard(name)
         if self._rule.how == "mean":
             total.add_(value)
@@ -114,16 +112,31 @@ class Accumulator:
         return self._sums
 
 
-def backward_into(
-    accumulator: Accumulator, targets: dict[str, nn.Parameter], loss: Tensor, *, keep_graph: bool = False
+def backward_to(
+    sink: Callable[[str, Tensor], None],
+    targets: dict[str, nn.Parameter],
+    loss: Tensor,
+    *,
+    keep_graph: bool = False,
 ) -> None:
-    """Backpropagate `loss` to the targets only, feeding `accumulator`, and count the batch.
+    """Backpropagate `loss` to the targets only.
 
     Args:
-        accumulator: Takes the gradients.
+        sink: Takes ``(name, gradient)`` of each target that the loss reaches; must not write to it.
         targets: The weights by name.
         loss: A scalar.
         keep_graph: Keep the graph for a second loss over the same forward pass.
+
+    Raises:
+        ScoreError: if the loss does not depend on the weights.
+    """
+    check_depends(loss)
+    with gradients_to(targets, sink):
+        loss.backward(retain_graph=keep_graph, inputs=list(targets.values()))
+
+
+def check_depends(loss: Tensor) -> None:
+    """Refuse a loss that no gradient leads back from.
 
     Raises:
         ScoreError: if the loss does not depend on the weights.
@@ -133,9 +146,26 @@ def backward_into(
             "the loss does not depend on the model's weights; "
             "the model may run under no_grad or detach its outputs."
         )
-    with gradients_to(targets, accumulator.add):
-        loss.backward(retain_graph=keep_graph, inputs=list(targets.values()))
-    accumulator.end_batch()
+
+
+def each_task_loss(criterion: AbstractCriterion, inputs: ScoreInputs) -> Iterator[tuple[Tensor, int]]:
+    """The task loss of each batch, with its graph, and the batch's number of samples.
+
+    Raises:
+        ScoreError: naming `criterion` if a batch has no labels; if a loss is not finite.
+    """
+    for index, (x, y) in enumerate(inputs.stream_labelled(criterion)):
+        loss = inputs.task_loss(logits_of(inputs.model(x)), y)
+        check_finite("task", loss, index)
+        yield loss, len(x)
+
+
+def zero_scores(weights: Named) -> dict[str, Tensor]:
+    """A tensor of zeros for each weight, in at least float32, to add scores up in."""
+    return {
+        name: torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
+        for name, weight in weights.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -166,11 +196,8 @@ class TaskGradient(AbstractCriterion):
             ScoreError: if a batch has no labels, or its loss is not finite.
         """
         rule = Accumulation(self.saliency, self.accumulate, self.momentum)
-        accumulator = Accumulator(inputs.targets, rule)
-        for index, (x, y) in enumerate(inputs.stream()):
-            if y is None:
-                raise ScoreError(f"TaskGradient needs labels, batch {index} has none.")
-            loss = inputs.task_loss(logits_of(inputs.model(x)), y)
-            check_finite("task", loss, index)
-            backward_into(accumulator, inputs.targets, loss)
+        accumulator = Accumulator(inputs.weights, rule)
+        for loss, _ in each_task_loss(self, inputs):
+            backward_to(accumulator.add, inputs.targets, loss)
+            accumulator.end_batch()
         return accumulator.result()

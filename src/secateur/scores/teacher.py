@@ -15,7 +15,7 @@ from secateur.errors import InvalidArgument, ScoreError
 from secateur.losses import KDKind, check_finite, distillation, logits_of
 from secateur.naming import Loss, Named
 from secateur.scores.base import AbstractCriterion, ScoreInputs, preserving
-from secateur.scores.gradient import Accumulate, Accumulation, Accumulator, Saliency, backward_into
+from secateur.scores.gradient import Accumulate, Accumulation, Accumulator, Saliency, backward_to
 
 
 class GuidedScores(Mapping[str, Tensor]):
@@ -155,22 +155,25 @@ class TeacherGuided(AbstractCriterion):
             yield task, kd
 
     def _separate(self, inputs: ScoreInputs) -> GuidedScores:
-        kd_term = Accumulator(inputs.targets, self._rule())
+        kd_term = Accumulator(inputs.weights, self._rule())
         task_term: Accumulator | None = None
         for index, (task, kd) in enumerate(self._losses(inputs)):
             if index == 0 and task is not None:
-                task_term = Accumulator(inputs.targets, self._rule())
+                task_term = Accumulator(inputs.weights, self._rule())
             if (task is None) != (task_term is None):
                 raise ScoreError(f"batch {index} and the first one differ in whether they have labels.")
             if task is not None and task_term is not None:
-                backward_into(task_term, inputs.targets, task, keep_graph=True)
-            backward_into(kd_term, inputs.targets, kd)
+                backward_to(task_term.add, inputs.targets, task, keep_graph=True)
+                task_term.end_batch()
+            backward_to(kd_term.add, inputs.targets, kd)
+            kd_term.end_batch()
         return GuidedScores(task_term.result() if task_term else None, kd_term.result(), self.alpha)
 
     def _joint(self, inputs: ScoreInputs) -> Named:
-        term = Accumulator(inputs.targets, self._rule())
+        term = Accumulator(inputs.weights, self._rule())
         for task, kd in self._losses(inputs):
             # Without labels alpha is 0, and the joint loss is the KD loss alone.
             loss = kd if task is None else self.alpha * task + (1 - self.alpha) * kd
-            backward_into(term, inputs.targets, loss)
+            backward_to(term.add, inputs.targets, loss)
+            term.end_batch()
         return term.result()

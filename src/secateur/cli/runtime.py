@@ -1,17 +1,16 @@
-"""The runtime on the command line: ``secateur compile``, ``secateur time`` and ``secateur bench runtime``."""
+"""``secateur compile``, ``secateur time`` and ``secateur bench runtime``."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
 import tyro
-from rich.console import Console
 from rich.table import Table
 
 from secateur import deploy
+from secateur.cli.console import err, out, parse_values, print_json
 from secateur.errors import InvalidArgument
 from secateur.files import write_json
 from secateur.progress import Watcher
@@ -19,9 +18,6 @@ from secateur.runtime import Engine, read_plan
 from secateur.runtime.bench import Grid, run_grid, summary
 from secateur.runtime.timing import random_inputs, time_plan
 from secateur.runtime.zoo import ZOO
-
-out = Console(highlight=False, markup=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 
 @dataclass(frozen=True)
@@ -76,7 +72,7 @@ class Compile:
             agreement = deploy.compare(deployed, engine, batches)
             content["test"] = asdict(agreement)
         if self.json:
-            out.print(json.dumps(content, indent=2))
+            print_json(content)
         else:
             out.print(str(deployed.plan))
             out.print(
@@ -129,7 +125,7 @@ class Time:
         if self.json:
             rows = [t.to_dict() for t in timings]
             threads = Engine(plan, threads=self.threads).threads
-            out.print(json.dumps({"batch": self.batch, "threads": threads, "timings": rows}, indent=2))
+            print_json({"batch": self.batch, "threads": threads, "timings": rows})
         for t in failed:
             err.print(
                 f"outputs of {t.name} differ by {t.difference:.1e} of the largest: its time means nothing."
@@ -182,7 +178,7 @@ class BenchRuntime:
         grid = Grid(
             models=parse_names(self.models),
             batches=parse_sizes("batch", self.batch),
-            sparsities=tuple(_number("sparsity", part) for part in parse_names(self.sparsity)),
+            sparsities=parse_values("sparsity", self.sparsity),
             against=parse_names(self.against),
             threads=self.threads,
             seconds=self.seconds,
@@ -192,7 +188,7 @@ class BenchRuntime:
         rows = summary(cells)
         write_json(self.out / "summary.json", {"rows": rows})
         if self.json:
-            out.print(json.dumps(rows, indent=2))
+            print_json(rows)
         else:
             table = Table("network", "batch", "zeros", "ms", *(f"× {name}" for name in grid.against))
             for row in rows:
@@ -202,9 +198,6 @@ class BenchRuntime:
             out.print(table)
             out.print("× says how many times longer the other engine takes.")
         return 0 if all(row["agrees"] for row in rows) else 1
-
-
-COMMANDS = {"compile": Compile, "time": Time, "bench runtime": BenchRuntime}
 
 
 def parse_names(text: str) -> tuple[str, ...]:
@@ -222,10 +215,3 @@ def parse_sizes(name: str, text: str) -> tuple[int, ...]:
     if not parts or not all(part.isdecimal() and int(part) >= 1 for part in parts):
         raise InvalidArgument(f"--{name} takes whole numbers of at least 1 such as 1,16, got {text!r}.")
     return tuple(int(part) for part in parts)
-
-
-def _number(name: str, text: str) -> float:
-    try:
-        return float(text)
-    except ValueError as error:
-        raise InvalidArgument(f"--{name} takes numbers such as 0.8,0.9, got {text!r}.") from error

@@ -1,0 +1,142 @@
+"""The grid: runs every cell of a suite once, whoever asks and however often it is stopped."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import time
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from secateur.arena.cell import Bench
+from secateur.arena.folder import SuiteFolder
+from secateur.arena.networks import Networks
+from secateur.arena.suite import Suite, plan
+from secateur.errors import InvalidArgument, RunError, SecateurError
+from secateur.progress import Watcher
+
+
+def run_suite(
+    suite: Suite,
+    folder: SuiteFolder,
+    *,
+    device: str = "auto",
+    shard: tuple[int, int] = (1, 1),
+    watcher: Watcher,
+) -> int:
+    """Run the cells that have no result yet and that nobody else is running.
+
+    Args:
+        suite: What to run; may be a part of the suite that the folder holds.
+        folder: Where results go.
+        device: auto, cpu, cuda or cuda:N.
+        shard: ``(i, n)``: this process takes every n-th cell, beginning with the i-th, counted from 1.
+        watcher: Who is told of progress.
+
+    Returns:
+        Number of cells that were run here.
+
+    Raises:
+        SecateurError: from a cell; what other cells found stays.
+    """
+    first, step = shard
+    if not 1 <= first <= step:
+        raise InvalidArgument(f"a shard is I/N with 1 ≤ I ≤ N, got {first}/{step}.")
+    cells = plan(suite)[first - 1 :: step]
+    n_run = 0
+    bench: Bench | None = None
+    for number, cell in enumerate(cells, start=1):
+        if folder.finished(cell):
+            continue
+        with folder.claimed(cell.id) as mine:
+            # Looked at again under the lock: another process may just have finished it.
+            if not mine or folder.finished(cell):
+                continue
+            if bench is None or bench.networks.seed != cell.seed:
+                bench = Bench(suite, _networks(suite, cell.seed, folder, device, watcher))
+            work = folder.work(cell)
+            work.path.mkdir(parents=True, exist_ok=True)
+            content, masks = bench.run(cell, work)
+            folder.keep(cell, content, masks)
+            n_run += 1
+            watcher.say(f"{number:>4}/{len(cells)}  {_line(content)}")
+    return n_run
+
+
+def run_in_parallel(
+    suite: Suite,
+    folder: SuiteFolder,
+    *,
+    jobs: int,
+    device: str = "auto",
+    shard: tuple[int, int] = (1, 1),
+    watcher: Watcher,
+) -> None:
+    """`run_suite` in `jobs` processes at once, each with its share of the cores.
+
+    Raises:
+        InvalidArgument: if `jobs` is below 1.
+        RunError: if one of them fails; the others go on to their end.
+    """
+    if jobs < 1:
+        raise InvalidArgument(f"jobs must be at least 1, got {jobs}.")
+    context = multiprocessing.get_context("spawn")  # a forked process cannot use CUDA or OpenMP again
+    n_threads = max(1, len(os.sched_getaffinity(0)) // jobs)
+    workers = [
+        context.Process(target=_work, args=(suite, folder, device, shard, n_threads)) for _ in range(jobs)
+    ]
+    cells = plan(suite)[shard[0] - 1 :: shard[1]]
+    seen = sum(map(folder.finished, cells))
+    try:
+        for worker in workers:
+            worker.start()
+        with watcher.stage("cells", len(cells) - seen) as step:
+            while any(worker.is_alive() for worker in workers):
+                time.sleep(0.5)
+                done = sum(map(folder.finished, cells))
+                for _ in range(done - seen):
+                    step()
+                seen = done
+    finally:
+        for worker in workers:
+            worker.terminate()
+            worker.join()
+    failed = [worker.exitcode for worker in workers if worker.exitcode]
+    if failed:
+        raise RunError(f"{len(failed)} of {jobs} processes failed (exit codes {failed}), see above.")
+
+
+def _work(suite: Suite, folder: SuiteFolder, device: str, shard: tuple[int, int], n_threads: int) -> None:
+    """One of several processes."""
+    torch.set_num_threads(n_threads)
+    watcher = Watcher(Console(stderr=True))
+    try:
+        run_suite(suite, folder, device=device, shard=shard, watcher=watcher)
+    except SecateurError as error:
+        watcher.say(f"error: {error}")
+        sys.exit(1)
+
+
+def _networks(suite: Suite, seed: int, folder: SuiteFolder, device: str, watcher: Watcher) -> Networks:
+    """Networks for a seed; one process trains them, the others wait and load what it kept."""
+    place = folder.networks(seed)
+    place.path.mkdir(parents=True, exist_ok=True)
+    with folder.claimed(f"networks-{seed}", wait=True):
+        return Networks.prepare(suite, seed, place, device, watcher)
+
+
+def _line(content: dict[str, Any]) -> str:
+    """A finished cell in one line."""
+    accuracy = content["accuracy"]
+    stages = "  ".join(
+        f"{name} {accuracy[name]:.2%}"
+        for name in ("cut", "batchnorm", "recovered")
+        if accuracy[name] is not None
+    )
+    return (
+        f"{content['method']:<24} {content['sparsity']['asked']:<6g} seed {content['seed']}  {stages}  "
+        f"({content['cost']['total_s']:.0f} s)"
+    )

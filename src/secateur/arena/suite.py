@@ -1,0 +1,238 @@
+"""A suite: the grid of methods, sparsities and seeds that one command runs, as a YAML file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from secateur.config import load_yaml
+from secateur.counts import check_fraction
+from secateur.data import DataOptions
+from secateur.errors import InvalidArgument
+from secateur.recovery import Recovery
+from secateur.values import from_mapping, unknown, without_defaults
+
+_CELL_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Method:
+    """One line of the table: how zeros are chosen, and what is unusual about it."""
+
+    label: str = ""
+    """Name in tables and plots; by default the key of the method."""
+    family: Literal["baseline", "one-shot", "published", "iterative", "ablation", "control"] = "one-shot"
+    """Where it stands in the report."""
+    strategy: str = "one-shot"
+    """Name of a strategy, see docs/strategies.md."""
+    strategy_options: dict[str, Any] = field(default_factory=dict[str, Any])
+    """Its hyper-parameters by name."""
+    criterion: str | None = None
+    """Name of a criterion or pkg.mod:Class; None takes the strategy's own."""
+    criterion_options: dict[str, Any] = field(default_factory=dict[str, Any])
+    """Its hyper-parameters by name."""
+    scope: str | None = None
+    """Name of a scope; None takes the strategy's own."""
+    scope_options: dict[str, Any] = field(default_factory=dict[str, Any])
+    """Its parameters by name."""
+    control: Literal["none", "shuffled", "inverted"] = "none"
+    """Scores shuffled within each layer, or turned upside down."""
+    teacher: Literal["trained", "untrained", "random-labels", "student"] = "trained"
+    """Who teaches in the score: the teacher, one without training, one trained on random labels, or a
+    copy of the dense student. The recovery always has the trained teacher."""
+    start: Literal["trained", "init", "small"] = "trained"
+    """What is pruned: the trained student, the same network with fresh weights, or, not pruned at all, a
+    fresh narrow network with as many parameters as the others keep."""
+    calibration_batches: int | None = None
+    """Calibration batches that it scores by where it is not all of them."""
+    kd_weight: float | None = None
+    """Weight of the teacher in the recovery where it differs from the suite's."""
+    epochs: int | None = None
+    """Training budget in epochs where it differs from the suite's, which the tables then say."""
+    sparsities: tuple[float, ...] | None = None
+    """Sparsities at which it runs; None = all of the suite's."""
+    of: str | None = None
+    """The method that a control is compared with in the report; magnitude by default."""
+    expect: Literal["below", "level", "above"] | None = None
+    """Where a control should come out against it, if not as its kind of control always should."""
+    shows: str | None = None
+    """What that would show, in words for the report."""
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A grid of cells: every method at every sparsity with every seed, on the same networks and data."""
+
+    name: str = "suite"
+    """What result files are called."""
+    description: str = ""
+    """One sentence on what it shows."""
+    dataset: DataOptions = field(default_factory=DataOptions)
+    """Data, and the number of calibration images."""
+    student: str = "small-cnn"
+    """Network to prune."""
+    student_weights: str | None = None
+    """Its trained weights; trained here, once a seed, when left out."""
+    teacher: str = "wide-cnn"
+    """Network that teaches."""
+    teacher_weights: str | None = None
+    """Its trained weights; trained here, once a seed, when left out."""
+    pretrain: Recovery = field(default_factory=lambda: Recovery(epochs=30, kd_weight=0.0))
+    """How networks without weights are trained."""
+    random_label_epochs: int = 3
+    """Epochs of training for the teacher that learns random labels."""
+    recovery: Recovery | None = field(default_factory=Recovery)
+    """Training budget of every method, and how it is used; None trains nothing."""
+    sparsities: tuple[float, ...] = (0.5, 0.8, 0.9, 0.95, 0.98)
+    """Fractions of the prunable weights to remove."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Seeds of splits, calibration data, shuffling, augmentation and whatever a method draws."""
+    include: tuple[str, ...] = ("*",)
+    """Name patterns of weights to prune."""
+    exclude: tuple[str, ...] = ()
+    """Name patterns of weights to leave dense."""
+    methods: dict[str, Method] = field(default_factory=dict[str, Method])
+    """Methods by key; `magnitude` is what the others are compared with."""
+    two_by_two: tuple[tuple[str, ...], ...] | None = None
+    """Four method keys, [[A, B], [C, D]]: rows without and with the teacher in the score, columns without
+    and with it in the recovery."""
+
+    def __post_init__(self) -> None:
+        for sparsity in self.sparsities:
+            check_fraction("sparsity", sparsity, below_one=True)
+        for key, method in self.methods.items():
+            extra = set(method.sparsities or ()) - set(self.sparsities)
+            if extra:
+                raise InvalidArgument(
+                    f"method {key!r} asks for sparsities {sorted(extra)} that the suite does not have."
+                )
+            if method.of is not None and method.of not in self.methods:
+                raise InvalidArgument(
+                    f"method {key!r} is a control {unknown('method', method.of, self.methods)}"
+                )
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One point of the grid.
+
+    Attributes:
+        method: Key of the method.
+        sparsity: Fraction of the prunable weights to remove.
+        seed: Of everything random.
+        id: Twelve hex digits that follow from all that decides the result.
+    """
+
+    method: str
+    sparsity: float
+    seed: int
+    id: str
+
+
+def suite_names() -> list[str]:
+    """The suites that come with the package."""
+    folder = resources.files("secateur.arena") / "suites"
+    return sorted(f.name.removesuffix(".yaml") for f in folder.iterdir() if f.name.endswith(".yaml"))
+
+
+def load_suite(spec: str) -> Suite:
+    """A suite by name, or from a YAML file.
+
+    Args:
+        spec: One of `suite_names`, or the path of a file that ends in .yaml.
+
+    Raises:
+        InvalidArgument: if there is no such suite, or it holds an unknown key or a wrong value.
+    """
+    if spec.endswith((".yaml", ".yml")):
+        return from_mapping(Suite, load_yaml(Path(spec)), where=spec)
+    names = suite_names()
+    if spec not in names:
+        raise InvalidArgument(unknown("suite", spec, dict.fromkeys(names)) + " Or give a .yaml file.")
+    with resources.as_file(resources.files("secateur.arena") / "suites" / f"{spec}.yaml") as path:
+        return from_mapping(Suite, load_yaml(path), where=spec)
+
+
+def narrowed(
+    suite: Suite, *, methods: Sequence[str] = (), sparsities: Sequence[float] = (), seeds: Sequence[int] = ()
+) -> Suite:
+    """The part of a suite with some methods, sparsities and seeds only; empty = all of them.
+
+    Raises:
+        InvalidArgument: if the suite has no such method.
+    """
+    for key in methods:
+        if key not in suite.methods:
+            raise InvalidArgument(unknown("method", key, suite.methods))
+    kept = {key: m for key, m in suite.methods.items() if not methods or key in methods}
+    wanted = tuple(sparsities) or suite.sparsities
+    for key, method in kept.items():
+        if method.sparsities is not None:
+            kept[key] = replace(method, sparsities=tuple(s for s in method.sparsities if s in wanted))
+    return replace(suite, methods=kept, sparsities=wanted, seeds=tuple(seeds) or suite.seeds)
+
+
+def plan(suite: Suite) -> list[Cell]:
+    """All cells of a suite: seed by seed, method by method, so that scores can be used again.
+
+    Raises:
+        InvalidArgument: if a weights file cannot be read.
+    """
+    shared = _shared(suite)
+    return [
+        Cell(key, sparsity, seed, _digest(shared, method, sparsity, seed))
+        for seed in suite.seeds
+        for key, method in suite.methods.items()
+        for sparsity in (suite.sparsities if method.sparsities is None else method.sparsities)
+    ]
+
+
+def recovery_of(suite: Suite, method: Method) -> Recovery | None:
+    """How a method is trained: the suite's recovery with the method's own changes."""
+    if suite.recovery is None:
+        return None
+    recipe = suite.recovery
+    if method.kd_weight is not None:
+        recipe = replace(recipe, kd_weight=method.kd_weight)
+    return recipe if method.epochs is None else replace(recipe, epochs=method.epochs)
+
+
+def _shared(suite: Suite) -> dict[str, Any]:
+    """What every cell of a suite depends on; where data and weights lie is no part of it."""
+    bare = replace(
+        suite,
+        name="",
+        description="",
+        dataset=replace(suite.dataset, data_dir=None),
+        sparsities=(),
+        seeds=(),
+        methods={},
+        two_by_two=None,
+        **{role: path and _file_digest(path) for role, path in _weights(suite).items()},
+    )
+    # Defaults are left out, so that an option added later does not orphan the cells of today.
+    return without_defaults(bare, Suite())
+
+
+def _weights(suite: Suite) -> dict[str, str | None]:
+    return {"student_weights": suite.student_weights, "teacher_weights": suite.teacher_weights}
+
+
+def _digest(shared: dict[str, Any], method: Method, sparsity: float, seed: int) -> str:
+    bare = replace(method, label="", family="one-shot", sparsities=None, of=None, expect=None, shows=None)
+    named = without_defaults(bare, Method())
+    content = {"version": _CELL_VERSION, **shared, "method": named, "sparsity": sparsity, "seed": seed}
+    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+
+def _file_digest(path: str) -> str:
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError as error:
+        raise InvalidArgument(f"cannot read the weights {path!r}: {error}") from error

@@ -1,0 +1,221 @@
+"""Recovery from calibration inputs alone: a few masked distillation steps, without labels or training set."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from secateur.counts import check_fraction
+from secateur.enforce import keep_masks
+from secateur.errors import InvalidArgument, TrainingError
+from secateur.layout import image_layout
+from secateur.losses import check_temperature, kd_loss, logits_of
+from secateur.masks import Masks
+from secateur.modules import modes_kept
+from secateur.recovery import resolve_precision
+from secateur.schedules import cosine_with_warmup
+
+Augment = Callable[[Tensor, torch.Generator], Tensor]
+"""``f(inputs, generator)``: another look of a batch, of the same shape."""
+
+_WARMUP = 0.1
+
+
+@dataclass(frozen=True)
+class CalibrationRecovery:
+    """Masked distillation steps on the calibration inputs, after each stage of a cut.
+
+    For users without a training set: the teacher's outputs on a few hundred or thousand unlabelled inputs
+    are the only target, ``T²·KL(softmax(z_T/T) ‖ softmax(z_S/T))``. SGD with momentum, its rate rising over
+    a tenth of the steps and falling to 0 by half a cosine, anew after each stage. BatchNorm runs in training
+    mode by default: a cut moves the statistics of the activations, and with the old ones held fixed such
+    steps get less far, or diverge (measured in ``docs/curvature.md``).
+
+    Attributes:
+        steps: After each stage but the last, ≥ 0.
+        final_steps: After the last stage, ≥ 0; None takes `steps`.
+        batch_size: Inputs a step, ≥ 2, drawn in passes without replacement; all where there are fewer.
+        lr: Peak learning rate, > 0.
+        momentum: In [0, 1).
+        temperature: T > 0.
+        batchnorm: train: batch statistics in the steps, and their running average after; fixed: as it was.
+        augment: Changes each batch before student and teacher see it, such as a flip; None leaves it.
+        precision: Of the passes; auto takes bf16 where the hardware has it.
+        seed: Of the order, the augmentation and dropout.
+
+    Raises:
+        InvalidArgument: for a number out of range or an unknown name.
+    """
+
+    steps: int = 60
+    final_steps: int | None = None
+    batch_size: int = 128
+    lr: float = 0.01
+    momentum: float = 0.9
+    temperature: float = 4.0
+    batchnorm: Literal["train", "fixed"] = "train"
+    augment: Augment | None = None
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_fraction("momentum", self.momentum, below_one=True)
+        check_temperature(self.temperature)
+        if not (math.isfinite(self.lr) and self.lr > 0):
+            raise InvalidArgument(f"lr must be a finite number above 0, got {self.lr!r}.")
+        for name, number, least in (
+            ("steps", self.steps, 0),
+            ("final_steps", self.final_steps, 0),
+            ("batch_size", self.batch_size, 2),
+        ):
+            if number is not None and number < least:
+                raise InvalidArgument(f"{name} must be at least {least}, got {number!r}.")
+        for name, choice, allowed in (
+            ("batchnorm", self.batchnorm, ("train", "fixed")),
+            ("precision", self.precision, ("auto", "fp32", "bf16")),
+        ):
+            if choice not in allowed:
+                raise InvalidArgument(f"{name} must be {' or '.join(allowed)}, got {choice!r}.")
+
+    def steps_after(self, stage: int, stages: int) -> int:
+        """How many steps follow stage `stage` of `stages`, from 1."""
+        return self.steps if stage < stages or self.final_steps is None else self.final_steps
+
+    def total_steps(self, stages: int) -> int:
+        """The whole budget of a cut in `stages`."""
+        return sum(self.steps_after(stage, stages) for stage in range(1, stages + 1))
+
+
+def distil_on_inputs(
+    student: nn.Module,
+    inputs: Tensor,
+    teacher: nn.Module,
+    masks: Masks,
+    recipe: CalibrationRecovery,
+    *,
+    steps: int,
+    stage: int = 1,
+    on_step: Callable[[], None] = lambda: None,
+) -> None:
+    """Train `student` in place for `steps` steps towards the teacher's outputs; modes are left as they were.
+
+    Args:
+        student: The network under `masks`.
+        inputs: All calibration inputs, shape (N, …), on the student's device.
+        teacher: Frozen network over the same classes, another object than `student`.
+        masks: What stays.
+        recipe: How.
+        steps: How many, ≥ 0.
+        stage: Of the cut: each draws its own batches.
+        on_step: Called after each step.
+
+    Raises:
+        TrainingError: if there are fewer than 2 inputs, or a loss is not finite.
+        ScoreError: if the outputs of student and teacher cannot be compared.
+    """
+    if not steps:
+        return
+    if len(inputs) < 2:
+        raise TrainingError(
+            f"distillation steps need at least 2 inputs, got {len(inputs)}. Pass more batches."
+        )
+    device = inputs.device
+    bf16 = resolve_precision(recipe.precision, device) == "bf16"
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+    order = torch.Generator().manual_seed(recipe.seed * 1_000_003 + stage)
+    looks = torch.Generator().manual_seed(recipe.seed * 1_000_003 - stage)
+    layout = image_layout(inputs, student, teacher)
+    parameters = [p for p in student.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(parameters, lr=recipe.lr, momentum=recipe.momentum)
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
+        torch.manual_seed(recipe.seed * 1_000_003 + stage)
+        stack.enter_context(modes_kept(student))
+        stack.enter_context(modes_kept(teacher))
+        stack.enter_context(keep_masks(student, optimizer, masks))
+        teacher.eval()
+        student.train(recipe.batchnorm == "train")
+        batches = _Batches(len(inputs), recipe.batch_size, order)
+        for step in range(steps):
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.lr * cosine_with_warmup((step + 0.5) / steps, warmup=_WARMUP)
+            x = inputs[batches.next().to(device)]
+            x = x if recipe.augment is None else recipe.augment(x, looks)
+            x = x.contiguous(memory_format=layout) if x.ndim == 4 else x
+            with autocast:
+                with torch.no_grad():
+                    taught = logits_of(teacher(x))
+                logits = logits_of(student(x))
+            loss = kd_loss(logits.float(), taught.float(), temperature=recipe.temperature)
+            if not bool(torch.isfinite(loss)):
+                raise TrainingError(
+                    f"the distillation loss of step {step + 1} in stage {stage} is {float(loss.detach())}. "
+                    f"Lower lr ({recipe.lr:g}) or cut in more stages."
+                )
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            on_step()
+        for parameter in parameters:
+            parameter.grad = None
+
+
+class _Batches:
+    """Places of a batch's inputs; each pass takes every input at most once, in its own order."""
+
+    def __init__(self, n: int, size: int, generator: torch.Generator) -> None:
+        self._n, self._size, self._generator = n, min(size, n), generator
+        self._left = torch.empty(0, dtype=torch.int64)
+
+    def next(self) -> Tensor:
+        if len(self._left) < self._size:
+            self._left = torch.randperm(self._n, generator=self._generator)
+        found, self._left = self._left[: self._size], self._left[self._size :]
+        return found
+
+
+def flip_and_shift(pixels: int = 4, *, flip: bool = True) -> Augment:
+    """Mirrors half of the images left to right, and moves each by up to `pixels`, zeros coming in.
+
+    For images of shape (batch, C, H, W) whose meaning that does not change: photographs, not digits (`flip`).
+
+    Args:
+        pixels: Most pixels in each direction, ≥ 0.
+        flip: Whether to mirror.
+
+    Raises:
+        InvalidArgument: if `pixels` is negative.
+    """
+    if pixels < 0:
+        raise InvalidArgument(f"pixels must be at least 0, got {pixels}.")
+
+    def augment(images: Tensor, generator: torch.Generator) -> Tensor:
+        n, _, height, width = images.shape
+        corner = torch.randint(0, 2 * pixels + 1, (2, n), generator=generator).to(images.device)
+        mirrored = (torch.rand(n, generator=generator) < 0.5).to(images.device)
+        if flip:
+            images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
+        padded = torch.nn.functional.pad(images, (pixels,) * 4)
+        windows = padded.unfold(2, height, 1).unfold(3, width, 1)
+        return windows[torch.arange(n, device=images.device), :, corner[0], corner[1]]
+
+    return augment
+
+
+def mix(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Half of the inputs mixed with another each, by a share drawn from [0, 1]; for any floating inputs.
+
+    Mixup (https://arxiv.org/abs/1710.09412) without labels, as in https://arxiv.org/abs/2106.05237: the
+    teacher says what a mixture is.
+    """
+    n = len(images)
+    share = torch.rand(n, generator=generator)
+    share[: n // 2] = 1.0
+    share = share.to(images.device, images.dtype).view(-1, *(1,) * (images.ndim - 1))
+    return share * images + (1 - share) * images[torch.randperm(n, generator=generator).to(images.device)]

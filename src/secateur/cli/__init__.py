@@ -1,0 +1,122 @@
+"""The command line: the only place that prints, and that turns text into values."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib.metadata import version
+
+import tyro
+
+from secateur.cli.bench import BenchAccuracy
+from secateur.cli.console import Command, err, out
+from secateur.cli.files import Inspect, Verify
+from secateur.cli.prune import Prune, Sweep
+from secateur.cli.report import Report
+from secateur.cli.runtime import BenchRuntime, Compile, Time
+from secateur.config import RunConfig, SweepConfig, load_config
+from secateur.errors import InvalidArgument, SecateurError
+from secateur.values import unknown
+
+COMMANDS: dict[str, type[Command]] = {
+    "prune": Prune,
+    "sweep": Sweep,
+    "report": Report,
+    "inspect": Inspect,
+    "verify": Verify,
+    "compile": Compile,
+    "time": Time,
+    "bench accuracy": BenchAccuracy,
+    "bench runtime": BenchRuntime,
+}
+
+USAGE = """secateur: prune a trained PyTorch network in one cut, guided by a teacher
+
+usage: secateur COMMAND [options]        secateur COMMAND --help
+
+commands:
+  prune     train or load teacher and student, score, cut, recover, save, report
+  sweep     one scoring pass, many cuts: alphas and sparsities side by side
+  report    draw the report of a run, a sweep, or several runs together
+  inspect   what a checkpoint holds
+  verify    is a checkpoint what it says it is
+  compile   the student of a run as a plan: a file that runs fast, without torch
+  time      how fast a plan runs, beside other engines
+  bench     accuracy: methods × sparsities × seeds under one budget, with its report
+            runtime: networks × batch sizes × sparsities, beside other engines
+
+first try:  secateur prune --data digits --sparsity 0.9 --out runs/first
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: Arguments without the program's name; by default those of the process.
+
+    Returns:
+        0 if all is well, 1 if the work failed or a check did not hold, 2 if the command was wrong.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        out.print(USAGE)
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        out.print(f"secateur {version('secateur')}")
+        return 0
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            return _parse(arguments[0], arguments[1:]).run()
+    except InvalidArgument as error:
+        err.print(f"error: {error}")
+        return 2
+    except SecateurError as error:
+        err.print(f"error: {error}")
+        return 1
+    except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
+        sys.stderr.close()
+        return 0
+    except KeyboardInterrupt:
+        err.print("stopped; the same command with --resume goes on from the last finished epoch.")
+        return 130
+
+
+def _parse(name: str, arguments: list[str]) -> Command:
+    """The command with its flags, over the values of a ``--config`` file if one is given."""
+    if name == "bench" and arguments:
+        name, arguments = f"{name} {arguments[0]}", arguments[1:]
+    if name not in COMMANDS:
+        raise InvalidArgument(unknown("command", name, COMMANDS))
+    kind = COMMANDS[name]
+    default: Command | None = None
+    if kind in (Prune, Sweep):
+        path, arguments = _take_config(arguments)
+        if path is not None:
+            default = (
+                Prune(load_config(path, RunConfig))
+                if kind is Prune
+                else Sweep.of(load_config(path, SweepConfig))
+            )
+    program, style = f"secateur {name}", (tyro.conf.FlagCreatePairsOff,)
+    if default is None:
+        return tyro.cli(kind, args=arguments, prog=program, config=style)
+    return tyro.cli(kind, args=arguments, prog=program, config=style, default=default)
+
+
+def _take_config(arguments: list[str]) -> tuple[str | None, list[str]]:
+    """The file of ``--config FILE`` or ``--config=FILE``, and the other arguments."""
+    for place, argument in enumerate(arguments):
+        flag, equals, path = argument.partition("=")
+        if flag == "--config":
+            rest = arguments[place + 1 :]
+            if not equals and not rest:
+                raise InvalidArgument("--config needs a YAML file.")
+            return (path, arguments[:place] + rest) if equals else (rest[0], arguments[:place] + rest[1:])
+    return None, arguments
+
+
+def _show_warning(message: Warning | str, *_: object) -> None:
+    err.print(f"warning: {message}")

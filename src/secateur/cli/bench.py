@@ -1,0 +1,148 @@
+"""``secateur bench accuracy``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from rich.table import Table
+
+from secateur.arena import (
+    Suite,
+    SuiteFolder,
+    collect,
+    load_suite,
+    merge,
+    narrowed,
+    run_in_parallel,
+    run_suite,
+    suite_names,
+)
+from secateur.cli.console import err, out, parse_values, percent, print_json
+from secateur.errors import InvalidArgument
+from secateur.progress import Watcher
+
+
+@dataclass(frozen=True)
+class BenchAccuracy:
+    """Run a grid of methods × sparsities × seeds under one budget, and draw its report.
+
+    Every cell is run once and kept as a file: a command that was stopped goes on where it was, with the
+    cell in progress. Cells spread over processes with --jobs, and over machines with --shard; --merge
+    then brings the folders together.
+    """
+
+    suite: str = "digits-quick"
+    """A suite of the package (--list shows them), or a YAML file."""
+    out: Path | None = None
+    """Folder of the suite, new or to go on in; by default runs/bench-<suite>."""
+    list: bool = False
+    """Show the suites and stop."""
+    methods: str | None = None
+    """Only these methods, by key: a,b,c."""
+    sparsity: str | None = None
+    """Only these sparsities: 0.8,0.9."""
+    seeds: str | None = None
+    """Only these seeds: 0,1."""
+    epochs: int | None = None
+    """Training budget in epochs instead of the suite's; makes other cells."""
+    data_dir: str | None = None
+    """Folder with the data, see `secateur prune --help`."""
+    student_weights: str | None = None
+    """Trained weights of the student; trained here, once a seed, when left out."""
+    teacher_weights: str | None = None
+    """Trained weights of the teacher; trained here, once a seed, when left out."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    jobs: int = 1
+    """Processes that work on the grid at once."""
+    shard: str = "1/1"
+    """I/N: take every N-th cell beginning with the I-th, for the I-th of N machines."""
+    merge: tuple[Path, ...] = ()
+    """Folders or collected suite.json files to take finished cells from; nothing is run then."""
+    json: bool = False
+    """Print the content of suite.json and nothing else."""
+
+    def run(self) -> int:
+        """Run what is missing, collect, and print the table."""
+        if self.list:
+            for name in suite_names():
+                out.print(f"{name:<20} {load_suite(name).description}")
+            return 0
+        whole = self._suite()
+        part = self._part(whole)
+        watcher = Watcher(None if self.json else err)
+        folder = SuiteFolder.open(self.out or Path("runs") / f"bench-{whole.name}", whole)
+        if self.merge:
+            out.print(f"{merge(whole, folder, self.merge)} new cells")
+        elif self.jobs == 1:
+            run_suite(part, folder, device=self.device, shard=parse_shard(self.shard), watcher=watcher)
+        else:
+            run_in_parallel(
+                part,
+                folder,
+                jobs=self.jobs,
+                device=self.device,
+                shard=parse_shard(self.shard),
+                watcher=watcher,
+            )
+        content = collect(whole, folder)
+        if self.json:
+            print_json(content)
+            return 0
+        out.print(_table(whole, content))
+        n_cells = f"{len(content['cells'])} of {content['n_planned']} cells"
+        out.print(f"{n_cells}; report {folder.path / 'report.html'}")
+        return 0
+
+    def _suite(self) -> Suite:
+        suite = load_suite(self.suite)
+        dataset = replace(suite.dataset, data_dir=self.data_dir or suite.dataset.data_dir)
+        if self.epochs is not None:
+            if suite.recovery is None:
+                raise InvalidArgument(f"suite {suite.name!r} trains nothing, so --epochs does not apply.")
+            suite = replace(suite, recovery=replace(suite.recovery, epochs=self.epochs))
+        return replace(
+            suite,
+            dataset=dataset,
+            student_weights=self.student_weights or suite.student_weights,
+            teacher_weights=self.teacher_weights or suite.teacher_weights,
+        )
+
+    def _part(self, suite: Suite) -> Suite:
+        seeds = () if self.seeds is None else tuple(int(seed) for seed in parse_values("seeds", self.seeds))
+        return narrowed(
+            suite,
+            methods=() if self.methods is None else tuple(self.methods.split(",")),
+            sparsities=() if self.sparsity is None else parse_values("sparsity", self.sparsity),
+            seeds=seeds,
+        )
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """``I/N`` as two integers.
+
+    Raises:
+        InvalidArgument: if the text is something else.
+    """
+    first, slash, count = text.partition("/")
+    if not (slash and first.isdigit() and count.isdigit()):
+        raise InvalidArgument(f"--shard takes I/N such as 2/8, got {text!r}.")
+    return int(first), int(count)
+
+
+def _table(suite: Suite, content: dict[str, Any]) -> Table:
+    """Mean accuracy of each method at each sparsity, of the last stage that was run."""
+    stage = "batchnorm" if suite.recovery is None else "recovered"
+    table = Table("method", *(f"{s:g}" for s in suite.sparsities), title=f"{stage}, mean over seeds")
+    found: dict[tuple[str, float], list[float]] = {}
+    for cell in content["cells"]:
+        if cell["accuracy"][stage] is not None:
+            found.setdefault((cell["method"], cell["sparsity"]["asked"]), []).append(cell["accuracy"][stage])
+    for key, method in suite.methods.items():
+        values = [found.get((key, sparsity), []) for sparsity in suite.sparsities]
+        if any(values):
+            table.add_row(method.label or key, *(percent(fmean(v) if v else None) for v in values))
+    return table

@@ -1,0 +1,51 @@
+"""What the commands share: where they print, and how text becomes values."""
+
+from __future__ import annotations
+
+import json
+from fractions import Fraction
+from typing import Protocol
+
+from rich.console import Console
+
+from secateur.errors import InvalidArgument
+
+out = Console(highlight=False, markup=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+
+
+class Command(Protocol):
+    """One subcommand: its fields are its flags."""
+
+    def run(self) -> int:
+        """Do it; returns the exit code."""
+        ...
+
+
+def parse_values(name: str, text: str) -> tuple[float, ...]:
+    """Numbers from ``0.8,0.9`` or from ``START:STOP:STEP``, exact in decimals, both ends included.
+
+    Raises:
+        InvalidArgument: if the text is neither.
+    """
+    try:
+        if ":" in text:
+            start, stop, step = (Fraction(part) for part in text.split(":"))
+            if step <= 0 or stop < start:
+                raise ValueError
+            return tuple(float(start + i * step) for i in range(int((stop - start) / step) + 1))
+        return tuple(float(Fraction(part)) for part in text.split(","))
+    except (ValueError, ZeroDivisionError) as error:
+        raise InvalidArgument(
+            f"--{name} takes numbers such as 0.8,0.9 or a rising range START:STOP:STEP, got {text!r}."
+        ) from error
+
+
+def percent(value: float | None) -> str:
+    """A fraction as percent, empty for None."""
+    return "" if value is None else f"{value:.2%}"
+
+
+def print_json(content: object) -> None:
+    """JSON on standard output."""
+    out.print(json.dumps(content, indent=2, allow_nan=False))

@@ -1,0 +1,157 @@
+"""Scores of second order: GraSP, and the diagonal of the Fisher information."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Literal, cast
+
+import torch
+from torch import Tensor
+from torch.func import grad_and_value, vmap
+
+from secateur.errors import InvalidArgument
+from secateur.losses import check_finite, check_scalar, check_temperature
+from secateur.naming import Named
+from secateur.scores.base import AbstractCriterion, ScoreInputs
+from secateur.scores.functional import Functional, gradients_of, hessian_product
+from secateur.scores.gradient import backward_to, each_task_loss, zero_scores
+
+_MOST_SAMPLES = 32
+"""Samples whose gradients are taken at a time; more are not faster, and their activations need memory."""
+_MOST_GRADIENTS = 1 << 26
+"""Numbers in these gradients: 256 MB of float32."""
+
+
+@dataclass(frozen=True)
+class GraSP(AbstractCriterion):
+    """``S_w = w·(Hḡ)_w``: how much of the gradient's flow is lost without w.
+
+    https://arxiv.org/abs/2002.07376: removing w changes ``‖∇L‖²`` by about ``−2·w·(Hg)_w``. The paper
+    calls ``−w·(Hg)_w`` the score and removes the **largest**, those whose removal costs no gradient flow or
+    adds to it; here higher = keep, so the sign is turned and scores may be negative. ḡ and H are those of
+    the task loss at logits z/T over all calibration data, for which it is gone through twice: once for
+    ḡ, once for H·ḡ, batch by batch. A one-shot iterator is therefore kept in memory.
+
+    Deviations: eval mode; the classifier is not drawn anew before scoring, as the authors' code can do.
+
+    Attributes:
+        temperature: T > 0 that divides the logits.
+
+    Raises:
+        InvalidArgument: if it is not.
+    """
+
+    temperature: float = 200.0
+
+    def __post_init__(self) -> None:
+        check_temperature(self.temperature)
+
+    def __call__(self, inputs: ScoreInputs) -> Named:
+        """Scores from labelled batches, of either sign.
+
+        Raises:
+            ScoreError: if a batch has no labels, or its loss is not finite.
+        """
+        if isinstance(inputs.batches, Iterator):
+            inputs = replace(inputs, batches=list(inputs.batches))
+        network = Functional.of(inputs.model)
+        targets = {name: network.parameters[name] for name in inputs.targets}
+        flow = zero_scores(inputs.weights)
+        n_samples = 0
+        for loss, size in self._losses(inputs, network):
+            for name, gradient in gradients_of(loss, targets).items():
+                flow[name].add_(gradient, alpha=size)
+            n_samples += size
+        for gradient in flow.values():
+            gradient.div_(n_samples)
+        scores = zero_scores(inputs.weights)
+        for loss, size in self._losses(inputs, network):
+            for name, product in hessian_product(loss, targets, flow).items():
+                scores[name].add_(product, alpha=size / n_samples)
+        return {name: total.mul_(inputs.weights[name]) for name, total in scores.items()}
+
+    def _losses(self, inputs: ScoreInputs, network: Functional) -> Iterator[tuple[Tensor, int]]:
+        for index, (x, y) in enumerate(inputs.stream_labelled(self)):
+            loss = inputs.task_loss(network({}, x) / self.temperature, y)
+            check_finite("task", loss, index)
+            yield loss, len(x)
+
+
+@dataclass(frozen=True)
+class Fisher(AbstractCriterion):
+    """``S_w = w²·F_w/2``, F the diagonal of the empirical Fisher information, ``mean over samples of g²``.
+
+    The saliency of optimal brain damage, ``w²·H_ww/2`` (LeCun 1989), with the Fisher information in place
+    of the Hessian, as in https://arxiv.org/abs/1801.05787 for single weights. g is the gradient of one
+    **sample's** loss at its label: the square of a batch's mean gradient is another quantity, which on
+    a trained network is mostly noise of the batching. Deviation from the true Fisher information: labels
+    are those of the data, not drawn from the model.
+
+    Per-sample gradients are exact, 32 samples at a time (``torch.func.vmap``) or as many as fit in 256 MB.
+    A network that vmap cannot follow (branches on values, autograd functions without a batching rule)
+    needs ``per="batch"``.
+
+    Attributes:
+        per: sample, or batch: g² of each batch's mean gradient, averaged over batches; one plain backward
+            pass a batch, and for batches of one sample the same.
+
+    Raises:
+        InvalidArgument: for another name.
+    """
+
+    per: Literal["sample", "batch"] = "sample"
+
+    def __post_init__(self) -> None:
+        if self.per not in ("sample", "batch"):
+            raise InvalidArgument(f"per must be sample or batch, got {self.per!r}.")
+
+    def __call__(self, inputs: ScoreInputs) -> Named:
+        """Scores from labelled batches.
+
+        Raises:
+            ScoreError: if a batch has no labels, or a loss is not finite.
+        """
+        squares, n = self._of_samples(inputs) if self.per == "sample" else self._of_batches(inputs)
+        for name, total in squares.items():
+            total.mul_(inputs.weights[name]).mul_(inputs.weights[name]).div_(2 * n)
+        return squares
+
+    def _of_batches(self, inputs: ScoreInputs) -> tuple[dict[str, Tensor], int]:
+        squares = zero_scores(inputs.weights)
+        n_batches = 0
+
+        def add(name: str, gradient: Tensor) -> None:
+            squares[name].add_(gradient.to(squares[name].dtype).square())
+
+        for loss, _ in each_task_loss(self, inputs):
+            backward_to(add, inputs.targets, loss)
+            n_batches += 1
+        return squares, n_batches
+
+    def _of_samples(self, inputs: ScoreInputs) -> tuple[dict[str, Tensor], int]:
+        network = Functional.of(inputs.model)
+        targets = {name: network.parameters[name].detach() for name in inputs.targets}
+
+        def loss_of(weights: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
+            loss = inputs.task_loss(network(weights, x[None]), y[None])
+            check_scalar("task", loss)
+            return loss.reshape(())
+
+        per_sample = cast(
+            "Callable[[dict[str, Tensor], Tensor, Tensor], tuple[dict[str, Tensor], Tensor]]",
+            vmap(grad_and_value(loss_of), in_dims=(None, 0, 0), randomness="different"),
+        )
+        fitting = _MOST_GRADIENTS // sum(weight.numel() for weight in targets.values())
+        chunk = max(1, min(_MOST_SAMPLES, fitting))
+        squares = zero_scores(inputs.weights)
+        n_samples = 0
+        for index, (x, y) in enumerate(inputs.stream_labelled(self)):
+            for x_part, y_part in zip(x.split(chunk), y.split(chunk), strict=True):
+                with torch.no_grad():  # vmap differentiates by itself, so no graph to the leaves is needed
+                    gradients, losses = per_sample(targets, x_part, y_part)
+                check_finite("task", losses.sum(), index)
+                for name, gradient in gradients.items():
+                    squares[name].add_(gradient.square().sum(0))
+            n_samples += len(x)
+        return squares, n_samples

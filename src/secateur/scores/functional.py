@@ -1,0 +1,116 @@
+"""A network as a function of its parameters, for scores that differentiate twice or sample by sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from secateur.losses import logits_of
+from secateur.naming import Named
+from secateur.scores.gradient import check_depends
+from secateur.targets import unwrap
+
+
+@dataclass(frozen=True)
+class Functional:
+    """A bare model, and its state as leaves of their own, so that nothing in the model is touched.
+
+    Attributes:
+        module: The model without its wrappers; a compiled one is run uncompiled, which second
+            derivatives need.
+        parameters: Trainable parameters by state-dict name, leaves that require gradients.
+        frozen: The other parameters.
+        buffers: The buffers. Each call gets copies, so a module that writes its buffers finds the same
+            ones in every call.
+        dtype: What floating values were promoted to at least.
+    """
+
+    module: nn.Module
+    parameters: dict[str, Tensor]
+    frozen: dict[str, Tensor]
+    buffers: dict[str, Tensor]
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, model: nn.Module, dtype: torch.dtype = torch.float32) -> Functional:
+        """The function that `model` is, evaluated in at least `dtype`.
+
+        So a half-precision model has derivatives that do not vanish in its own precision.
+        """
+        module = unwrap(model)
+        parameters: dict[str, Tensor] = {}
+        frozen: dict[str, Tensor] = {}
+        for name, parameter in module.named_parameters():
+            value = promoted(parameter.detach(), dtype)
+            if parameter.requires_grad:
+                parameters[name] = value.requires_grad_()
+            else:
+                frozen[name] = value
+        buffers = {name: promoted(buffer.detach(), dtype) for name, buffer in module.named_buffers()}
+        return cls(module, parameters, frozen, buffers, dtype)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Functional:
+        """The same network with `change` applied to each floating parameter and buffer."""
+        return replace(
+            self,
+            parameters={n: change(p.detach()).requires_grad_() for n, p in self.parameters.items()},
+            frozen={n: change(p) if p.is_floating_point() else p for n, p in self.frozen.items()},
+            buffers={n: change(b) if b.is_floating_point() else b for n, b in self.buffers.items()},
+        )
+
+    def __call__(self, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        """The outputs for `x` with `parameters` in place of those of the same name."""
+        state = {
+            **self.frozen,
+            **{name: buffer.clone() for name, buffer in self.buffers.items()},
+            **self.parameters,
+            **parameters,
+        }
+        return logits_of(functional_call(self.module, state, (promoted(x, self.dtype),)))
+
+
+def promoted(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """`tensor` in at least `dtype`, itself if it is already or is not floating."""
+    return tensor.to(torch.promote_types(tensor.dtype, dtype)) if tensor.is_floating_point() else tensor
+
+
+def gradients_of(loss: Tensor, wanted: Named, *, create_graph: bool = False) -> dict[str, Tensor]:
+    """∂loss/∂w for each of `wanted`, zeros where the loss does not depend on it.
+
+    Raises:
+        ScoreError: if the loss does not depend on any weight.
+    """
+    check_depends(loss)
+    found = torch.autograd.grad(
+        loss, list(wanted.values()), create_graph=create_graph, allow_unused=True, materialize_grads=True
+    )
+    return dict(zip(wanted, found, strict=True))
+
+
+def hessian_product(loss: Tensor, wanted: Named, vector: Named) -> dict[str, Tensor]:
+    """``H·v`` by a second backward pass, H the second derivatives of `loss` with respect to `wanted`.
+
+    Args:
+        loss: A scalar with its graph, which is used up.
+        wanted: The leaves to differentiate by.
+        vector: v, a tensor for each of `wanted`.
+
+    Raises:
+        ScoreError: if the loss does not depend on any weight.
+    """
+    gradients = gradients_of(loss, wanted, create_graph=True)
+    curved = {name: gradient for name, gradient in gradients.items() if gradient.requires_grad}
+    if not curved:  # the loss is linear in every weight
+        return {name: torch.zeros_like(weight) for name, weight in wanted.items()}
+    found = torch.autograd.grad(
+        list(curved.values()),
+        list(wanted.values()),
+        grad_outputs=[vector[name] for name in curved],
+        allow_unused=True,
+        materialize_grads=True,
+    )
+    return dict(zip(wanted, found, strict=True))

@@ -1,0 +1,236 @@
+"""The arena: a grid that runs each cell once, goes on after a stop, spreads, merges and reports."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from secateur.arena import SuiteFolder, collect, load_suite, merge, narrowed, plan, run_suite, suite_names
+from secateur.arena.cell import Bench, build_method
+from secateur.arena.suite import Suite
+from secateur.cli import main
+from secateur.errors import InvalidArgument, RunError
+from secateur.models import build_model
+from secateur.progress import Watcher
+from secateur.scores import CRITERIA
+from secateur.strategies import STRATEGIES
+
+TEACHER = build_model("small-cnn", num_classes=10, in_channels=1)
+
+SMALL = """
+name: small
+description: A suite small enough for a test.
+dataset: {data: digits, n_calibration: 128}
+student: small-cnn
+teacher: small-cnn
+pretrain: {epochs: 2, kd_weight: 0.0}
+random_label_epochs: 1
+recovery: {epochs: 2}
+sparsities: [0.5, 0.9]
+seeds: [0]
+methods:
+  magnitude: {family: baseline, criterion: magnitude}
+  teacher-guided: {criterion: teacher-guided}
+  imp: {family: iterative, strategy: imp, strategy_options: {rounds: 2}, sparsities: [0.9]}
+"""
+
+
+def suite_of(text: str, tmp_path: Path) -> Suite:
+    path = tmp_path / "suite.yaml"
+    path.write_text(text)
+    return load_suite(str(path))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Suite, SuiteFolder]:
+    """A suite that has been run to its end."""
+    base = tmp_path_factory.mktemp("finished")
+    suite = suite_of(SMALL, base)
+    folder = SuiteFolder.open(base / "out", suite)
+    assert run_suite(suite, folder, device="cpu", watcher=Watcher()) == 5
+    return suite, folder
+
+
+def test_every_cell_has_a_result_with_all_that_evidence_needs(finished: tuple[Suite, SuiteFolder]) -> None:
+    suite, folder = finished
+    for cell in plan(suite):
+        result = folder.result(cell)
+        assert result["id"] == cell.id
+        assert result["sparsity"]["asked"] == cell.sparsity
+        assert result["sparsity"]["prunable"] == pytest.approx(cell.sparsity, abs=1e-4)
+        assert 0 <= result["accuracy"]["recovered"] <= 1
+        assert result["cost"]["epochs"] == 2
+        assert result["versions"]["torch"]
+        assert result["hardware"]["cpu"]
+        masks = folder.masks(cell)
+        assert masks is not None
+        assert masks.digest == result["mask_digest"]
+        assert not folder.work(cell).path.exists()
+
+
+def test_finished_cells_are_never_run_again(finished: tuple[Suite, SuiteFolder]) -> None:
+    suite, folder = finished
+    times = {path: path.stat().st_mtime_ns for path in (folder.path / "cells").iterdir()}
+    assert run_suite(suite, folder, device="cpu", watcher=Watcher()) == 0
+    assert {path: path.stat().st_mtime_ns for path in (folder.path / "cells").iterdir()} == times
+
+
+def test_the_collected_suite_is_reported(finished: tuple[Suite, SuiteFolder]) -> None:
+    suite, folder = finished
+    content = collect(suite, folder)
+    assert content["n_planned"] == len(content["cells"]) == 5
+    page = (folder.path / "report.html").read_text()
+    assert "5 of 5 cells" in page
+    pairs = {(row["a"], row["b"], row["sparsity"]) for row in content["overlaps"]}
+    assert pairs == {
+        ("magnitude", "teacher-guided", 0.5),
+        ("magnitude", "teacher-guided", 0.9),
+        ("magnitude", "imp", 0.9),
+        ("teacher-guided", "imp", 0.9),
+    }
+    assert str(folder.path) not in json.dumps(content)  # results say nothing of where they were made
+
+
+def test_a_stopped_grid_goes_on_with_the_same_results(
+    finished: tuple[Suite, SuiteFolder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped in the middle of a cell's training, it ends with the same masks and accuracies."""
+    suite, complete = finished
+    folder = SuiteFolder.open(tmp_path / "out", suite)
+    whole = Bench._test
+    calls = 0
+
+    def stop_in_third_cell(self: Bench, student: object) -> float:
+        nonlocal calls
+        calls += 1
+        if calls == 9:  # three a cell: before its training, and after
+            raise KeyboardInterrupt
+        return whole(self, student)  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(Bench, "_test", stop_in_third_cell)
+    with pytest.raises(KeyboardInterrupt):
+        run_suite(suite, folder, device="cpu", watcher=Watcher())
+    monkeypatch.undo()
+    assert sum(folder.finished(cell) for cell in plan(suite)) == 2
+    assert run_suite(suite, folder, device="cpu", watcher=Watcher()) == 3
+    for cell in plan(suite):
+        first, second = complete.result(cell), folder.result(cell)
+        assert first["mask_digest"] == second["mask_digest"]
+        assert first["accuracy"] == second["accuracy"]
+
+
+def test_shards_share_the_grid_and_merge(finished: tuple[Suite, SuiteFolder], tmp_path: Path) -> None:
+    suite, complete = finished
+    halves = [SuiteFolder.open(tmp_path / str(i), suite) for i in (1, 2)]
+    for cell in plan(suite)[0::2]:
+        halves[0].keep(cell, complete.result(cell), complete.masks(cell))
+    for cell in plan(suite)[1::2]:
+        halves[1].keep(cell, complete.result(cell), complete.masks(cell))
+    together = SuiteFolder.open(tmp_path / "both", suite)
+    assert merge(suite, together, [half.path for half in halves]) == 5
+    assert merge(suite, together, [half.path for half in halves]) == 0
+    assert collect(suite, together)["overlaps"] == collect(suite, complete)["overlaps"]
+    with pytest.raises(RunError, match="neither"):
+        merge(suite, together, [tmp_path / "nowhere"])
+
+
+def test_a_collected_file_is_a_source_of_cells(finished: tuple[Suite, SuiteFolder], tmp_path: Path) -> None:
+    suite, complete = finished
+    collect(suite, complete)
+    other = SuiteFolder.open(tmp_path / "other", suite)
+    assert merge(suite, other, [complete.path / "suite.json"]) == 5
+    assert run_suite(suite, other, device="cpu", watcher=Watcher()) == 0
+
+
+def test_a_cell_follows_from_what_decides_its_result(tmp_path: Path) -> None:
+    suite = suite_of(SMALL, tmp_path)
+    ids = [cell.id for cell in plan(suite)]
+    assert len(set(ids)) == len(ids)
+    same = replace(suite, name="other", description="", seeds=(0, 1))
+    assert ids == [cell.id for cell in plan(same) if cell.seed == 0]
+    recovery = suite.recovery
+    assert recovery is not None
+    other = replace(suite, recovery=replace(recovery, epochs=3))
+    assert not {cell.id for cell in plan(other)} & set(ids)
+    assert [c.id for c in plan(narrowed(suite, methods=["imp"]))] == ids[-1:]
+
+
+def test_a_criterion_from_outside_runs_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import dataclass\n"
+        "from secateur import AbstractCriterion\n\n"
+        "@dataclass(frozen=True)\n"
+        "class Square(AbstractCriterion):\n"
+        "    power: float = 2.0\n\n"
+        "    def __call__(self, inputs):\n"
+        "        return {n: w.detach().abs() ** self.power for n, w in inputs.targets.items()}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    text = SMALL.replace(
+        "methods:", "methods:\n  mine: {criterion: 'mine:Square', criterion_options: {power: 3.0}}"
+    )
+    suite = narrowed(suite_of(text, tmp_path), methods=["mine", "magnitude"], sparsities=[0.9])
+    folder = SuiteFolder.open(tmp_path / "out", suite)
+    run_suite(suite, folder, device="cpu", watcher=Watcher())
+    mine, magnitude = (folder.result(cell) for cell in plan(suite))
+    assert mine["about"]["criterion"]["power"] == 3.0
+    assert mine["mask_digest"] == magnitude["mask_digest"]  # |w|³ ranks as |w| does
+
+
+@pytest.mark.parametrize("name", suite_names())
+def test_suites_of_the_package_can_be_built(name: str) -> None:
+    suite = load_suite(name)
+    assert plan(suite)
+    assert suite.description
+    assert "magnitude" in suite.methods
+    for method in suite.methods.values():
+        build_method(method, TEACHER, 0)
+
+
+def test_the_large_suite_has_every_method_that_it_owes() -> None:
+    suite = load_suite("cifar10-resnet20")
+    strategies = {method.strategy for method in suite.methods.values()}
+    assert {"one-shot", "imp", "egp", "colt", "dense"} <= strategies <= set(STRATEGIES)
+    assert len(suite.sparsities) >= 5
+    assert len(suite.seeds) >= 3
+    used = {method.criterion for method in load_suite("one-shot").methods.values()}
+    assert used == set(CRITERIA)
+
+
+def test_mistakes_in_a_suite_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument, match=r"unknown suite 'digit-quick'.*digits-quick"):
+        load_suite("digit-quick")
+    with pytest.raises(InvalidArgument, match="critrion"):
+        suite_of(SMALL.replace("criterion: magnitude", "critrion: magnitude"), tmp_path)
+    with pytest.raises(InvalidArgument, match=r"\[0.7\]"):
+        suite_of(SMALL.replace("sparsities: [0.9]", "sparsities: [0.7]"), tmp_path)
+    with pytest.raises(InvalidArgument, match="unknown method 'magnitud'"):
+        narrowed(suite_of(SMALL, tmp_path), methods=["magnitud"])
+
+
+def test_the_command_runs_lists_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "suite.yaml"
+    path.write_text(SMALL)
+    out = tmp_path / "out"
+    command = ["bench", "accuracy", "--suite", str(path), "--out", str(out), "--device", "cpu"]
+    assert main([*command, "--methods", "magnitude", "--sparsity", "0.9", "--epochs", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "1 of 5 cells" in printed
+    assert yaml.safe_load((out / "suite.yaml").read_text())["recovery"]["epochs"] == 1
+    assert main(["report", str(out)]) == 0
+    assert main(["bench", "accuracy", "--list"]) == 0
+    assert "digits-quick" in capsys.readouterr().out
+    assert main([*command, "--shard", "3of4"]) == 2
+
+
+def test_several_processes_fill_one_folder(tmp_path: Path) -> None:
+    path = tmp_path / "suite.yaml"
+    path.write_text(SMALL.replace("epochs: 2", "epochs: 1"))
+    out = tmp_path / "out"
+    command = ["bench", "accuracy", "--suite", str(path), "--out", str(out), "--device", "cpu"]
+    assert main([*command, "--jobs", "2", "--methods", "magnitude,teacher-guided"]) == 0
+    assert len(list((out / "cells").glob("*.json"))) == 4

@@ -1,0 +1,252 @@
+"""A cut that moves the kept weights: solved by the criterion, or distilled on calibration inputs alone."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from secateur.calibration import CalibrationRecovery, flip_and_shift, mix
+from secateur.counts import n_prune
+from secateur.cutting import cut
+from secateur.data import DataOptions, load_data
+from secateur.errors import InvalidArgument, SecateurError, TrainingError
+from secateur.evaluate import reestimate_batchnorm
+from secateur.losses import kd_loss
+from secateur.models import build_model
+from secateur.pipeline import prune
+from secateur.recovery import Recovery
+from secateur.scores import AbstractCriterion, Magnitude, Random, TeacherCurvature, TeacherGuided
+from secateur.stages import Stage
+from secateur.strategies import OneShot, carry_out
+
+STEPS = CalibrationRecovery(steps=40, batch_size=16, lr=0.003, precision="fp32")
+
+
+def inputs() -> list[Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    return [torch.randn(16, 1, 6, 6, generator=generator) for _ in range(4)]
+
+
+def network() -> nn.Sequential:
+    """A network with a clear opinion, and BatchNorm statistics that fit."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layers = nn.Conv2d(1, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(128, 3)
+        model = nn.Sequential(*layers)
+    with torch.no_grad():
+        model[0].weight *= 10
+        model[4].weight *= 20
+    reestimate_batchnorm(model, inputs())
+    return model.eval()
+
+
+def loss_of(student: nn.Module, teacher: nn.Module) -> float:
+    x = torch.cat(inputs())
+    with torch.no_grad():
+        return float(kd_loss(student.eval()(x), teacher.eval()(x), temperature=4.0))
+
+
+def state_of(model: nn.Module) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def cut_copy(criterion: AbstractCriterion, **options: Any) -> tuple[nn.Module, nn.Module, list[Stage]]:
+    """The cut student, the dense one, and the stages."""
+    dense = network()
+    student = copy.deepcopy(dense)
+    stages: list[Stage] = []
+    masks = cut(student, inputs(), criterion, sparsity=0.7, on_stage=stages.append, **options)
+    masks.check(student)
+    assert masks.n_prune == n_prune(masks.numel, 0.7)
+    assert stages[-1].masks is masks
+    return student, dense, stages
+
+
+@pytest.mark.parametrize("criterion", [Magnitude(), Random(), TeacherCurvature(network())])
+@pytest.mark.parametrize("stages", [1, 3])
+def test_steps_on_unlabelled_inputs_bring_any_cut_nearer_to_its_teacher(
+    criterion: AbstractCriterion, stages: int
+) -> None:
+    taught, dense, seen = cut_copy(criterion, stages=stages, recovery=STEPS, teacher=network())
+    alone, _, _ = cut_copy(criterion, stages=stages)
+    assert loss_of(taught, dense) < loss_of(alone, dense)
+    assert len(seen) == stages
+    for before, stage in zip([None, *seen], seen, strict=False):
+        assert stage.loss is not None
+        assert stage.recovery_s > 0
+        assert before is None or stage.loss[0] == before.loss[2]  # type: ignore[index]
+    assert seen[-1].loss[2] == pytest.approx(loss_of(taught, dense), rel=1e-4)  # type: ignore[index]
+
+
+def test_solving_for_the_kept_weights_costs_less_than_cutting_them_out() -> None:
+    solved, dense, seen = cut_copy(TeacherCurvature(network(), draw="exact"), stages=3)
+    scored, _, _ = cut_copy(TeacherCurvature(network(), draw="exact", update_weights=False), stages=3)
+    assert loss_of(solved, dense) < loss_of(scored, dense)
+    assert all(stage.predicted is not None for stage in seen)
+
+
+def test_the_teacher_is_by_default_the_criterions_or_else_the_student_as_it_was() -> None:
+    for criterion in (Magnitude(), TeacherGuided(network(), alpha=0.0)):
+        default, _, _ = cut_copy(criterion, recovery=STEPS)
+        explicit, _, _ = cut_copy(criterion, recovery=STEPS, teacher=network())
+        assert same(state_of(default), state_of(explicit))
+
+
+def test_the_budget_is_explicit() -> None:
+    recipe = replace(STEPS, steps=3, final_steps=7)
+    assert [recipe.total_steps(k) for k in (1, 2, 4)] == [7, 10, 16]
+    done: list[int] = []
+    cut_copy(Magnitude(), stages=4, recovery=recipe, on_step=lambda: done.append(1))
+    assert len(done) == 16
+
+
+def test_the_same_seed_gives_the_same_bits_and_the_callers_random_state_stays() -> None:
+    recipe = replace(STEPS, augment=flip_and_shift(1))
+    state = torch.random.get_rng_state()
+    first, _, _ = cut_copy(Magnitude(), stages=2, recovery=recipe)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    torch.manual_seed(5)
+    second, _, _ = cut_copy(Magnitude(), stages=2, recovery=recipe)
+    other, _, _ = cut_copy(Magnitude(), stages=2, recovery=replace(recipe, seed=1))
+    assert same(state_of(first), state_of(second))
+    assert not same(state_of(first), state_of(other))
+
+
+def test_batchnorm_keeps_its_statistics_if_fixed() -> None:
+    fixed, dense, _ = cut_copy(Magnitude(), recovery=replace(STEPS, batchnorm="fixed"))
+    trained, _, _ = cut_copy(Magnitude(), recovery=STEPS)
+    names = [name for name in dense.state_dict() if name.endswith("running_mean")]
+    assert names
+    for name in names:
+        assert torch.equal(fixed.state_dict()[name], dense.state_dict()[name])
+        assert not torch.equal(trained.state_dict()[name], dense.state_dict()[name])
+
+
+def test_modes_gradients_and_teacher_come_back() -> None:
+    student, teacher = network().train(), network().train()
+    student[0].eval()
+    teacher_before = state_of(teacher)
+    for parameter in student.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    cut(student, inputs(), Magnitude(), sparsity=0.5, recovery=STEPS, teacher=teacher)
+    assert [m.training for m in student] == [False, True, True, True, True]  # type: ignore[arg-type]
+    assert all(bool((p.grad == 1).all()) for p in student.parameters() if p.grad is not None)
+    assert teacher.training
+    assert same(state_of(teacher), teacher_before)
+
+
+class Boom(Exception):
+    pass
+
+
+@pytest.mark.parametrize("criterion", [Magnitude(), TeacherCurvature(network())])
+def test_the_student_is_untouched_after_any_exception(criterion: AbstractCriterion) -> None:
+    student = network()
+    before = state_of(student)
+
+    def stop(stage: Stage) -> None:
+        raise Boom
+
+    with pytest.raises(Boom):
+        cut(student, inputs(), criterion, sparsity=0.5, stages=2, recovery=STEPS, on_stage=stop)
+    assert same(state_of(student), before)
+    assert all(not p._backward_hooks and not p._post_accumulate_grad_hooks for p in student.parameters())
+
+
+def test_steps_that_diverge_say_so() -> None:
+    student = network()
+    before = state_of(student)
+    with pytest.raises(TrainingError, match="Lower lr"):
+        cut(student, inputs(), Magnitude(), sparsity=0.5, recovery=replace(STEPS, lr=1e30, batchnorm="fixed"))
+    assert same(state_of(student), before)
+
+
+def test_refusals() -> None:
+    student = network()
+    for wrong in (
+        {"steps": -1},
+        {"final_steps": -1},
+        {"batch_size": 1},
+        {"lr": 0.0},
+        {"momentum": 1.0},
+        {"temperature": 0.0},
+        {"batchnorm": "off"},
+        {"precision": "fp8"},
+    ):
+        with pytest.raises(InvalidArgument, match=next(iter(wrong))):
+            CalibrationRecovery(**wrong)  # type: ignore[arg-type]
+    refused: list[tuple[Any, dict[str, Any], str]] = [
+        (None, {}, "batches"),
+        (iter(inputs()), {}, "list of batches"),
+        (inputs(), {"stages": 2, "regrow": True}, "regrow"),
+        (inputs(), {"teacher": student}, "deepcopy"),
+        ([x[:1] for x in inputs()[:1]], {}, "2 inputs"),
+    ]
+    for batches, options, words in refused:
+        with pytest.raises(SecateurError, match=words):
+            cut(student, batches, Magnitude(), sparsity=0.5, recovery=STEPS, **options)
+
+
+def test_flip_and_shift_moves_whole_images() -> None:
+    x = torch.arange(2 * 1 * 4 * 4.0).view(2, 1, 4, 4) + 1
+    generator = torch.Generator().manual_seed(0)
+    seen = [flip_and_shift(1)(x, generator) for _ in range(50)]
+    assert all(y.shape == x.shape for y in seen)
+    assert any(torch.equal(y[0], x[0]) for y in seen)
+    assert any(torch.equal(y[0], x[0].flip(-1)) for y in seen)
+    assert any(torch.equal(y[0, 0, :, :3], x[0, 0, :, 1:]) and bool((y[0, 0, :, 3] == 0).all()) for y in seen)
+    with pytest.raises(InvalidArgument, match="pixels"):
+        flip_and_shift(-1)
+
+
+def test_mix_leaves_half_and_mixes_the_rest() -> None:
+    x = torch.eye(8)
+    mixed = mix(x, torch.Generator().manual_seed(0))
+    assert torch.equal(mixed[:4], x[:4])
+    assert torch.allclose(mixed.sum(1), torch.ones(8))
+    assert bool((mixed[4:] > 0).sum(1).gt(1).any())
+
+
+def test_the_classes_are_the_teachers() -> None:
+    other = nn.Sequential(nn.Flatten(), nn.Linear(36, 4))
+    with pytest.raises(SecateurError, match="classes"):
+        cut(network(), inputs(), Magnitude(), sparsity=0.5, recovery=STEPS, teacher=other)
+
+
+def test_a_strategy_starts_its_training_from_the_weights_that_the_cut_moved() -> None:
+    strategy = OneShot(Magnitude(), stages=2, recovery=STEPS)
+    student, expected = network(), network()
+    outcome = carry_out(
+        strategy,
+        student,
+        sparsity=0.6,
+        recipe=Recovery(epochs=0),
+        train=[],
+        calibration=inputs(),
+    )
+    masks = cut(expected, inputs(), Magnitude(), sparsity=0.6, stages=2, recovery=STEPS)
+    assert outcome.masks == masks
+    assert same(state_of(student), state_of(expected))
+
+
+def test_prune_solves_for_the_kept_weights_if_the_criterion_does() -> None:
+    data = load_data(DataOptions(data="digits", n_calibration=256), seed=0)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        student = build_model("small-cnn", in_channels=1, num_classes=10)
+    criterion = TeacherCurvature(copy.deepcopy(student), rows=64, damping=10.0)
+    before, expected = copy.deepcopy(student), copy.deepcopy(student)
+    prune(student, data=data, sparsity=0.5, criterion=criterion, stages=2, batchnorm="off")
+    cut(expected, data.calibration, criterion, sparsity=0.5, stages=2)
+    assert same(state_of(student), state_of(expected))
+    was, now = next(before.parameters()), next(student.parameters())
+    assert bool((now != was)[now != 0].any())
