@@ -10,8 +10,7 @@ namespace secateur {
 namespace {
 
 constexpr int most_threads = 1024;
-constexpr size_t most_ready = 8;
-constexpr int64_t most_bytes = 16 << 20;
+constexpr size_t most_ready = 16, most_batches = 16;
 
 int checked_threads(int threads) {
   if (threads < 1 || threads > most_threads)
@@ -73,25 +72,21 @@ bool is_separable(const Program& program) {
 
 }  // namespace
 
-Engine::Engine(std::string_view program, std::map<std::string, Weight> weights, int threads)
+Engine::Engine(std::string_view program, std::map<std::string, Weight> weights, int threads,
+               int64_t cache_bytes)
     : program_(read_program(program, std::move(weights))),
       table_(chosen_table()),
       pool_(checked_threads(threads)),
-      separable_(is_separable(program_)),
-      bytes_per_image_(1) {
+      cache_bytes_(cache_bytes),
+      separable_(is_separable(program_)) {
   // A program that cannot run is refused now, at two batch sizes: what holds for both holds for all.
   for (const int64_t batch : {1, 2}) {
     std::vector<Shape> shapes;
     for (const Value& value : program_.values) shapes.push_back(at_batch(value.shape, batch));
     for (const Op& op : program_.ops) {
       std::vector<Shape> inputs;
-      int64_t numbers = count(shapes[size_t(op.output)]);
-      for (const int id : op.inputs) {
-        inputs.push_back(shapes[size_t(id)]);
-        numbers += count(inputs.back());
-      }
+      for (const int id : op.inputs) inputs.push_back(shapes[size_t(id)]);
       infer_shape(op, inputs, shapes[size_t(op.output)]);
-      if (batch == 1) bytes_per_image_ = std::max(bytes_per_image_, numbers * 4);
     }
   }
 }
@@ -111,21 +106,25 @@ int64_t Engine::batch_of(const std::vector<Shape>& inputs) const {
   return batch;
 }
 
-// Images at a time: as many as there are lanes, but so few that what one operation reads and writes stays in the
-// caches.
-int64_t Engine::chunk_of(int64_t batch) const {
-  if (!separable_) return batch;
-  int64_t chunk = 1;
-  while (chunk * 2 <= table_.lanes && chunk * 2 <= batch && bytes_per_image_ * chunk * 2 <= most_bytes) chunk *= 2;
-  return chunk;
+const std::vector<Section>& Engine::sections(int64_t batch) {
+  if (sections_.size() >= most_batches && sections_.find(batch) == sections_.end()) sections_.clear();
+  std::vector<Section>& found = sections_[batch];
+  if (found.empty()) {
+    if (separable_)
+      found = sections_of(program_, table_.lanes, batch, cache_bytes_);
+    else
+      found.push_back(whole(program_, batch));
+  }
+  return found;
 }
 
-Engine::Ready& Engine::ready(int64_t chunk, int64_t batch, int threads, int contexts) {
-  const Key key{chunk, batch, threads};
+Engine::Ready& Engine::ready(const Section& section, int64_t chunk, int64_t batch, int threads, int contexts) {
+  const Key key{section.first_op, chunk, batch, threads};
   if (ready_.size() >= most_ready && ready_.find(key) == ready_.end()) ready_.clear();
   Ready& entry = ready_[key];
   try {
-    if (!entry.session) entry.session = std::make_unique<Session>(program_, table_, chunk, batch, threads);
+    if (!entry.session)
+      entry.session = std::make_unique<Session>(section.program, table_, chunk, batch, threads);
     while (int(entry.contexts.size()) < contexts) entry.contexts.push_back(entry.session->new_context());
   } catch (...) {
     ready_.erase(key);
@@ -134,35 +133,60 @@ Engine::Ready& Engine::ready(int64_t chunk, int64_t batch, int threads, int cont
   return entry;
 }
 
-void Engine::run_chunk(Ready& ready, int context, int64_t first, const std::vector<const void*>& inputs,
-                       const std::vector<void*>& outputs, Pool* pool, double* seconds) const {
-  const auto bytes_before = [&](const Value& value) {
-    return first * count(at_batch(value.shape, 1)) * (value.is_integer ? 8 : 4);
+void Engine::run_chunk(const Section& section, Ready& ready, int context, int64_t first, const Pointers& inputs,
+                       const Pointers& outputs, Pool* pool, double* seconds) const {
+  const auto at = [&](void* data, int id) -> void* {
+    const Value& value = program_.values[size_t(id)];
+    const int64_t before = first ? first * count(at_batch(value.shape, 1)) * (value.is_integer ? 8 : 4) : 0;
+    return static_cast<char*>(data) + before;
   };
   std::vector<const void*> from;
-  std::vector<void*> to;
-  for (size_t i = 0; i < inputs.size(); i++)
-    from.push_back(static_cast<const char*>(inputs[i]) + (first ? bytes_before(input(i)) : 0));
-  for (size_t i = 0; i < outputs.size(); i++)
-    to.push_back(static_cast<char*>(outputs[i]) + (first ? bytes_before(output(i)) : 0));
+  Pointers to;
+  for (size_t i = 0; i < inputs.size(); i++) from.push_back(at(inputs[i], section.program.inputs[i]));
+  for (size_t i = 0; i < outputs.size(); i++) to.push_back(at(outputs[i], section.program.outputs[i]));
   ready.session->run(from, to, *ready.contexts[size_t(context)], pool, seconds);
 }
 
 void Engine::run(const std::vector<const void*>& inputs, const std::vector<void*>& outputs, int64_t batch,
                  double* seconds) {
   const std::lock_guard<std::mutex> lock(mutex_);
-  const int64_t chunk = chunk_of(batch), n_chunks = batch / chunk, threads = pool_.size();
+  const std::vector<Section>& parts = sections(batch);
+  between_.resize(std::max(between_.size(), parts.size()));
+  Pointers from;
+  for (const void* input : inputs) from.push_back(const_cast<void*>(input));  // read only
+  for (size_t i = 0; i < parts.size(); i++) {
+    Pointers to = outputs;
+    if (i + 1 < parts.size()) {
+      const Value& value = program_.values[size_t(parts[i].program.outputs[0])];
+      const auto numbers = size_t(count(at_batch(value.shape, batch)));
+      std::vector<float>& kept = between_[i];
+      if (kept.size() < numbers) {
+        check_available(int64_t(numbers) * 4);
+        kept.resize(numbers);
+      }
+      to = {kept.data()};
+    }
+    run_section(parts[i], from, to, batch, seconds ? seconds + parts[i].first_op : nullptr);
+    from = to;
+  }
+}
+
+void Engine::run_section(const Section& section, const Pointers& inputs, const Pointers& outputs, int64_t batch,
+                         double* seconds) {
+  const int64_t chunk = section.chunk, n_chunks = batch / chunk, threads = pool_.size();
+  const size_t n_ops = section.program.ops.size();
   int64_t done = 0;
   if (threads > 1 && n_chunks >= threads) {
     // whole chunks side by side: threads meet only at the end
-    Ready& alone = ready(chunk, batch, 1, int(threads));
+    Ready& alone = ready(section, chunk, batch, 1, int(threads));
     const int64_t together = n_chunks / threads * threads;
-    std::vector<std::vector<double>> times(size_t(threads), std::vector<double>(n_ops(), 0.0));
+    std::vector<std::vector<double>> times(size_t(threads), std::vector<double>(n_ops, 0.0));
     std::string failure;
     std::mutex failing;
     pool_.run(together, [&](int64_t task, int thread) {
       try {
-        run_chunk(alone, thread, task * chunk, inputs, outputs, nullptr, seconds ? times[size_t(thread)].data() : nullptr);
+        run_chunk(section, alone, thread, task * chunk, inputs, outputs, nullptr,
+                  seconds ? times[size_t(thread)].data() : nullptr);
       } catch (const std::exception& error) {
         const std::lock_guard<std::mutex> guard(failing);
         failure = error.what();
@@ -171,13 +195,13 @@ void Engine::run(const std::vector<const void*>& inputs, const std::vector<void*
     if (!failure.empty()) throw PlanError(failure);
     if (seconds)
       for (const auto& time : times)
-        for (size_t i = 0; i < time.size(); i++) seconds[i] += time[i] / double(threads);
+        for (size_t i = 0; i < n_ops; i++) seconds[i] += time[i] / double(threads);
     done = together * chunk;
   }
   while (done < batch) {
     const int64_t now = std::min(chunk, batch - done);
-    Ready& shared = ready(now, batch, int(threads), 1);
-    run_chunk(shared, 0, done, inputs, outputs, threads > 1 ? &pool_ : nullptr, seconds);
+    Ready& shared = ready(section, now, batch, int(threads), 1);
+    run_chunk(section, shared, 0, done, inputs, outputs, threads > 1 ? &pool_ : nullptr, seconds);
     done += now;
   }
 }

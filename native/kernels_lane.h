@@ -94,19 +94,23 @@ static void convert_runs(const LaneRuns& runs, char* vectors, ptrdiff_t step) {
 // Images: runs are rows of pixels.
 template <bool to_lane>
 static void convert_images(const ConvertCall& call) {
-  LaneRuns runs;
+  int64_t first_row[lanes], length[lanes], offset[lanes];
   const int32_t blocks = call.grid_y * call.grid_x;
+  for (int l = 0; l < lanes; l++) {
+    const int32_t image = l / blocks, block = l % blocks;
+    first_row[l] = call.spread ? 0 : int64_t(block / call.grid_x) * call.block_height;
+    const int64_t column = call.spread ? 0 : int64_t(block % call.grid_x) * call.block_width;
+    length[l] = call.width - column < call.block_width ? call.width - column : call.block_width;
+    if (image >= call.n_images || (call.spread && !to_lane && block > 0)) length[l] = 0;
+    offset[l] = image * call.image_step + first_row[l] * call.y_step + column;
+  }
+  LaneRuns runs;
   for (int64_t c = 0; c < call.n_channels; c++) {
     for (int64_t y = 0; y < call.block_height; y++) {
       for (int l = 0; l < lanes; l++) {
-        const int32_t image = l / blocks, block = l % blocks;
-        const int64_t row = call.spread ? 0 : int64_t(block / call.grid_x) * call.block_height + y;
-        const int64_t column = call.spread ? 0 : int64_t(block % call.grid_x) * call.block_width;
-        int64_t length = call.width - column < call.block_width ? call.width - column : call.block_width;
-        if (image >= call.n_images || row >= call.height || (call.spread && !to_lane && block > 0)) length = 0;
-        runs.length[l] = length;
-        if (length > 0)
-          runs.start[l] = call.plain + image * call.image_step + c * call.channel_step + row * call.y_step + column;
+        runs.length[l] = first_row[l] + y < call.height ? length[l] : 0;
+        runs.start[l] = call.plain;
+        if (runs.length[l] > 0) runs.start[l] += offset[l] + c * call.channel_step + y * call.y_step;
       }
       convert_runs<to_lane>(runs, call.lane.data + c * call.lane.plane + y * call.lane.row, vector_bytes);
     }

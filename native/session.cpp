@@ -23,7 +23,8 @@ constexpr int64_t alignment = 4096, huge_page = 2 << 20;
 
 int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
-// Asking for more than there is would, on Linux, succeed now and kill the process later.
+}  // namespace
+
 void check_available(int64_t bytes) {
 #if defined(__linux__)
   if (bytes < (int64_t(64) << 20)) return;
@@ -39,8 +40,6 @@ void check_available(int64_t bytes) {
   (void)bytes;
 #endif
 }
-
-}  // namespace
 
 void Context::Free::operator()(char* p) const { ::operator delete(p, std::align_val_t(size_t(huge_page))); }
 

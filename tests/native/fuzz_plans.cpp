@@ -109,7 +109,7 @@ std::map<std::string, Weight> some_weights(size_t program) {
 bool try_one(size_t program) {
   const std::string text = damaged(programs[program]);
   try {
-    Engine engine(text, some_weights(program), int(1 + below(2)));
+    Engine engine(text, some_weights(program), int(1 + below(2)), int64_t(below(2) ? 1 << 20 : below(2000)));
     const auto batch = int64_t(1 + below(20));
     std::vector<std::vector<int64_t>> memory;  // also for floats
     std::vector<const void*> inputs;

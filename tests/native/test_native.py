@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-TARGETS = ("test_conv", "fuzz_plans")
+TARGETS = ("test_conv", "test_sections", "fuzz_plans")
 
 pytestmark = [
     pytest.mark.slow,
@@ -34,6 +34,10 @@ def test_every_kernel_and_convolution_agrees_with_plain_code(programs: Path) -> 
     output = run(str(programs / "test_conv"), "300")
     assert output.count("300 convolutions agree") >= 1
     assert "baseline" in output
+
+
+def test_a_program_cut_into_sections_computes_the_same(programs: Path) -> None:
+    assert run(str(programs / "test_sections")) == "sections agree\n"
 
 
 def test_hostile_plans_are_refused_or_run_without_a_bad_access(programs: Path) -> None:
