@@ -22,12 +22,13 @@ PRECISIONS: tuple[Literal["fp32", "bf16", "fp16"], ...] = ("fp32", "bf16", "fp16
 def measured(run: Path, data_dir: str | None, folder: Path) -> list[dict[str, Any]]:
     """A row for each precision: size of the plan, accuracy, and how far its outputs lie from torch's."""
     rows: list[dict[str, Any]] = []
+    batches = deploy.test_batches(run, data_dir)
     for precision in PRECISIONS:
         deployed = deploy.compile_run(run, precision=precision, fallback=None, batches=[16], threads=None)
         path = folder / f"{precision}.plan"
         deployed.plan.save(path)
         engine: Engine = load(path)
-        found = deploy.compare(deployed, engine, deploy.test_batches(run, data_dir))
+        found = deploy.compare(deployed, engine, batches)
         rows.append(
             {
                 "run": run.name,

@@ -40,8 +40,7 @@ def compile_model(
     Args:
         model: On the CPU, in float32.
         example: Its input, or a sequence of its inputs, the batch first; float32 or int64.
-        precision: Type to store weights in. "bf16" and "fp16" halve them, and let an engine whose
-            processor has such arithmetic keep activations so too.
+        precision: Type to store weights in; "bf16" and "fp16" halve them. Computing stays fp32.
         fallback: "torch" runs operators that a plan has no operation for in torch, which is then
             needed to run the plan.
         batches: Batch sizes to choose kernels for; None for 1 and that of the example.
