@@ -8,7 +8,8 @@ BIN    := $(VENV)/bin
 
 .PHONY: demo test lint format clean
 
-$(VENV)/ready: pyproject.toml constraints.txt
+# the native engine is part of the package: its sources, too, make it due again
+$(VENV)/ready: pyproject.toml constraints.txt CMakeLists.txt $(wildcard native/*)
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	@# torch first and pinned: a range would take the newest build with its CUDA packages

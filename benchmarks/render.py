@@ -138,6 +138,84 @@ def checkpoint_size() -> str:
     return table(header, rows) + "\n" + origin(result)
 
 
+def runtime() -> str:
+    """Milliseconds of the engine, and how many times longer the others take."""
+    result = load("runtime")
+    names = list(dict.fromkeys(t["name"] for cell in result["cells"] for t in cell["timings"][1:]))
+    rows = []
+    for cell in sorted(result["cells"], key=lambda c: (c["masks"], c["model"], c["batch"], c["sparsity"])):
+        ours, *others = cell["timings"]
+        found = {t["name"]: t for t in others}
+        masks = "" if cell["masks"] == "random" else ", really pruned"
+        ratios = [
+            f"{found[name]['median_s'] / ours['median_s']:.2f}×" if found.get(name, {}).get("agrees") else "–"
+            for name in names
+        ]
+        milliseconds = f"{1e3 * ours['median_s']:.3g}"
+        rows.append(
+            [f"{cell['model']}{masks}, batch {cell['batch']}, {cell['sparsity']:.0%}", milliseconds, *ratios]
+        )
+    versions = dict.fromkeys(f"{t['name']}: {t['version']}" for c in result["cells"] for t in c["timings"])
+    note = "\n<sub>" + "; ".join(versions) + ". Medians of one run, in turn.</sub>\n"
+    header = ["network, zeros", "ms", *(f"{name} takes" for name in names)]
+    commits = [cell["commit"] for cell in result["cells"]]
+    return table(header, rows) + "\n" + note + origin(result, commits)
+
+
+def kernel_limits() -> str:
+    """What kernels reach in each cache, as a share of the dense kernel in the first level."""
+    result = load("kernels")
+    peak = next(limit["gflops"] for limit in result["limits"] if limit["limit"] == "dense")
+    rows = [
+        [
+            f"`{limit['limit']}`, {limit['kilobytes']} KB",
+            f"{limit['gflops']:.0f}",
+            f"{limit['gflops'] / peak:.0%}",
+        ]
+        for limit in result["limits"]
+    ]
+    note = f"\n<sub>One thread, {result['isa']}; GFLOP/s of the products that are computed.</sub>\n"
+    return table(["kernel, what it reads", "GFLOP/s", "of dense"], rows) + "\n" + note + origin(result)
+
+
+def kernel_layers() -> str:
+    """GFLOP/s of single layers, products with zeros not counted."""
+    result = load("kernels")
+    zeros = sorted({layer["zeros"] for layer in result["layers"]})
+    found: dict[tuple[int, ...], dict[float, float]] = {}
+    for layer in result["layers"]:
+        found.setdefault((layer["images"], *layer["layer"]), {})[layer["zeros"]] = layer["gflops"]
+    rows = [
+        [f"{images} × {c}→{o}, {size}², {k}×{k}/{stride}", *(f"{speeds[z]:.0f}" for z in zeros)]
+        for (images, c, o, size, k, stride), speeds in found.items()
+    ]
+    header = ["images × channels, input, kernel/stride", *(f"{z:.0%} zeros" for z in zeros)]
+    return table(header, rows) + "\n" + origin(result)
+
+
+def precision() -> str:
+    """Really pruned networks by the precision of their weights."""
+    result = load("precision")
+    rows = [
+        [
+            f"{row['run']}, {row['precision']}",
+            f"{row['plan_bytes'] / row['n_nonzero']:.2f}",
+            percent(row["accuracy_engine"]),
+            f"{row['n_differing']} of {row['n_samples']:,}",
+            f"{row['worst']:.0e}",
+        ]
+        for row in result["rows"]
+    ]
+    header = [
+        "run, weights",
+        "bytes a non-zero",
+        "test accuracy %",
+        "other class than torch",
+        "largest difference",
+    ]
+    return table(header, rows) + "\n" + origin(result)
+
+
 def arena(path: Path) -> str:
     """Accuracies and paired differences of a suite."""
     from secateur.report import suite_table
@@ -153,6 +231,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "calibration-only": partial(curvature.calibration_only, table),
     "curvature-tries": partial(curvature.tries, table),
     "curvature-steps": partial(curvature.steps, table),
+    "runtime": runtime,
+    "kernel-limits": kernel_limits,
+    "kernel-layers": kernel_layers,
+    "precision": precision,
     **paper.OUTCOMES,
     **{f"arena-{path.stem[6:]}": partial(arena, path) for path in sorted(RESULTS.glob("arena_*.json"))},
 }

@@ -12,76 +12,19 @@ The path, each step of which is one function::
 or `prune` for all of it.
 """
 
-from secateur.allocate import (
-    ERK,
-    NM,
-    AbstractPattern,
-    AbstractScope,
-    Global,
-    Layerwise,
-    PerTensor,
-    SmartRatios,
-    UniformPlus,
-    Unstructured,
-    allocate,
-)
-from secateur.calibration import CalibrationRecovery, flip_and_shift, mix
-from secateur.checkpoint import inspect_checkpoint, load_sparse, save_sparse, verify_checkpoint
-from secateur.cutting import cut
-from secateur.data import Data, DataOptions, load_data
-from secateur.diagnostics import mask_overlap, split_half_overlap
-from secateur.enforce import keep_masks
-from secateur.errors import (
-    CheckpointError,
-    DataError,
-    EmptiedLayerWarning,
-    InvalidArgument,
-    LeftDenseWarning,
-    MaskError,
-    MissingExtra,
-    ModelError,
-    RunError,
-    ScoreError,
-    SecateurError,
-    SecateurWarning,
-    TargetError,
-    TrainingError,
-)
-from secateur.evaluate import Metrics, evaluate, reestimate_batchnorm
-from secateur.losses import kd_loss
-from secateur.masks import Masks, apply_masks
-from secateur.models import build_model, load_weights
-from secateur.pipeline import prune
-from secateur.recovery import Recovery
-from secateur.result import Result
-from secateur.scores import (
-    AbstractCriterion,
-    Epsd,
-    Fisher,
-    GraSP,
-    GuidedScores,
-    Inverted,
-    Lamp,
-    LayerReconstruction,
-    Magnitude,
-    Platon,
-    ProsPr,
-    Random,
-    ScoreInputs,
-    Shuffled,
-    Snip,
-    SolvingScores,
-    SynFlow,
-    TaskGradient,
-    Taylor,
-    TeacherCurvature,
-    TeacherGuided,
-    Wanda,
-    score,
-)
-from secateur.stages import Stage, staged_masks
-from secateur.targets import select_targets
-from secateur.train import Epoch, TrainState, fit
+# ruff: noqa: F403, F405  type checkers find the names of __all__ in secateur.api
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from secateur import runtime as runtime
+    from secateur.api import *
 
 __version__ = "0.1.0"
 
@@ -93,6 +36,7 @@ __all__ = [
     "AbstractScope",
     "CalibrationRecovery",
     "CheckpointError",
+    "CompileError",
     "Data",
     "DataError",
     "DataOptions",
@@ -116,6 +60,7 @@ __all__ = [
     "MissingExtra",
     "ModelError",
     "PerTensor",
+    "PlanError",
     "Platon",
     "ProsPr",
     "Random",
@@ -127,6 +72,7 @@ __all__ = [
     "SecateurError",
     "SecateurWarning",
     "Shuffled",
+    "SlowEngineWarning",
     "SmartRatios",
     "Snip",
     "SolvingScores",
@@ -160,6 +106,7 @@ __all__ = [
     "mix",
     "prune",
     "reestimate_batchnorm",
+    "runtime",
     "save_sparse",
     "score",
     "select_targets",
@@ -167,3 +114,30 @@ __all__ = [
     "staged_masks",
     "verify_checkpoint",
 ]
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401  whatever the name stands for
+    """Import a public name or a module of the package when it is first asked for.
+
+    Not sooner, because all but `secateur.runtime` needs torch, and a plan is to run without.
+    """
+    if name in __all__ and name != "runtime":
+        return getattr(importlib.import_module("secateur.api"), name)
+    if not name.startswith("_") and importlib.util.find_spec(f"secateur.{name}"):
+        return importlib.import_module(f"secateur.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+class _Package(ModuleType):
+    """A package in which a function wins over the module of the same name that it comes from."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in ("allocate", "evaluate") and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

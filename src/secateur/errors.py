@@ -10,13 +10,16 @@
     ├── DataError (ValueError)            a data set that cannot be found, read or used
     ├── ModelError (ValueError)           an unknown model, or weights that do not fit
     ├── CheckpointError (ValueError)      a file that is truncated, foreign or inconsistent
+    ├── PlanError (ValueError)            a plan file that is truncated, foreign or inconsistent
+    ├── CompileError (ValueError)         a model that cannot be made into a plan
     ├── TrainingError (RuntimeError)      training that cannot start, or a loss that left the numbers
     ├── RunError (RuntimeError)           a run folder that is in use, unwritable or incomplete
     └── MissingExtra (ImportError)        an optional package is not installed
 
     SecateurWarning (UserWarning)
     ├── EmptiedLayerWarning               a cut left a whole tensor without weights
-    └── LeftDenseWarning                  a pattern does not fit a tensor, which stays dense
+    ├── LeftDenseWarning                  a pattern does not fit a tensor, which stays dense
+    └── SlowEngineWarning                 a plan runs in NumPy, because there is no native engine
 
 Each is also the standard exception in brackets, so ``except ValueError`` keeps working.
 A message names the thing, the value, what is allowed, and what to do next.
@@ -57,6 +60,14 @@ class CheckpointError(SecateurError, ValueError):
     """A checkpoint file is truncated, foreign or inconsistent."""
 
 
+class PlanError(SecateurError, ValueError):
+    """A plan file is truncated, foreign or inconsistent."""
+
+
+class CompileError(SecateurError, ValueError):
+    """A model cannot be made into a plan."""
+
+
 class TrainingError(SecateurError, RuntimeError):
     """Training cannot start, or its loss is no longer a number."""
 
@@ -79,3 +90,7 @@ class EmptiedLayerWarning(SecateurWarning):
 
 class LeftDenseWarning(SecateurWarning):
     """A pattern does not fit a tensor, which stays dense though it was to be pruned."""
+
+
+class SlowEngineWarning(SecateurWarning):
+    """A plan runs in NumPy, many times slower than it could, because there is no native engine."""

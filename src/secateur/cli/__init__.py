@@ -14,6 +14,7 @@ from secateur.cli.console import Command, err, out
 from secateur.cli.files import Inspect, Verify
 from secateur.cli.prune import Prune, Sweep
 from secateur.cli.report import Report
+from secateur.cli.runtime import BenchRuntime, Compile, Time
 from secateur.config import RunConfig, SweepConfig, load_config
 from secateur.errors import InvalidArgument, SecateurError
 from secateur.values import unknown
@@ -24,7 +25,10 @@ COMMANDS: dict[str, type[Command]] = {
     "report": Report,
     "inspect": Inspect,
     "verify": Verify,
+    "compile": Compile,
+    "time": Time,
     "bench accuracy": BenchAccuracy,
+    "bench runtime": BenchRuntime,
 }
 
 USAGE = """secateur: prune a trained PyTorch network in one cut, guided by a teacher
@@ -37,7 +41,10 @@ commands:
   report    draw the report of a run, a sweep, or several runs together
   inspect   what a checkpoint holds
   verify    is a checkpoint what it says it is
+  compile   the student of a run as a plan: a file that runs fast, without torch
+  time      how fast a plan runs, beside other engines
   bench     accuracy: methods × sparsities × seeds under one budget, with its report
+            runtime: networks × batch sizes × sparsities, beside other engines
 
 first try:  secateur prune --data digits --sparsity 0.9 --out runs/first
 """

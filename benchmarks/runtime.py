@@ -1,0 +1,123 @@
+"""The engine beside others: the table of docs/runtime.md, cell by cell, with a file for each.
+
+A command that was stopped goes on where it was. DeepSparse is measured if the Python of an
+environment that has it (3.8 to 3.11) is given; it runs the same ONNX model in its own process.
+
+python runtime.py --cells FOLDER [--models resnet18] [--run RUN …] [--deepsparse PYTHON] [--collect]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from common import write_result
+
+from secateur import deploy
+from secateur.files import read_json, write_json
+from secateur.runtime import Plan
+from secateur.runtime import compile as compile_model
+from secateur.runtime.bench import Cell, Grid, cells_of, measure
+from secateur.runtime.engine import Engine
+from secateur.runtime.timing import random_inputs
+from secateur.runtime.to_onnx import plan_to_onnx
+from secateur.runtime.zoo import ZOO, pruned
+
+DEEPSPARSE = Path(__file__).parent / "deepsparse_worker.py"
+
+
+def deepsparse(python: str, plan: Plan, batch: int, grid: Grid) -> dict[str, Any]:
+    """Median time of DeepSparse, and how far its outputs lie from those of the plan."""
+    inputs = random_inputs(plan, batch=batch)
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "net.onnx").write_bytes(plan_to_onnx(plan, batch=batch))
+        np.savez(Path(folder) / "inputs.npz", *inputs)
+        command = [python, str(DEEPSPARSE), folder, str(batch), str(grid.threads), str(grid.seconds)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            return {"name": "deepsparse", "error": done.stderr.strip()[-300:]}
+        expected = Engine(plan, threads=grid.threads)(*inputs)
+        found = np.load(Path(folder) / "outputs.npz")["arr_0"]
+    difference = float(np.abs(found - expected).max() / np.abs(expected).max())
+    times = json.loads(done.stdout.splitlines()[-1])
+    return {"name": "deepsparse", **times, "difference": difference, "agrees": difference < 1e-3}
+
+
+def compiled(cell: Cell, grid: Grid, runs: dict[str, Path]) -> Plan:
+    """The plan of a cell: of a run, or a network of the zoo with random masks."""
+    if cell.model in runs:
+        student, shape = deploy.load_student(runs[cell.model])
+        example = torch.zeros(cell.batch, *shape)
+    else:
+        student, example = pruned(cell.model, cell.sparsity), ZOO[cell.model].example(cell.batch)
+    return compile_model(student, example, batches=[cell.batch], threads=grid.threads)
+
+
+def run_cell(cell: Cell, grid: Grid, runs: dict[str, Path], folder: Path, python: str | None) -> None:
+    """Measure a cell and write its file, if there is none."""
+    path = folder / cell.file
+    if path.is_file():
+        return
+    started = time.perf_counter()
+    plan = compiled(cell, grid, runs)
+    seconds = time.perf_counter() - started
+    about = {"model": cell.model, "batch": cell.batch, "sparsity": cell.sparsity}
+    masks = "pruned" if cell.model in runs else "random"
+    found = measure(plan, cell.batch, grid, folder)
+    if python is not None:
+        found["timings"].append(deepsparse(python, plan, cell.batch, grid))
+    write_json(path, {**about, "masks": masks, **found, "compile_s": seconds})
+
+
+def main() -> None:
+    """Measure what is not measured yet; with --collect, write the results file."""
+    arguments = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    arguments.add_argument("--cells", type=Path, required=True, help="folder for the cells")
+    arguments.add_argument("--models", default=",".join(ZOO))
+    arguments.add_argument("--batch", default="1,16")
+    arguments.add_argument("--sparsity", default="0.8,0.9,0.95,0.98")
+    arguments.add_argument("--against", default="onnxruntime,openvino,openvino-default")
+    arguments.add_argument(
+        "--run", type=Path, action="append", default=[], help="run folder: its student too"
+    )
+    arguments.add_argument("--deepsparse", help="Python of an environment with deepsparse 1.8")
+    arguments.add_argument("--threads", type=int, default=2)
+    arguments.add_argument("--seconds", type=float, default=1.0)
+    arguments.add_argument(
+        "--collect", action="store_true", help="write results/runtime.json and measure nothing"
+    )
+    options = arguments.parse_args()
+    options.cells.mkdir(parents=True, exist_ok=True)
+    if options.collect:
+        cells = [read_json(path) for path in sorted(options.cells.glob("*-s*.json"))]
+        write_result("runtime", {"cells": cells})
+        return
+    grid = Grid(
+        models=tuple(filter(None, options.models.split(","))),
+        batches=tuple(map(int, options.batch.split(","))),
+        sparsities=tuple(map(float, options.sparsity.split(","))),
+        against=tuple(filter(None, options.against.split(","))),
+        threads=options.threads,
+        seconds=options.seconds,
+    )
+    runs = {f"run-{path.name}": path for path in options.run}
+    cells = cells_of(grid)
+    for name, path in runs.items():
+        sparsity = read_json(path / "result.json")["sparsity"]["asked"]
+        cells += [Cell(name, batch, sparsity) for batch in grid.batches]
+    for cell in cells:
+        run_cell(cell, grid, runs, options.cells, options.deepsparse)
+        print(cell.file, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+// One convolution (or a Linear over many rows, which is a 1×1 convolution) made ready for given layouts: its tiles,
+// and its weights in the order in which a kernel reads them.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+#include "layout.h"
+#include "program.h"
+
+namespace secateur {
+
+// A weight by output channel: which (input channel, ky, kx) of it are stored.
+struct SparseRows {
+  struct Entry {
+    int32_t channel, ky, kx;  // the channel counts from the first of all groups
+    float weight;
+  };
+  std::vector<int64_t> starts;  // per output channel, and the end
+  std::vector<Entry> entries;   // by channel, then ky, then kx
+};
+SparseRows sparse_rows(const Weight& weight, int64_t groups);
+
+struct ConvShape {
+  int64_t channels, outputs, groups;
+  Window window;
+};
+
+class ConvPlan {
+ public:
+  // `dense`: use all weights. `parts`: how many threads will share the work.
+  ConvPlan(const KernelTable& table, const ConvShape& shape, const Weight& weight, const Weight* bias,
+           Activation activation, bool dense, const LaneLayout& input, const LaneLayout& output, int parts);
+
+  int64_t n_tasks() const { return n_parts_ * int64_t(spans_.size() - 1); }
+  int64_t scratch_bytes() const { return scratch_bytes_; }
+  std::string describe() const;  // tile and blocks, for benchmarks
+
+  // `residual` may be null; `scratch` is this thread's. Layouts as given, the input's with at least its margins.
+  void run(int64_t task, const LaneView& input, const LaneView& output, const LaneView* residual, char* scratch) const;
+
+ private:
+  struct Tile {
+    int32_t y, x;
+    const RowsKernel* rows;
+    const DenseKernel* dense;       // channels_ at a time
+    const DenseKernel* dense_rest;  // one channel
+  };
+  struct Block {  // of input channels, for one part of the output channels
+    int64_t first_run, n_runs, first_step;
+  };
+  struct Panel {  // of output channels, dense
+    int32_t channel, n_channels;
+    int64_t first_weight;
+  };
+
+  void choose(const KernelTable& table, const ConvShape& shape, const LaneLayout& output, double per_channel);
+  double cost_of_tile(const ConvShape& shape, int64_t height, int64_t width, double per_channel, double block) const;
+  double input_bytes(const Window& window, int64_t height, int64_t width) const;
+  void cover(const KernelTable& table, const LaneLayout& output, int32_t height, int32_t width);
+  void split_tiles(int parts, int64_t outputs);
+  void pack_rows(const SparseRows& rows, const ConvShape& shape, const LaneLayout& input);
+  void pack_dense(const SparseRows& rows, const ConvShape& shape, const LaneLayout& input);
+  void run_rows(int64_t part, const Tile& tile, RowsCall& call) const;
+  void run_dense(int64_t part, const Tile& tile, DenseCall& call) const;
+
+  bool dense_;
+  int64_t outputs_;
+  Activation activation_;
+  Window window_;
+  int64_t lane_bytes_;
+  int64_t block_channels_ = 0;  // rows: input channels at a time
+  int32_t channels_ = 1;        // dense: output channels at a time
+  int64_t n_parts_ = 1;         // of the output channels
+  int64_t n_blocks_ = 1;
+  int64_t scratch_bytes_ = 0;
+  std::vector<float> bias_;
+  std::vector<Tile> tiles_;
+  std::vector<int64_t> spans_;  // tasks take tiles spans_[i] … spans_[i+1]
+  std::vector<RowRun> runs_;
+  std::vector<Step> steps_;
+  std::vector<Block> blocks_;   // part · n_blocks_ + block
+  std::vector<Panel> panels_;
+  std::vector<int64_t> first_panels_;  // of each part, and the end
+  std::vector<float> weights_;
+  std::vector<int32_t> offsets_;
+};
+
+}  // namespace secateur

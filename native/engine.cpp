@@ -1,0 +1,209 @@
+#include "engine.h"
+
+#include <algorithm>
+
+#include "dispatch.h"
+#include "error.h"
+
+namespace secateur {
+
+namespace {
+
+constexpr int most_threads = 1024;
+constexpr size_t most_ready = 16, most_batches = 16;
+
+int checked_threads(int threads) {
+  if (threads < 1 || threads > most_threads)
+    throw PlanError("threads must be in 1 … " + std::to_string(most_threads) + ", got " + std::to_string(threads));
+  return threads;
+}
+
+bool batch_first(const Shape& shape) {
+  for (size_t i = 1; i < shape.size(); i++)
+    if (shape[i] < 0) return false;
+  return true;
+}
+
+bool has_batch(const Shape& shape) { return !shape.empty() && shape[0] < 0; }
+
+// Whether an operation keeps images apart, given that the batch is the first dimension of all values.
+bool keeps_apart(const Program& program, const Op& op) {
+  for (const int id : op.inputs) {
+    const Shape& x = program.values[size_t(id)].shape;
+    if (!has_batch(x)) continue;
+    const auto rank = int64_t(x.size());
+    switch (op.kind) {
+      case OpKind::softmax:
+      case OpKind::cat:
+      case OpKind::slice:
+        if (op.dim == 0) return false;
+        break;
+      case OpKind::mean:
+        if (std::find(op.dims.begin(), op.dims.end(), 0) != op.dims.end()) return false;
+        break;
+      case OpKind::layer_norm:
+        if (op.n_dims >= rank) return false;
+        break;
+      case OpKind::linear:
+        if (rank < 2) return false;
+        break;
+      case OpKind::matmul:
+        if (rank < 2 || (rank == 2 && id != op.inputs[0])) return false;
+        break;
+      case OpKind::attention:
+        if (rank < 3) return false;
+        break;
+      case OpKind::pad:
+        if (!op.margins.empty() && (op.margins[0].first || op.margins[0].second)) return false;
+        break;
+      default: break;
+    }
+  }
+  return true;
+}
+
+bool is_separable(const Program& program) {
+  for (const Value& value : program.values)
+    if (!batch_first(value.shape)) return false;
+  for (const int id : program.outputs)
+    if (!has_batch(program.values[size_t(id)].shape)) return false;
+  return std::all_of(program.ops.begin(), program.ops.end(), [&](const Op& op) { return keeps_apart(program, op); });
+}
+
+}  // namespace
+
+Engine::Engine(std::string_view program, std::map<std::string, Weight> weights, int threads,
+               int64_t cache_bytes)
+    : program_(read_program(program, std::move(weights))),
+      table_(chosen_table()),
+      pool_(checked_threads(threads)),
+      cache_bytes_(cache_bytes),
+      separable_(is_separable(program_)) {
+  // A program that cannot run is refused now, at two batch sizes: what holds for both holds for all.
+  for (const int64_t batch : {1, 2}) {
+    std::vector<Shape> shapes;
+    for (const Value& value : program_.values) shapes.push_back(at_batch(value.shape, batch));
+    for (const Op& op : program_.ops) {
+      std::vector<Shape> inputs;
+      for (const int id : op.inputs) inputs.push_back(shapes[size_t(id)]);
+      infer_shape(op, inputs, shapes[size_t(op.output)]);
+    }
+  }
+}
+
+int64_t Engine::batch_of(const std::vector<Shape>& inputs) const {
+  if (inputs.size() != n_inputs())
+    throw PlanError("the plan takes " + std::to_string(n_inputs()) + " inputs, got " + std::to_string(inputs.size()));
+  int64_t batch = 0;
+  for (size_t i = 0; i < inputs.size(); i++) {
+    const Shape& shape = inputs[i];
+    const Shape& wanted = input(i).shape;
+    if (shape.empty() || shape[0] < 1 || at_batch(wanted, shape[0]) != shape || (batch && shape[0] != batch))
+      throw PlanError("input " + std::to_string(i) + " must have the shape " + text_of(wanted) +
+                      ", where −1 is one batch size for all inputs, got " + text_of(shape));
+    batch = shape[0];
+  }
+  return batch;
+}
+
+const std::vector<Section>& Engine::sections(int64_t batch) {
+  if (sections_.size() >= most_batches && sections_.find(batch) == sections_.end()) sections_.clear();
+  std::vector<Section>& found = sections_[batch];
+  if (found.empty()) {
+    if (separable_)
+      found = sections_of(program_, table_.lanes, batch, cache_bytes_);
+    else
+      found.push_back(whole(program_, batch));
+  }
+  return found;
+}
+
+Engine::Ready& Engine::ready(const Section& section, int64_t chunk, int64_t batch, int threads, int contexts) {
+  const Key key{section.first_op, chunk, batch, threads};
+  if (ready_.size() >= most_ready && ready_.find(key) == ready_.end()) ready_.clear();
+  Ready& entry = ready_[key];
+  try {
+    if (!entry.session)
+      entry.session = std::make_unique<Session>(section.program, table_, chunk, batch, threads);
+    while (int(entry.contexts.size()) < contexts) entry.contexts.push_back(entry.session->new_context());
+  } catch (...) {
+    ready_.erase(key);
+    throw;
+  }
+  return entry;
+}
+
+void Engine::run_chunk(const Section& section, Ready& ready, int context, int64_t first, const Pointers& inputs,
+                       const Pointers& outputs, Pool* pool, double* seconds) const {
+  const auto at = [&](void* data, int id) -> void* {
+    const Value& value = program_.values[size_t(id)];
+    const int64_t before = first ? first * count(at_batch(value.shape, 1)) * (value.is_integer ? 8 : 4) : 0;
+    return static_cast<char*>(data) + before;
+  };
+  std::vector<const void*> from;
+  Pointers to;
+  for (size_t i = 0; i < inputs.size(); i++) from.push_back(at(inputs[i], section.program.inputs[i]));
+  for (size_t i = 0; i < outputs.size(); i++) to.push_back(at(outputs[i], section.program.outputs[i]));
+  ready.session->run(from, to, *ready.contexts[size_t(context)], pool, seconds);
+}
+
+void Engine::run(const std::vector<const void*>& inputs, const std::vector<void*>& outputs, int64_t batch,
+                 double* seconds) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  const std::vector<Section>& parts = sections(batch);
+  between_.resize(std::max(between_.size(), parts.size()));
+  Pointers from;
+  for (const void* input : inputs) from.push_back(const_cast<void*>(input));  // read only
+  for (size_t i = 0; i < parts.size(); i++) {
+    Pointers to = outputs;
+    if (i + 1 < parts.size()) {
+      const Value& value = program_.values[size_t(parts[i].program.outputs[0])];
+      const auto numbers = size_t(count(at_batch(value.shape, batch)));
+      std::vector<float>& kept = between_[i];
+      if (kept.size() < numbers) {
+        check_available(int64_t(numbers) * 4);
+        kept.resize(numbers);
+      }
+      to = {kept.data()};
+    }
+    run_section(parts[i], from, to, batch, seconds ? seconds + parts[i].first_op : nullptr);
+    from = to;
+  }
+}
+
+void Engine::run_section(const Section& section, const Pointers& inputs, const Pointers& outputs, int64_t batch,
+                         double* seconds) {
+  const int64_t chunk = section.chunk, n_chunks = batch / chunk, threads = pool_.size();
+  const size_t n_ops = section.program.ops.size();
+  int64_t done = 0;
+  if (threads > 1 && n_chunks >= threads) {
+    // whole chunks side by side: threads meet only at the end
+    Ready& alone = ready(section, chunk, batch, 1, int(threads));
+    const int64_t together = n_chunks / threads * threads;
+    std::vector<std::vector<double>> times(size_t(threads), std::vector<double>(n_ops, 0.0));
+    std::string failure;
+    std::mutex failing;
+    pool_.run(together, [&](int64_t task, int thread) {
+      try {
+        run_chunk(section, alone, thread, task * chunk, inputs, outputs, nullptr,
+                  seconds ? times[size_t(thread)].data() : nullptr);
+      } catch (const std::exception& error) {
+        const std::lock_guard<std::mutex> guard(failing);
+        failure = error.what();
+      }
+    });
+    if (!failure.empty()) throw PlanError(failure);
+    if (seconds)
+      for (const auto& time : times)
+        for (size_t i = 0; i < n_ops; i++) seconds[i] += time[i] / double(threads);
+    done = together * chunk;
+  }
+  while (done < batch) {
+    const int64_t now = std::min(chunk, batch - done);
+    Ready& shared = ready(section, now, batch, int(threads), 1);
+    run_chunk(section, shared, 0, done, inputs, outputs, threads > 1 ? &pool_ : nullptr, seconds);
+    done += now;
+  }
+}
+
+}  // namespace secateur

@@ -1,0 +1,42 @@
+// Stages that work on vectors of lanes: convolutions and what stands between them.
+#pragma once
+
+#include "session.h"
+
+namespace secateur {
+
+class LaneBuilder {
+ public:
+  explicit LaneBuilder(Session& session);
+
+  // Adds the stages of `op`; false if it is better, or only, done on plain arrays.
+  bool build(const Op& op);
+
+  // The stage that writes the plain buffer of a value from its lanes.
+  void unpack(int value);
+
+ private:
+  bool conv(const Op& op);
+  bool linear(const Op& op);
+  bool pool(const Op& op);
+  bool mean(const Op& op);
+  bool elementwise(const Op& op);
+  bool binary(const Op& op);
+  bool layer_norm(const Op& op);
+
+  LaneLayout layout_of(int value) const;  // as images
+  void plan_margins();
+  bool window_of(const Op& op, Window& window, float& fill) const;
+  int lane(int value, const LaneLayout& layout);  // the buffer, packed if need be
+  void add_conv(const Op& op, const ConvShape& shape, int input, const LaneLayout& input_layout,
+                const LaneLayout& output_layout);
+  int window_buffer(const Op& op, const Window& window, float fill, LaneLayout& layout);
+  void finish(int value, int buffer, const LaneLayout& layout);  // the value is now to be had there
+  void add_moves(const LaneLayout& from, int from_buffer, const LaneLayout& to, int to_buffer, const Window& window);
+  int64_t shares(int64_t channels, int64_t bytes) const;
+  bool has_lanes(int value) const;
+
+  Session& session_;
+};
+
+}  // namespace secateur

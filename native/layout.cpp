@@ -1,0 +1,191 @@
+#include "layout.h"
+
+#include <algorithm>
+#include <limits>
+#include <map>
+
+namespace secateur {
+
+namespace {
+
+int64_t divide_up(int64_t n, int64_t by) { return (n + by - 1) / by; }
+
+struct Pixel {
+  int64_t y, x;
+};
+
+Pixel origin(const LaneLayout& layout, int32_t lane) {
+  const int32_t block = lane % (layout.grid_y * layout.grid_x);
+  return {block / layout.grid_x * layout.pitch_y, block % layout.grid_x * layout.pitch_x};
+}
+
+// Lane and byte offset (from the plane's first vector) of a pixel of the image in `lane` of another layout.
+struct Place {
+  int64_t offset;
+  int32_t lane;
+};
+
+Place place_of(const LaneLayout& layout, int32_t image, Pixel pixel) {
+  const int64_t by = layout.pitch_y ? pixel.y / layout.pitch_y : 0, bx = layout.pitch_x ? pixel.x / layout.pitch_x : 0;
+  const int64_t y = pixel.y - by * layout.pitch_y + layout.top, x = pixel.x - bx * layout.pitch_x + layout.left;
+  const int64_t lane = (int64_t(image) * layout.grid_y + by) * layout.grid_x + bx;
+  return {y * layout.row() + x * layout.lanes * 4, int32_t(lane)};
+}
+
+}  // namespace
+
+int64_t LaneLayout::plane() const {
+  // An odd number of cache lines, so that channels do not fall on the same few cache sets.
+  const int64_t bytes = (top + block_height + bottom) * row(), line = 64;
+  const int64_t lines = divide_up(bytes, line);
+  return (lines % 2 ? lines : lines + 1) * line;
+}
+
+bool LaneLayout::same_blocks(const LaneLayout& o) const {
+  return images == o.images && grid_y == o.grid_y && grid_x == o.grid_x && pitch_y == o.pitch_y &&
+         pitch_x == o.pitch_x && block_height == o.block_height && block_width == o.block_width &&
+         height == o.height && width == o.width && tokens == o.tokens;
+}
+
+LaneLayout image_layout(int32_t lanes, int32_t images, int64_t channels, int64_t height, int64_t width) {
+  LaneLayout layout;
+  layout.lanes = lanes;
+  layout.images = images;
+  layout.channels = channels;
+  layout.height = height;
+  layout.width = width;
+  const int32_t blocks = lanes / images;
+  if (height == 1 && width > 1) {
+    layout.grid_x = blocks;
+  } else if (width == 1 && height > 1) {
+    layout.grid_y = blocks;
+  } else {
+    // as little beyond the image as may be; of equal ones the squarest
+    int64_t least = std::numeric_limits<int64_t>::max();
+    for (int32_t across = 1; across <= blocks; across *= 2) {
+      const int32_t down = blocks / across;
+      const int64_t area = divide_up(height, down) * divide_up(width, across);
+      const int64_t cost = area * 1000 + (down > across ? down / across : across / down);
+      if (cost < least) least = cost, layout.grid_x = across, layout.grid_y = down;
+    }
+  }
+  layout.block_height = divide_up(height, layout.grid_y);
+  layout.block_width = divide_up(width, layout.grid_x);
+  if (!layout.spread()) {
+    if (layout.grid_y > 1) layout.pitch_y = layout.block_height;
+    if (layout.grid_x > 1) layout.pitch_x = layout.block_width;
+  }
+  return layout;
+}
+
+LaneLayout token_layout(int32_t lanes, int64_t n, int64_t features) {
+  LaneLayout layout;
+  layout.lanes = lanes;
+  layout.channels = features;
+  layout.height = 1;
+  layout.width = n;
+  layout.grid_x = lanes;
+  layout.block_height = 1;
+  layout.block_width = divide_up(n, lanes);
+  layout.pitch_x = layout.block_width;
+  layout.tokens = true;
+  return layout;
+}
+
+WindowInput window_input(const LaneLayout& from, const LaneLayout& to, const Window& w) {
+  WindowInput input{true, from};
+  LaneLayout& in = input.layout;
+  const int64_t pitch_y = to.pitch_y * w.stride_y, pitch_x = to.pitch_x * w.stride_x;
+  if (from.grid_y != to.grid_y || from.grid_x != to.grid_x || from.pitch_y != pitch_y || from.pitch_x != pitch_x) {
+    input.direct = false;
+    in.grid_y = to.grid_y;
+    in.grid_x = to.grid_x;
+    in.pitch_y = pitch_y;
+    in.pitch_x = pitch_x;
+    in.block_height = pitch_y ? pitch_y : from.height;
+    in.block_width = pitch_x ? pitch_x : from.width;
+  }
+  in.top = w.top;
+  in.left = w.left;
+  const int64_t last_y = (to.block_height - 1) * w.stride_y + (w.height - 1) * w.dilation_y - w.top;
+  const int64_t last_x = (to.block_width - 1) * w.stride_x + (w.width - 1) * w.dilation_x - w.left;
+  in.bottom = std::max<int64_t>(0, last_y - (in.block_height - 1));
+  in.right = std::max<int64_t>(0, last_x - (in.block_width - 1));
+  return input;
+}
+
+namespace {
+
+// Collects moves, and each pattern once.
+class MoveList {
+ public:
+  void add(int64_t to, int64_t from, const std::vector<int32_t>& pattern, bool first) {
+    const auto [place, added] = known_.try_emplace(pattern, int32_t(known_.size()));
+    if (added) result.patterns.insert(result.patterns.end(), pattern.begin(), pattern.end());
+    result.moves.push_back({int32_t(to), int32_t(from), place->second, first});
+  }
+
+  Moves result;
+
+ private:
+  std::map<std::vector<int32_t>, int32_t> known_;
+};
+
+// Whether some window of stride `stride` reads row or column `at`, counted from the first that any reads.
+bool is_read(int64_t at, int64_t window, int64_t stride, int64_t dilation) {
+  for (int64_t k = 0; k < window; k++)
+    if (at >= k * dilation && (at - k * dilation) % stride == 0) return true;
+  return false;
+}
+
+}  // namespace
+
+Moves moves_between(const LaneLayout& from, const LaneLayout& to, bool same, const Window& window) {
+  constexpr size_t most_permutes = 3;
+  MoveList list;
+  const int32_t per_image = to.grid_y * to.grid_x;
+  for (int64_t y = -to.top; y < to.block_height + to.bottom; y++) {
+    if (!same && !is_read(y + to.top, window.height, window.stride_y, window.dilation_y)) continue;
+    for (int64_t x = -to.left; x < to.block_width + to.right; x++) {
+      if (!same && !is_read(x + to.left, window.width, window.stride_x, window.dilation_x)) continue;
+      const int64_t target = (y + to.top) * to.row() + (x + to.left) * to.lanes * 4;
+      std::map<int64_t, std::vector<int32_t>> sources;  // byte offset in `from` → pattern
+      std::vector<int32_t> floats(size_t(to.lanes), -1);
+      bool identity = true;
+      for (int32_t lane = 0; lane < to.lanes; lane++) {
+        const Pixel start = origin(to, lane), pixel{start.y + y, start.x + x};
+        if (pixel.y < 0 || pixel.x < 0 || pixel.y >= from.height || pixel.x >= from.width) {
+          identity = false;
+          continue;
+        }
+        Place place = place_of(from, lane / per_image, pixel);
+        if (from.spread() && same) place.lane = lane;  // in every block: take it from the same lane
+        auto& pattern = sources[place.offset];
+        pattern.resize(size_t(to.lanes), -1);
+        pattern[size_t(lane)] = place.lane;
+        floats[size_t(lane)] = int32_t(place.offset / 4) + place.lane;
+        identity = identity && place.offset == target && place.lane == lane;
+      }
+      if (same && identity) continue;
+      if (sources.size() > most_permutes) {
+        list.add(target, from_many, floats, true);
+        continue;
+      }
+      if (sources.empty()) list.result.moves.push_back({int32_t(target), from_none, 0, 1});
+      // The vector itself first: later moves overwrite it.
+      bool first = true;
+      if (const auto self = sources.find(target); same && self != sources.end()) {
+        list.add(target, target, self->second, true);
+        first = false;
+        sources.erase(self);
+      }
+      for (const auto& [offset, pattern] : sources) {
+        list.add(target, offset, pattern, first);
+        first = false;
+      }
+    }
+  }
+  return list.result;
+}
+
+}  // namespace secateur

@@ -1,0 +1,61 @@
+// How a value lies in vectors of lanes (see kernels.h): which lanes hold which images and blocks, how large a block
+// is, and the margin around it that convolutions and pools reach into.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "kernels.h"
+
+namespace secateur {
+
+struct LaneLayout {
+  int64_t channels = 0, height = 0, width = 0;  // of the value: what is outside is margin
+  int32_t lanes = 0;
+  int32_t images = 1, grid_y = 1, grid_x = 1;   // their product is `lanes`
+  int64_t pitch_y = 0, pitch_x = 0;             // pixels from a block to the next; 0 if all begin at the same pixel
+  int64_t block_height = 0, block_width = 0;    // without margins
+  int64_t top = 0, left = 0, bottom = 0, right = 0;
+  float fill = 0;                               // of the margin, and of what is outside the image
+  bool tokens = false;                          // channels are the last dimension, not the second
+
+  int64_t row() const { return (left + block_width + right) * lanes * 4; }
+  int64_t plane() const;
+  int64_t bytes() const { return plane() * channels; }
+  bool has_margin() const { return top || left || bottom || right; }
+  bool spread() const { return height == 1 && width == 1; }
+  bool same_blocks(const LaneLayout& other) const;
+
+  // Where pixel (0, 0) of channel 0 lies in a buffer.
+  LaneView view(char* buffer) const { return {buffer + top * row() + left * lanes * 4, plane(), row()}; }
+};
+
+// `images` images (a power of two, at most `lanes`) of `channels` × `height` × `width`, without margin.
+LaneLayout image_layout(int32_t lanes, int32_t images, int64_t channels, int64_t height, int64_t width);
+
+// `n` rows of `features` numbers: the rows run through the lanes.
+LaneLayout token_layout(int32_t lanes, int64_t n, int64_t features);
+
+// Where a window operation finds its input: `from` as it is, with margins; or a copy, if the blocks of `from` do not
+// begin where windows of the blocks of `to` do.
+struct WindowInput {
+  bool direct;
+  LaneLayout layout;
+};
+struct Window {
+  int64_t height, width, stride_y, stride_x, dilation_y, dilation_x, top, left;
+};
+WindowInput window_input(const LaneLayout& from, const LaneLayout& to, const Window& window);
+
+// The vectors of `to` to be filled from `from`, of which only those that a window reads are needed; if they are the
+// same layout, only the margins and what lies outside the image.
+struct Moves {
+  std::vector<Move> moves;
+  std::vector<int32_t> patterns;
+};
+Moves moves_between(const LaneLayout& from, const LaneLayout& to, bool same, const Window& window);
+
+// A window that reads every pixel.
+constexpr Window every_pixel{1, 1, 1, 1, 1, 1, 0, 0};
+
+}  // namespace secateur

@@ -1,0 +1,254 @@
+// Plain operations that only move numbers, and products of matrices.
+#include <algorithm>
+#include <cstring>
+#include <limits>
+
+#include "error.h"
+#include "plain_ops.h"
+
+namespace secateur {
+
+namespace {
+
+std::vector<int64_t> strides_of(const Shape& shape) {
+  std::vector<int64_t> strides(shape.size(), 1);
+  for (size_t i = shape.size(); i-- > 1;) strides[i - 1] = strides[i] * shape[i];
+  return strides;
+}
+
+float* floats(const Context& context, int buffer) { return reinterpret_cast<float*>(context.buffer(buffer)); }
+
+// to[i] = from[start + Σ index_d · step_d] over `shape` in C order, `to` with steps of its own.
+template <typename T>
+void copy_strided(const Shape& shape, const T* from, const std::vector<int64_t>& from_steps, T* to,
+                  const std::vector<int64_t>& to_steps) {
+  const int64_t inner = shape.empty() ? 1 : shape.back(), rows = count(shape) / inner;
+  const int64_t from_step = shape.empty() ? 1 : from_steps.back(), to_step = shape.empty() ? 1 : to_steps.back();
+  for (int64_t r = 0; r < rows; r++) {
+    int64_t rest = r, a = 0, b = 0;
+    for (size_t d = shape.empty() ? 0 : shape.size() - 1; d-- > 0;) {
+      a += rest % shape[d] * from_steps[d];
+      b += rest % shape[d] * to_steps[d];
+      rest /= shape[d];
+    }
+    for (int64_t i = 0; i < inner; i++) to[b + i * to_step] = from[a + i * from_step];
+  }
+}
+
+std::vector<int64_t> batch_steps(const Shape& shape, const Shape& to, int64_t matrix) {
+  std::vector<int64_t> steps(to.size(), 0);
+  int64_t step = matrix;
+  for (size_t i = 3; i <= shape.size(); i++) {
+    const int64_t size = shape[shape.size() - i];
+    if (size != 1) steps[to.size() - (i - 2)] = step;
+    step *= size;
+  }
+  return steps;
+}
+
+int64_t offset_of(int64_t index, const Shape& shape, const std::vector<int64_t>& steps) {
+  int64_t at = 0;
+  for (size_t d = shape.size(); d-- > 0;) {
+    at += index % shape[d] * steps[d];
+    index /= shape[d];
+  }
+  return at;
+}
+
+}  // namespace
+
+// One walk for all of them: an output of the size `shape`, and what it reads, or (pad) where it writes.
+void PlainBuilder::copy(const Op& op, const Walk& walk) {
+  const int from = session_.plain(op.inputs[0]), to = session_.new_plain(op.output);
+  session_.forms_[size_t(op.output)].plain = to;
+  const bool wide = session_.program_.values[size_t(op.output)].is_integer;
+  const int64_t total = count(session_.shapes_[size_t(op.output)]);
+  const bool fill = op.kind == OpKind::pad;
+  const double number = op.number;
+  session_.add_stage(1, {from, to}, [=](Context& context, int64_t, int) {
+    const auto run = [&](auto* in, auto* out, auto value) {
+      if (fill) std::fill(out, out + total, value);
+      copy_strided(walk.shape, in + walk.from_start, walk.from_steps, out + walk.to_start, walk.to_steps);
+    };
+    if (wide)
+      run(reinterpret_cast<const int64_t*>(context.buffer(from)), reinterpret_cast<int64_t*>(context.buffer(to)),
+          int64_t(number));
+    else
+      run(floats(context, from), floats(context, to), float(number));
+  });
+}
+
+void PlainBuilder::moved(const Op& op) {
+  const Shape x = session_.shapes_[size_t(op.inputs[0])], y = session_.shapes_[size_t(op.output)];
+  const std::vector<int64_t> in = strides_of(x), out = strides_of(y);
+  Walk walk{y, in, out, 0, 0};
+  switch (op.kind) {
+    case OpKind::reshape: {
+      // the same numbers in the same order: no copy, unless the output lies elsewhere
+      const int from = session_.plain(op.inputs[0]);
+      if (!session_.is_output(op.output)) {
+        session_.forms_[size_t(op.output)].plain = from;
+        return;
+      }
+      walk = {{count(x)}, {1}, {1}, 0, 0};
+      break;
+    }
+    case OpKind::permute:
+      for (size_t d = 0; d < y.size(); d++) walk.from_steps[d] = in[size_t(op.dims[d])];
+      break;
+    case OpKind::slice:
+      walk.from_start = op.start * in[size_t(op.dim)];
+      walk.from_steps[size_t(op.dim)] *= op.step;
+      break;
+    case OpKind::pad:
+      walk.shape = x;
+      for (size_t d = 0; d < x.size(); d++) walk.to_start += op.margins[d].first * out[d];
+      break;
+    default:  // expand
+      for (size_t d = 0; d < y.size(); d++)
+        if (x[d] == 1) walk.from_steps[d] = 0;
+  }
+  copy(op, walk);
+}
+
+void PlainBuilder::cat(const Op& op) {
+  const Shape y = session_.shapes_[size_t(op.output)];
+  std::vector<int> buffers;
+  std::vector<int64_t> sizes;
+  const int64_t inner = strides_of(y)[size_t(op.dim)], width = session_.program_.values[size_t(op.output)].is_integer ? 8 : 4;
+  for (const int id : op.inputs) {
+    buffers.push_back(session_.plain(id));
+    sizes.push_back(session_.shapes_[size_t(id)][size_t(op.dim)] * inner * width);
+  }
+  const int to = session_.new_plain(op.output);
+  session_.forms_[size_t(op.output)].plain = to;
+  const int64_t row = y[size_t(op.dim)] * inner * width, rows = count(y) * width / std::max<int64_t>(row, 1);
+  std::vector<int> used = buffers;
+  used.push_back(to);
+  session_.add_stage(1, used, [=](Context& context, int64_t, int) {
+    for (int64_t r = 0; r < rows; r++) {
+      char* out = context.buffer(to) + r * row;
+      for (size_t i = 0; i < buffers.size(); i++) {
+        std::memcpy(out, context.buffer(buffers[i]) + r * sizes[i], size_t(sizes[i]));
+        out += sizes[i];
+      }
+    }
+  });
+}
+
+void PlainBuilder::matmul(const Op& op) {
+  const Shape a = session_.shapes_[size_t(op.inputs[0])], b = session_.shapes_[size_t(op.inputs[1])];
+  const Shape y = session_.shapes_[size_t(op.output)];
+  const int left = session_.plain(op.inputs[0]), right = session_.plain(op.inputs[1]);
+  const int to = session_.new_plain(op.output);
+  session_.forms_[size_t(op.output)].plain = to;
+  const int64_t m = a[a.size() - 2], k = a.back(), n = b.back();
+  const Shape batch(y.begin(), y.end() - 2);
+  const auto a_steps = batch_steps(a, batch, m * k), b_steps = batch_steps(b, batch, k * n);
+  const auto kernel = session_.table_.matmul;
+  session_.add_stage(count(batch), {left, right, to}, [=](Context& context, int64_t task, int) {
+    MatmulCall call{};
+    call.a = floats(context, left) + offset_of(task, batch, a_steps);
+    call.b = floats(context, right) + offset_of(task, batch, b_steps);
+    call.c = floats(context, to) + task * m * n;
+    call.m = m;
+    call.n = call.b_row = call.c_row = n;
+    call.k = call.a_row = k;
+    call.scale = 1.0f;
+    kernel(call);
+  });
+}
+
+// One head at a time: scores of up to 64 positions, their softmax, the weighted sum.
+void PlainBuilder::attention(const Op& op) {
+  constexpr int64_t most_rows = 64;
+  const Shape q = session_.shapes_[size_t(op.inputs[0])], k = session_.shapes_[size_t(op.inputs[1])];
+  const Shape y = session_.shapes_[size_t(op.output)];
+  const int from_q = session_.plain(op.inputs[0]), from_k = session_.plain(op.inputs[1]);
+  const int from_v = session_.plain(op.inputs[2]);
+  const int from_mask = op.inputs.size() == 4 ? session_.plain(op.inputs[3]) : -1;
+  const int to = session_.new_plain(op.output);
+  session_.forms_[size_t(op.output)].plain = to;
+  const int64_t t = q[q.size() - 2], d = q.back(), s = k[k.size() - 2], e = y.back();
+  Shape scores(y.begin(), y.end());
+  scores.back() = s;
+  std::vector<int64_t> mask_steps(scores.size(), 0);
+  if (from_mask >= 0) {
+    const Shape mask = session_.shapes_[size_t(op.inputs[3])];
+    const auto strides = strides_of(mask);
+    for (size_t i = 1; i <= mask.size(); i++)
+      if (mask[mask.size() - i] != 1) mask_steps[scores.size() - i] = strides[mask.size() - i];
+  }
+  session_.scratch_bytes_ = std::max(session_.scratch_bytes_, std::min(most_rows, t) * s * 4);
+  const KernelTable* table = &session_.table_;
+  const auto factor = float(op.factor);
+  const bool causal = op.flag;
+  const int64_t heads = count(y) / (t * e);
+  session_.add_stage(heads, {from_q, from_k, from_v, from_mask, to}, [=](Context& context, int64_t head, int thread) {
+    float* score = reinterpret_cast<float*>(context.scratch(thread));
+    for (int64_t first = 0; first < t; first += most_rows) {
+      const int64_t rows = std::min(most_rows, t - first);
+      MatmulCall call{};
+      call.a = floats(context, from_q) + (head * t + first) * d;
+      call.b = floats(context, from_k) + head * s * d;
+      call.c = score;
+      call.m = rows;
+      call.n = call.c_row = s;
+      call.k = call.a_row = call.b_row = d;
+      call.b_transposed = true;
+      call.scale = factor;
+      table->matmul(call);
+      for (int64_t i = 0; i < rows; i++) {
+        float* row = score + i * s;
+        if (from_mask >= 0) {
+          const float* mask = floats(context, from_mask) + offset_of((head * t + first + i) * s, scores, mask_steps);
+          for (int64_t j = 0; j < s; j++) row[j] += mask[j * mask_steps.back()];
+        }
+        if (causal)
+          for (int64_t j = first + i + 1; j < s; j++) row[j] = -std::numeric_limits<float>::infinity();
+      }
+      table->softmax(score, rows, s);
+      call.a = score;
+      call.b = floats(context, from_v) + head * s * e;
+      call.c = floats(context, to) + (head * t + first) * e;
+      call.k = call.a_row = s;
+      call.n = call.b_row = call.c_row = e;
+      call.b_transposed = false;
+      call.scale = 1.0f;
+      table->matmul(call);
+    }
+  });
+}
+
+void PlainBuilder::embedding(const Op& op) {
+  const int from = session_.plain(op.inputs[0]), to = session_.new_plain(op.output);
+  session_.forms_[size_t(op.output)].plain = to;
+  const int64_t n = count(session_.shapes_[size_t(op.inputs[0])]), rows = op.weight->shape[0];
+  const int64_t features = op.weight->shape[1];
+  const auto numbers = std::make_shared<std::vector<float>>(op.weight->all());
+  const std::string where = op.where();
+  session_.add_stage(1, {from, to}, [=](Context& context, int64_t, int) {
+    const auto* indices = reinterpret_cast<const int64_t*>(context.buffer(from));
+    for (int64_t i = 0; i < n; i++) {
+      if (indices[i] < 0 || indices[i] >= rows)
+        return context.fail(where + ": index " + std::to_string(indices[i]) + " is not in 0 … " +
+                            std::to_string(rows - 1));
+      std::memcpy(floats(context, to) + i * features, numbers->data() + indices[i] * features, size_t(features) * 4);
+    }
+  });
+}
+
+void PlainBuilder::constant(const Op& op) {
+  const int to = session_.new_plain(op.output);
+  session_.forms_[size_t(op.output)].plain = to;
+  const auto numbers = std::make_shared<std::vector<float>>(op.weight->is_integer ? std::vector<float>() : op.weight->all());
+  const auto integers = std::make_shared<std::vector<int64_t>>(op.weight->integers);
+  session_.add_stage(1, {to}, [=](Context& context, int64_t, int) {
+    if (integers->empty())
+      std::memcpy(context.buffer(to), numbers->data(), numbers->size() * 4);
+    else
+      std::memcpy(context.buffer(to), integers->data(), integers->size() * 8);
+  });
+}
+
+}  // namespace secateur

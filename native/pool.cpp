@@ -1,0 +1,106 @@
+#include "pool.h"
+
+#include <chrono>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace secateur {
+
+namespace {
+
+void rest() {
+#if defined(__x86_64__)
+  _mm_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// Spins until `done`, for at most about 50 µs; whether it came to be.
+template <typename Done>
+bool spin(Done done) {
+  const auto end = std::chrono::steady_clock::now() + std::chrono::microseconds(50);
+  for (;;) {
+    for (int i = 0; i < 100; i++) {
+      if (done()) return true;
+      rest();
+    }
+    if (std::chrono::steady_clock::now() > end) return false;
+  }
+}
+
+}  // namespace
+
+Pool::Pool(int threads) {
+  try {
+    for (int i = 1; i < threads; i++) workers_.emplace_back([this, i] { work(i); });
+  } catch (...) {
+    stop_ = true;
+    wake_.notify_all();
+    for (auto& worker : workers_) worker.join();
+    throw;
+  }
+}
+
+Pool::~Pool() {
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    stop_ = true;
+  }
+  wake_.notify_all();
+  for (auto& worker : workers_) worker.join();
+}
+
+void Pool::take_tasks(int thread) {
+  for (;;) {
+    const int64_t i = next_.fetch_add(1, std::memory_order_relaxed);
+    if (i >= n_tasks_) return;
+    (*task_)(i, thread);
+  }
+}
+
+void Pool::work(int thread) {
+  uint64_t seen = 0;
+  const auto called = [&] {
+    const uint64_t job = open_.load();
+    return (job != 0 && job != seen) || stop_.load();
+  };
+  for (;;) {
+    if (!spin(called)) {
+      std::unique_lock<std::mutex> lock(mutex_);
+      wake_.wait(lock, called);
+    }
+    if (stop_) return;
+    // Joined before looking again: either the job is still open, or run() has seen that this worker joined.
+    joined_.fetch_add(1);
+    const uint64_t job = open_.load();
+    if (job != 0 && job != seen) {
+      take_tasks(thread);
+      seen = job;
+    }
+    joined_.fetch_sub(1);
+  }
+}
+
+void Pool::run(int64_t n, const std::function<void(int64_t, int)>& task) {
+  if (workers_.empty() || n <= 1) {
+    for (int64_t i = 0; i < n; i++) task(i, 0);
+    return;
+  }
+  const auto all_left = [&] { return joined_.load() == 0; };
+  task_ = &task;
+  n_tasks_ = n;
+  next_.store(0);
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    open_.store(++last_job_);
+  }
+  wake_.notify_all();
+  take_tasks(0);
+  open_.store(0);
+  while (!spin(all_left)) std::this_thread::yield();
+}
+
+}  // namespace secateur

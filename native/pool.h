@@ -1,0 +1,46 @@
+// Threads of one engine. The caller works too, so a pool of n has n − 1 threads of its own; they spin for a moment
+// between jobs, because the next layer mostly comes at once, and then sleep. A worker that the system keeps waiting is
+// not waited for: it joins a job late, or not at all, and the others do its tasks.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <exception>
+#include <functional>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace secateur {
+
+class Pool {
+ public:
+  explicit Pool(int threads);
+  ~Pool();
+  Pool(const Pool&) = delete;
+  Pool& operator=(const Pool&) = delete;
+
+  int size() const { return int(workers_.size()) + 1; }
+
+  // Runs task(i, thread) for each i below n, each once, and returns when all are done; thread < size(). Tasks must
+  // not throw.
+  void run(int64_t n, const std::function<void(int64_t task, int thread)>& task);
+
+ private:
+  void work(int thread);
+  void take_tasks(int thread);
+
+  std::vector<std::thread> workers_;
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  std::atomic<uint64_t> open_{0};  // the job that may be joined; 0: none
+  std::atomic<int> joined_{0};     // workers that are in it
+  std::atomic<bool> stop_{false};
+  std::atomic<int64_t> next_{0};
+  uint64_t last_job_ = 0;
+  const std::function<void(int64_t, int)>* task_ = nullptr;
+  int64_t n_tasks_ = 0;
+};
+
+}  // namespace secateur

@@ -1,0 +1,337 @@
+#include "program.h"
+
+#include <cmath>
+#include <limits>
+
+#include "error.h"
+#include "json.h"
+
+namespace secateur {
+
+namespace {
+
+constexpr size_t most_ops = 100000, most_dims = 32;
+constexpr int64_t most_weights = (int64_t(1) << 31) - 1, largest = int64_t(1) << 40;
+
+const std::pair<const char*, OpKind> op_kinds[] = {
+    {"conv", OpKind::conv}, {"linear", OpKind::linear}, {"scale_shift", OpKind::scale_shift},
+    {"activate", OpKind::activate}, {"clip", OpKind::clip}, {"add", OpKind::binary}, {"sub", OpKind::binary},
+    {"mul", OpKind::binary}, {"div", OpKind::binary}, {"max_pool", OpKind::max_pool},
+    {"avg_pool", OpKind::avg_pool}, {"adaptive_avg_pool", OpKind::adaptive_avg_pool}, {"mean", OpKind::mean},
+    {"softmax", OpKind::softmax}, {"layer_norm", OpKind::layer_norm}, {"matmul", OpKind::matmul},
+    {"attention", OpKind::attention}, {"embedding", OpKind::embedding}, {"reshape", OpKind::reshape},
+    {"permute", OpKind::permute}, {"slice", OpKind::slice}, {"cat", OpKind::cat}, {"pad", OpKind::pad},
+    {"expand", OpKind::expand}, {"constant", OpKind::constant},
+};
+
+const char* const activation_names[] = {"none", "relu", "relu6", "silu", "gelu", "gelu_tanh", "hardswish",
+                                        "hardsigmoid", "sigmoid", "tanh"};
+const char* const binary_names[] = {"add", "sub", "mul", "div"};
+const char* const kernel_names[] = {"dense", "rows", "patterns", "gather"};
+
+template <typename E, size_t N>
+E named(const std::string& name, const char* const (&names)[N], const char* what) {
+  for (size_t i = 0; i < N; i++)
+    if (name == names[i]) return E(i);
+  throw PlanError(std::string("unknown ") + what + " '" + name + "'");
+}
+
+int64_t bounded(const Json& json, const char* what, int64_t low, int64_t high) {
+  const int64_t n = json.integer(what);
+  if (n < low || n > high)
+    throw PlanError(std::string(what) + " must be in " + std::to_string(low) + " … " + std::to_string(high) +
+                    ", got " + std::to_string(n));
+  return n;
+}
+
+template <size_t N>
+std::array<int64_t, N> numbers(const Json& json, const char* what, int64_t low) {
+  const auto& list = json.list(what);
+  if (list.size() != N) throw PlanError(std::string(what) + " must have " + std::to_string(N) + " numbers");
+  std::array<int64_t, N> result;
+  for (size_t i = 0; i < N; i++) result[i] = bounded(list[i], what, low, 1 << 20);
+  return result;
+}
+
+std::vector<int64_t> number_list(const Json& json, const char* what, int64_t high) {
+  std::vector<int64_t> result;
+  if (json.list(what).size() > most_dims) throw PlanError(std::string(what) + " is too long");
+  for (const Json& item : json.list(what)) result.push_back(bounded(item, what, 0, high));
+  return result;
+}
+
+Shape read_shape(const Json& json, bool batch) {
+  const auto& list = json.list("shape");
+  if (list.size() > most_dims) throw PlanError("a shape has more than 32 dimensions");
+  Shape shape;
+  int negative = 0;
+  int64_t product = 1;
+  for (const Json& item : list) {
+    const int64_t n = item.integer("dimension");
+    if (n == 0 || (n < 0 && !batch) || n == std::numeric_limits<int64_t>::min())
+      throw PlanError("dimension " + std::to_string(n) + " is not allowed");
+    negative += n < 0;
+    const int64_t size = n < 0 ? -n : n;
+    if (size > largest / product) throw PlanError("a shape has more than 2^40 numbers");
+    product *= size;
+    shape.push_back(n);
+  }
+  if (negative > 1) throw PlanError("a shape has two batch dimensions");
+  return shape;
+}
+
+int read_id(const Json& json, const std::vector<Value>& values) {
+  return int(bounded(json, "value id", 0, int64_t(values.size()) - 1));
+}
+
+const Weight* weight_of(const Json& op, const char* key, const Program& program, bool integer = false) {
+  const Json& name = op.at(key);
+  if (name.is_null()) return nullptr;
+  const auto found = program.weights.find(name.text(key));
+  if (found == program.weights.end()) throw PlanError("weight '" + name.text(key) + "' is not in the plan");
+  if (found->second.is_integer != integer) throw PlanError("weight '" + found->first + "' has the wrong type");
+  return &found->second;
+}
+
+const Weight* needed(const Weight* weight, const char* key) {
+  if (!weight) throw PlanError(std::string(key) + " must not be null");
+  return weight;
+}
+
+void read_kernels(const Json& json, Op& op) {
+  if (json.list("kernels").size() > 1000) throw PlanError("kernels is too long");
+  for (const Json& pair : json.list("kernels")) {
+    const auto& items = pair.list("kernels");
+    if (items.size() != 2) throw PlanError("kernels must be pairs of a batch size and a name");
+    const auto choice = named<KernelChoice>(items[1].text("kernel"), kernel_names, "kernel");
+    op.kernels.emplace_back(bounded(items[0], "batch", 1, largest), choice);
+  }
+}
+
+void read_attributes(const Json& json, const Program& program, Op& op) {
+  if (const Json* activation = json.find("activation"))
+    op.activation = named<Activation>(activation->text("activation"), activation_names, "activation");
+  switch (op.kind) {
+    case OpKind::conv:
+      op.stride = numbers<2>(json.at("stride"), "stride", 1);
+      op.padding = numbers<4>(json.at("padding"), "padding", 0);
+      op.dilation = numbers<2>(json.at("dilation"), "dilation", 1);
+      op.groups = bounded(json.at("groups"), "groups", 1, largest);
+      [[fallthrough]];
+    case OpKind::linear:
+      op.weight = needed(weight_of(json, "weight", program), "weight");
+      op.bias = weight_of(json, "bias", program);
+      read_kernels(json.at("kernels"), op);
+      break;
+    case OpKind::scale_shift:
+    case OpKind::layer_norm:
+      op.weight = weight_of(json, "scale", program);
+      op.bias = weight_of(json, "shift", program);
+      if (op.kind == OpKind::layer_norm) {
+        op.n_dims = bounded(json.at("n_dims"), "n_dims", 1, most_dims);
+        op.epsilon = json.at("eps").real("eps");
+        if (op.epsilon < 0) throw PlanError("eps must not be negative");
+      } else {
+        needed(op.weight, "scale");
+        needed(op.bias, "shift");
+      }
+      break;
+    case OpKind::clip:
+      op.low = json.at("low").real("low");
+      op.high = json.at("high").real("high");
+      break;
+    case OpKind::max_pool:
+    case OpKind::avg_pool:
+      op.window = numbers<2>(json.at("kernel"), "kernel", 1);
+      op.stride = numbers<2>(json.at("stride"), "stride", 1);
+      op.padding = numbers<4>(json.at("padding"), "padding", 0);
+      if (op.kind == OpKind::avg_pool) op.flag = json.at("count_padding").boolean("count_padding");
+      break;
+    case OpKind::adaptive_avg_pool:
+      op.window = numbers<2>(json.at("size"), "size", 1);
+      break;
+    case OpKind::mean:
+      op.flag = json.at("keep").boolean("keep");
+      [[fallthrough]];
+    case OpKind::permute:
+      op.dims = number_list(json.at("dims"), "dims", most_dims);
+      break;
+    case OpKind::slice:
+      op.start = bounded(json.at("start"), "start", 0, largest);
+      op.stop = bounded(json.at("stop"), "stop", 1, largest);
+      op.step = bounded(json.at("step"), "step", 1, largest);
+      [[fallthrough]];
+    case OpKind::softmax:
+    case OpKind::cat:
+      op.dim = bounded(json.at("dim"), "dim", 0, most_dims);
+      break;
+    case OpKind::attention:
+      op.factor = json.at("factor").real("factor");
+      op.flag = json.at("causal").boolean("causal");
+      break;
+    case OpKind::embedding:
+      op.weight = needed(weight_of(json, "weight", program), "weight");
+      break;
+    case OpKind::constant: {
+      const auto found = program.weights.find(json.at("weight").text("weight"));
+      if (found == program.weights.end()) throw PlanError("its weight is not in the plan");
+      op.weight = &found->second;
+      break;
+    }
+    case OpKind::pad:
+      op.number = json.at("value").real("value");
+      for (const Json& pair : json.at("padding").list("padding")) {
+        const auto margin = numbers<2>(pair, "padding", 0);
+        op.margins.emplace_back(margin[0], margin[1]);
+      }
+      break;
+    default: break;
+  }
+}
+
+Op read_op(const Json& json, const Program& program) {
+  Op op{};
+  op.name = json.at("name").text("name");
+  const std::string& kind = json.at("op").text("op");
+  try {
+    bool known = false;
+    for (const auto& [name, value] : op_kinds)
+      if (kind == name) {
+        op.kind = value;
+        known = true;
+      }
+    if (!known) throw PlanError("this operation is unknown to the native engine");
+    if (op.kind == OpKind::binary) op.binary = named<Binary>(kind, binary_names, "operation");
+    for (const Json& id : json.at("inputs").list("inputs")) op.inputs.push_back(read_id(id, program.values));
+    op.output = read_id(json.at("output"), program.values);
+    read_attributes(json, program, op);
+  } catch (const PlanError& error) {
+    throw PlanError(kind + " '" + op.name + "': " + error.what());
+  }
+  return op;
+}
+
+void check_weights(const Json& listed, std::map<std::string, Weight>& weights) {
+  if (listed.object("weights").size() != weights.size()) throw PlanError("the weights given are not those listed");
+  for (const auto& [name, entry] : listed.object("weights")) {
+    const auto found = weights.find(name);
+    if (found == weights.end()) throw PlanError("weight '" + name + "' is missing");
+    Weight& weight = found->second;
+    const Shape shape = read_shape(entry.at("shape"), false);
+    const int64_t n = count(shape);
+    if (n > most_weights) throw PlanError("weight '" + name + "' has more than 2^31 − 1 numbers");
+    if (weight.dense) {
+      if (shape != weight.shape) throw PlanError("weight '" + name + "' must have the shape " + text_of(shape));
+    } else {
+      int64_t last = -1;
+      for (const uint32_t position : weight.positions) {
+        if (int64_t(position) <= last || int64_t(position) >= n)
+          throw PlanError("weight '" + name + "' has positions that do not rise or leave its shape");
+        last = position;
+      }
+      weight.shape = shape;
+    }
+  }
+}
+
+void check_order(const Program& program) {
+  std::vector<char> written(program.values.size(), 0);
+  const auto write = [&](int id, const std::string& where) {
+    if (written[size_t(id)]) throw PlanError(where + " writes value " + std::to_string(id) + " a second time");
+    written[size_t(id)] = 1;
+  };
+  for (const int id : program.inputs) {
+    write(id, "an input");
+    const Shape& shape = program.values[size_t(id)].shape;
+    if (shape.empty() || shape[0] != -1) throw PlanError("an input must have −1 as its first dimension");
+  }
+  if (program.inputs.empty() || program.outputs.empty()) throw PlanError("a program needs inputs and outputs");
+  for (const Op& op : program.ops) {
+    for (const int id : op.inputs)
+      if (!written[size_t(id)]) throw PlanError(op.where() + " reads value " + std::to_string(id) + " too early");
+    write(op.output, op.where());
+  }
+  for (const int id : program.outputs)
+    if (!written[size_t(id)]) throw PlanError("output " + std::to_string(id) + " is never written");
+}
+
+void check_types(const Program& program) {
+  for (const Op& op : program.ops) {
+    const bool moves = op.kind >= OpKind::reshape && op.kind <= OpKind::constant;
+    bool integer = op.kind == OpKind::constant && op.weight->is_integer;
+    for (size_t i = 0; i < op.inputs.size(); i++) {
+      const bool found = program.values[size_t(op.inputs[i])].is_integer;
+      if (moves && i == 0) integer = found;
+      if (found != (moves ? integer : op.kind == OpKind::embedding))
+        throw PlanError(op.where() + " has an input of the wrong type");
+    }
+    if (program.values[size_t(op.output)].is_integer != integer)
+      throw PlanError(op.where() + " has an output of the wrong type");
+  }
+}
+
+}  // namespace
+
+std::vector<float> Weight::all() const {
+  if (dense) return numbers;
+  std::vector<float> result(size_t(count(shape)), 0.0f);
+  for (size_t i = 0; i < positions.size(); i++) result[positions[i]] = numbers[i];
+  return result;
+}
+
+std::string Op::where() const {
+  if (kind == OpKind::binary) return std::string(binary_names[int(binary)]) + " '" + name + "'";
+  for (const auto& [text, value] : op_kinds)
+    if (value == kind) return std::string(text) + " '" + name + "'";
+  return "'" + name + "'";
+}
+
+int64_t count(const Shape& shape) {
+  int64_t n = 1;
+  for (const int64_t d : shape) n *= d;
+  return n;
+}
+
+std::string text_of(const Shape& shape) {
+  std::string text = "[";
+  for (size_t i = 0; i < shape.size(); i++) text += (i ? ", " : "") + std::to_string(shape[i]);
+  return text + "]";
+}
+
+Shape at_batch(const Shape& shape, int64_t batch) {
+  Shape result;
+  int64_t product = 1;
+  for (const int64_t d : shape) {
+    const int64_t factor = d < 0 ? batch : 1, size = d < 0 ? -d : d;
+    if (size > largest / factor || size * factor > largest / product)
+      throw PlanError("a value has more than 2^40 numbers at batch size " + std::to_string(batch));
+    result.push_back(size * factor);
+    product *= size * factor;
+  }
+  return result;
+}
+
+Program read_program(std::string_view text, std::map<std::string, Weight> weights) {
+  const Json json = Json::parse(text);
+  Program program;
+  program.weights = std::move(weights);
+  check_weights(json.at("weights"), program.weights);
+  if (json.at("values").list("values").size() > 2 * most_ops) throw PlanError("it has too many values");
+  for (const Json& value : json.at("values").list("values")) {
+    const std::string& dtype = value.at("dtype").text("dtype");
+    if (dtype != "f32" && dtype != "i64") throw PlanError("unknown type '" + dtype + "'");
+    program.values.push_back({read_shape(value.at("shape"), true), dtype == "i64"});
+  }
+  for (const Json& input : json.at("inputs").list("inputs"))
+    program.inputs.push_back(read_id(input.at("value"), program.values));
+  for (const Json& output : json.at("outputs").list("outputs"))
+    program.outputs.push_back(read_id(output.at("value"), program.values));
+  const auto& ops = json.at("ops").list("ops");
+  if (ops.size() > most_ops) throw PlanError("it has more than 100,000 operations");
+  for (const Json& op : ops) program.ops.push_back(read_op(op, program));
+  check_order(program);
+  check_types(program);
+  return program;
+}
+
+}  // namespace secateur

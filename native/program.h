@@ -1,0 +1,84 @@
+// What a plan computes (docs/plan.md), read from its JSON and checked: every id, name, count and range that the
+// rest of the engine relies on.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <map>
+#include <string>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "kernels.h"
+
+namespace secateur {
+
+using Shape = std::vector<int64_t>;
+
+enum class OpKind {
+  conv, linear, scale_shift, activate, clip, binary, max_pool, avg_pool, adaptive_avg_pool, mean, softmax, layer_norm,
+  matmul, attention, embedding, reshape, permute, slice, cat, pad, expand, constant
+};
+
+struct Value {
+  Shape shape;  // −k: k times the batch
+  bool is_integer = false;
+};
+
+// A weight as given: all numbers, or the positions (flat, rising) and numbers of the stored ones. Borrowed only
+// while the engine is built.
+struct Weight {
+  Shape shape;
+  std::vector<uint32_t> positions;  // empty if dense
+  std::vector<float> numbers;
+  std::vector<int64_t> integers;    // instead of numbers, if i64
+  bool dense = true;
+  bool is_integer = false;
+
+  std::vector<float> all() const;  // with the zeros
+};
+
+enum class KernelChoice { dense, rows, patterns, gather };
+
+struct Op {
+  OpKind kind;
+  std::string name;
+  std::vector<int> inputs;
+  int output = -1;
+  const Weight* weight = nullptr;  // scale of scale_shift and layer_norm too
+  const Weight* bias = nullptr;    // shift of those
+  Activation activation = Activation::none;
+  Binary binary = Binary::add;
+  std::array<int64_t, 2> window{1, 1}, stride{1, 1}, dilation{1, 1};
+  std::array<int64_t, 4> padding{0, 0, 0, 0};  // top, left, bottom, right
+  int64_t groups = 1;
+  std::vector<std::pair<int64_t, KernelChoice>> kernels;
+  std::vector<int64_t> dims;                         // of mean and permute
+  std::vector<std::pair<int64_t, int64_t>> margins;  // of pad
+  int64_t dim = 0, start = 0, stop = 0, step = 1, n_dims = 0;
+  double low = 0, high = 0, epsilon = 0, number = 0, factor = 1;
+  bool flag = false;  // keep, count_padding, causal
+
+  std::string where() const;  // for messages: kind and name
+};
+
+struct Program {
+  std::vector<Value> values;
+  std::vector<int> inputs, outputs;
+  std::vector<Op> ops;
+  std::map<std::string, Weight> weights;
+};
+
+// The program of a JSON text. `weights` must have exactly the names and shapes it lists.
+Program read_program(std::string_view text, std::map<std::string, Weight> weights);
+
+// Shape of an operation's output for one batch size, from the shapes of its inputs; throws if they do not fit.
+Shape infer_shape(const Op& op, const std::vector<Shape>& inputs, const Shape& declared);
+
+// Negative dimensions times the batch. Throws if the result has more than 2^40 numbers.
+Shape at_batch(const Shape& shape, int64_t batch);
+int64_t count(const Shape& shape);
+std::string text_of(const Shape& shape);
+
+}  // namespace secateur

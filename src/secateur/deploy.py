@@ -1,0 +1,154 @@
+"""From a finished run to a plan, and what the plan is worth on the test split."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from secateur.checkpoint import load_sparse
+from secateur.config import RunConfig, load_config
+from secateur.data import load_data
+from secateur.errors import CheckpointError, RunError
+from secateur.files import read_json
+from secateur.models import build_model
+from secateur.naming import Batches
+from secateur.runtime import Engine, Plan
+from secateur.runtime import compile as compile_model
+
+
+@dataclass(frozen=True)
+class Deployed:
+    """A run made ready to be run.
+
+    Attributes:
+        plan: Its student as a plan.
+        student: Its student in torch, in eval mode.
+        input_shape: Of one input, (C, H, W).
+    """
+
+    plan: Plan
+    student: nn.Module
+    input_shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What torch and the engine say about the same samples.
+
+    Attributes:
+        n_samples: How many there were.
+        accuracy_torch: Fraction that torch gets right.
+        accuracy_engine: Fraction that the engine gets right.
+        differing: Places of the samples to which they give different classes, with both rows of logits.
+        worst: Largest difference of a logit, relative to the largest logit.
+    """
+
+    n_samples: int
+    accuracy_torch: float
+    accuracy_engine: float
+    differing: list[dict[str, Any]]
+    worst: float
+
+
+def compile_run(
+    folder: Path,
+    *,
+    precision: Literal["fp32", "bf16", "fp16"],
+    fallback: Literal["torch"] | None,
+    batches: Iterable[int],
+    threads: int | None,
+) -> Deployed:
+    """The pruned student of a run as a plan, compiled with random inputs of the shape of its data.
+
+    Args:
+        folder: Of a finished run.
+        precision: See `secateur.runtime.compile`, as for all below.
+        fallback: As there.
+        batches: As there.
+        threads: As there.
+
+    Raises:
+        RunError: if the folder is not that of a finished run.
+        SecateurError: one of its kinds, if the student cannot be built, filled or compiled.
+    """
+    student, shape = load_student(folder)
+    sizes = sorted(set(batches))
+    example = torch.randn(max(sizes, default=1), *shape, generator=torch.Generator().manual_seed(0))
+    plan = compile_model(
+        student, example, precision=precision, fallback=fallback, batches=sizes, threads=threads
+    )
+    return Deployed(plan, student, shape)
+
+
+def load_student(folder: Path) -> tuple[nn.Module, tuple[int, ...]]:
+    """The pruned student of a run in eval mode, and the shape of one input.
+
+    Raises:
+        RunError: if the folder is not that of a finished run, or does not name its student.
+        CheckpointError: if its checkpoint is missing or damaged.
+    """
+    if not (folder / "result.json").is_file():
+        raise RunError(f"{str(folder)!r} holds no result.json; is it the folder of a finished run?")
+    result = read_json(folder / "result.json")
+    try:
+        data, spec = result["data"], result["models"]["student"]["name"]
+        shape, n_classes = tuple(map(int, data["input_shape"])), int(data["n_classes"])
+    except (KeyError, TypeError) as error:
+        raise RunError(
+            f"{str(folder / 'result.json')!r} does not say what its student is. Compile it in Python: "
+            "secateur.runtime.compile(model, example)."
+        ) from error
+    student = build_model(spec, num_classes=n_classes, in_channels=shape[0]).eval()
+    checkpoint = folder / "student.safetensors"
+    if not checkpoint.is_file():
+        raise CheckpointError(f"there is no checkpoint {str(checkpoint)!r}; was the run stopped?")
+    load_sparse(checkpoint, into=student)
+    return student, shape
+
+
+def test_batches(folder: Path, data_dir: str | None) -> Batches:
+    """The test split of the data of a run.
+
+    Args:
+        folder: Of the run.
+        data_dir: Where the data lie now; None for where they lay then.
+
+    Raises:
+        SecateurError: one of its kinds, if the data cannot be read.
+    """
+    setup = load_config(str(folder / "config.yaml"), RunConfig).setup
+    options = setup.dataset
+    if data_dir is not None:
+        options = replace(options, data_dir=data_dir)
+    return load_data(options, seed=setup.seed).test
+
+
+def compare(deployed: Deployed, engine: Engine, batches: Batches) -> Agreement:
+    """Run labelled batches through torch and through the engine.
+
+    Args:
+        deployed: The student in torch.
+        engine: Made from its plan.
+        batches: Of ``(inputs, labels)``.
+    """
+    expected, found, labels = [], [], []
+    with torch.no_grad():
+        for x, y in batches:
+            expected.append(deployed.student(x).numpy())
+            found.append(engine(x.numpy()))
+            labels.append(np.asarray(y))
+    a, b, truth = (np.concatenate(rows) for rows in (expected, found, labels))
+    differing = np.flatnonzero(a.argmax(1) != b.argmax(1))
+    return Agreement(
+        n_samples=len(truth),
+        accuracy_torch=float((a.argmax(1) == truth).mean()),
+        accuracy_engine=float((b.argmax(1) == truth).mean()),
+        differing=[{"sample": int(i), "torch": a[i].tolist(), "engine": b[i].tolist()} for i in differing],
+        worst=float(np.abs(a - b).max() / np.abs(a).max()),
+    )

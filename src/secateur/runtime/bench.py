@@ -1,0 +1,136 @@
+"""The benchmark of the engine: a grid of networks, batch sizes and sparsities, a file for each cell."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from secateur import provenance
+from secateur.errors import InvalidArgument
+from secateur.files import read_json, write_json
+from secateur.runtime.compiler import compile_model
+from secateur.runtime.engine import load
+from secateur.runtime.plan import Plan
+from secateur.runtime.rivals import RIVALS
+from secateur.runtime.timing import random_inputs, time_plan
+from secateur.runtime.zoo import ZOO, pruned
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What to measure.
+
+    Attributes:
+        models: Keys of `secateur.runtime.zoo.ZOO`.
+        batches: Batch sizes.
+        sparsities: Fractions of the weights that are zero, in [0, 1).
+        against: Other engines, keys of `secateur.runtime.rivals.RIVALS`.
+        threads: Threads of every engine.
+        seconds: Time for each engine in each cell.
+
+    Raises:
+        InvalidArgument: if a model or engine is unknown, or a number makes no sense.
+    """
+
+    models: tuple[str, ...] = tuple(ZOO)
+    batches: tuple[int, ...] = (1, 16)
+    sparsities: tuple[float, ...] = (0.8, 0.9, 0.95, 0.98)
+    against: tuple[str, ...] = ("onnxruntime",)
+    threads: int = 2
+    seconds: float = 2.0
+
+    def __post_init__(self) -> None:
+        for what, names, known in (("model", self.models, ZOO), ("engine", self.against, RIVALS)):
+            unknown = [name for name in names if name not in known]
+            if unknown:
+                raise InvalidArgument(f"unknown {what} {unknown[0]!r}; known are {', '.join(known)}.")
+        if min(self.batches, default=1) < 1 or self.threads < 1:
+            raise InvalidArgument("batch sizes and threads must be at least 1.")
+        if any(not 0 <= s < 1 for s in self.sparsities):
+            raise InvalidArgument(f"sparsities must lie in [0, 1), got {self.sparsities}.")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of the grid."""
+
+    model: str
+    batch: int
+    sparsity: float
+
+    @property
+    def file(self) -> str:
+        """Name of its file."""
+        return f"{self.model}-b{self.batch}-s{self.sparsity:g}.json"
+
+
+def cells_of(grid: Grid) -> list[Cell]:
+    """All cells, those of one network behind each other."""
+    return [Cell(m, b, s) for m in grid.models for s in grid.sparsities for b in grid.batches]
+
+
+def run_grid(grid: Grid, folder: Path) -> Iterator[dict[str, Any]]:
+    """Measure every cell that has no file in `folder` yet; yields all of them in order.
+
+    Args:
+        grid: What to measure.
+        folder: Where the files lie; it is created if need be.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for cell in cells_of(grid):
+        path = folder / cell.file
+        if not path.is_file():
+            model = pruned(cell.model, cell.sparsity)
+            example = ZOO[cell.model].example(cell.batch)
+            started = time.perf_counter()
+            plan = compile_model(model, example, batches=[cell.batch], threads=grid.threads)
+            seconds = time.perf_counter() - started
+            about = {"model": cell.model, "batch": cell.batch, "sparsity": cell.sparsity, "masks": "random"}
+            write_json(path, {**about, **measure(plan, cell.batch, grid, folder), "compile_s": seconds})
+        yield read_json(path)
+
+
+def measure(plan: Plan, batch: int, grid: Grid, folder: Path) -> dict[str, Any]:
+    """Times of a plan and of the other engines, its size, and how long it takes to load.
+
+    Args:
+        plan: What to measure.
+        batch: Batch size.
+        grid: Engines, threads and time.
+        folder: For a temporary file.
+    """
+    path = folder / "temporary.plan"
+    plan.save(path)
+    started = time.perf_counter()
+    load(path, threads=grid.threads)
+    load_s = time.perf_counter() - started
+    size = path.stat().st_size
+    path.unlink()
+    inputs = random_inputs(plan, batch=batch)
+    timings = time_plan(plan, inputs, threads=grid.threads, against=grid.against, seconds=grid.seconds)
+    return {
+        "n_nonzero": plan.n_nonzero,
+        "n_weights": plan.n_weights,
+        "plan_bytes": size,
+        "load_s": load_s,
+        "threads": grid.threads,
+        "timings": [timing.to_dict() for timing in timings],
+        "versions": provenance.versions(),
+        "commit": provenance.commit(),
+    }
+
+
+def summary(cells: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each cell: milliseconds of the plan, and how many times longer each other engine takes."""
+    rows: list[dict[str, Any]] = []
+    for cell in cells:
+        ours, *others = cell["timings"]
+        row = {key: cell[key] for key in ("model", "batch", "sparsity", "masks")}
+        row["ms"] = 1e3 * ours["median_s"]
+        row["times_faster"] = {t["name"]: t["median_s"] / ours["median_s"] for t in others}
+        row["agrees"] = all(t["agrees"] for t in others)
+        rows.append(row)
+    return rows

@@ -1,0 +1,266 @@
+"""From a PyTorch model to a graph: `torch.export`, then one lowering function for each operator."""
+
+from __future__ import annotations
+
+import operator
+import warnings
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram, ShapesCollection
+from torch.fx import Node
+
+from secateur.errors import CompileError
+from secateur.runtime.graph import Graph
+from secateur.runtime.lowering import LOWERINGS, Activation, Lowering, Unsupported
+from secateur.runtime.program import Value
+from secateur.runtime.shapes import Shape
+
+
+def capture(model: nn.Module, example: Sequence[Tensor], *, fallback: bool) -> Graph:
+    """The graph of a model, operator by operator; nothing is fused yet.
+
+    Args:
+        model: In eval mode.
+        example: Its inputs, the batch first.
+        fallback: Whether operators without an operation become parts in torch.
+
+    Raises:
+        CompileError: if the model cannot be exported for any batch size, or uses an operator that no
+            operation covers; the message names the operator and its place in the model.
+    """
+    exported = _export(model, example)
+    builder = _Builder(exported, fallback)
+    for node in exported.graph.nodes:
+        builder.visit(node)
+    if not builder.graph.outputs:
+        raise CompileError("the model returns no tensor that depends on its input. Return at least one.")
+    return builder.graph
+
+
+def _export(model: nn.Module, example: Sequence[Tensor]) -> ExportedProgram:
+    # With a batch of one, export would take the batch size for a fixed 1.
+    inputs = tuple(torch.cat([x, x]) if x.shape[0] == 1 else x for x in example)
+    shapes = ShapesCollection()
+    for x in inputs:
+        shapes[x] = {0: Dim.DYNAMIC}
+    try:
+        with _plain_attention(), torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            exported = torch.export.export(model, inputs, dynamic_shapes=cast("Any", shapes))
+            return exported.run_decompositions({})
+    # Export runs the model: whatever the model raises comes out of it.
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise CompileError(
+            f"torch.export cannot capture this model with a batch of any size: {reason}. "
+            "Take out of forward what depends on values or on the batch size."
+        ) from error
+
+
+@contextmanager
+def _plain_attention() -> Generator[None]:
+    """Transformer layers in the operators that they are made of, not in one that does it all."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+class _Builder:
+    """Visits the nodes of an exported program in order and adds what they do to a graph."""
+
+    def __init__(self, exported: ExportedProgram, fallback: bool) -> None:
+        self.graph = Graph()
+        self._fallback = fallback
+        self._found: dict[Node, Any] = {}
+        signature = exported.graph_signature
+        state: Mapping[str, Any] = {**exported.state_dict, **exported.constants}
+        named = {
+            **signature.inputs_to_parameters,
+            **signature.inputs_to_buffers,
+            **signature.inputs_to_lifted_tensor_constants,
+        }
+        self._constants = {node: state[name].detach() for node, name in named.items()}
+        names = {id(self._constants[node]): name for node, name in named.items()}
+        self._lowering = Lowering(self.graph, names)
+
+    def visit(self, node: Node) -> None:
+        """Add one node."""
+        if node.op == "placeholder":
+            self._found[node] = self._placeholder(node)
+        elif node.op == "output":
+            self._outputs(node)
+        elif node.op == "call_function":
+            self._found[node] = self._call(node)
+        else:
+            raise CompileError(f"a plan cannot hold {node.op} {node.target}{_where(node)}.")
+
+    def _placeholder(self, node: Node) -> object:
+        if node.name in self._constants:
+            return self._constants[node.name]
+        tensor = node.meta["val"]
+        if not isinstance(tensor, Tensor):
+            raise CompileError(f"input {node.name!r} is no tensor; bind it before compiling.")
+        dtype = {torch.float32: "f32", torch.int64: "i64"}.get(tensor.dtype)
+        if dtype is None:
+            raise CompileError(f"input {node.name!r} is {tensor.dtype}; a plan takes float32 and int64.")
+        shape = _shape_of(tensor, node)
+        return Activation(self.graph.add_input(node.name, Value(shape, dtype)), shape)
+
+    def _outputs(self, node: Node) -> None:
+        for place, result in enumerate(cast("Sequence[Node | None]", node.args[0])):
+            found = None if result is None else self._found[result]
+            if isinstance(found, Tensor):
+                self._lowering.place = "output"
+                found = self._lowering.as_activation(found)
+            if not isinstance(found, Activation):
+                raise CompileError(f"output {place} of the model is no tensor.")
+            name = "output" if len(cast("Any", node.args[0])) == 1 else f"output{place}"
+            self.graph.outputs.append((name, found.value))
+
+    def _call(self, node: Node) -> object:
+        if node.target is operator.getitem:
+            return self._found[cast("Node", node.args[0])][cast("int", node.args[1])]
+        if _is_symbolic(node.meta.get("val")) or node.target in _CHECKS:
+            return node.meta.get("val")
+        target, arguments = cast("Any", node.target), self._arguments(node)
+        if not any(isinstance(x, Activation) or _is_symbolic(x) for x in _flat(arguments.values())):
+            return target(*self._known(node.args), **self._known(node.kwargs))
+        self._lowering.place = _place(node)
+        self._lowering.shapes = [_shape_of(x, node) for x in _tensors(node.meta["val"])]
+        lower = LOWERINGS.get(str(target))
+        try:
+            if lower is None:
+                raise Unsupported("there is no operation for it")
+            return lower(self._lowering, **arguments)
+        except ValueError as error:
+            if self._fallback:
+                return self._in_torch(node)
+            raise CompileError(
+                f"a plan cannot hold {target}{_where(node)}: {error}. "
+                'Compile with fallback="torch" to run this part in torch, or write it in other operators.'
+            ) from error
+
+    def _in_torch(self, node: Node) -> object:
+        """The operator as one that torch runs."""
+        outputs = _tensors(node.meta["val"])
+        wide = {torch.float32: "f32", torch.int64: "i64"}
+        if len(outputs) != 1 or outputs[0].dtype not in wide:
+            kinds = ", ".join(str(x.dtype) for x in outputs)
+            raise CompileError(
+                f"not even torch can run {node.target}{_where(node)} inside a plan: it returns "
+                f"{len(outputs)} tensors ({kinds}); one of float32 is allowed."
+            )
+        inputs: list[Activation] = []
+
+        def encoded(x: object) -> object:
+            if isinstance(x, Activation | Tensor):
+                inputs.append(self._lowering.as_activation(x))
+                return {"input": len(inputs) - 1}
+            if isinstance(x, list | tuple):
+                return [encoded(item) for item in cast("Sequence[object]", x)]
+            if _is_symbolic(x):
+                return {"batch": -_dimension(x, node)}
+            if x is None or isinstance(x, bool | int | float | str):
+                return x
+            raise CompileError(
+                f"a plan cannot hold {node.target}{_where(node)}: its argument {x!r} is not JSON."
+            )
+
+        arguments = [encoded(x) for x in self._known(node.args)]
+        keywords = {key: encoded(x) for key, x in self._known(node.kwargs).items()}
+        return self._lowering.add(
+            "torch",
+            inputs,
+            self._lowering.shapes[0],
+            target=str(node.target),
+            arguments=arguments,
+            keywords=keywords,
+        )
+
+    def _arguments(self, node: Node) -> dict[str, Any]:
+        """The arguments of a node by their names in the schema, defaults included."""
+        schema: list[Any] = cast("Any", node.target)._schema.arguments
+        given = dict(zip((a.name for a in schema), self._known(node.args), strict=False))
+        given.update(self._known(node.kwargs))
+        return {
+            "x" if a.name == "self" else a.name: given.get(a.name, a.default_value)
+            for a in schema
+            if a.name in given or a.has_default_value()
+        }
+
+    def _known(self, x: Any) -> Any:  # noqa: ANN401  arguments of any structure
+        """Nodes replaced by what was found for them."""
+        if isinstance(x, Node):
+            return self._found[x]
+        if isinstance(x, tuple | list):
+            return [self._known(item) for item in cast("Sequence[Any]", x)]
+        if isinstance(x, dict):
+            return {key: self._known(item) for key, item in cast("dict[str, Any]", x).items()}
+        return x
+
+
+_CHECKS = {torch.ops.aten._assert_scalar.default, torch.ops.aten.sym_constrain_range_for_size.default}
+"""Operators that torch inserts to check sizes; the engine checks its inputs itself."""
+
+
+def _is_symbolic(x: object) -> bool:
+    return isinstance(x, torch.SymInt | torch.SymBool | torch.SymFloat)
+
+
+def _flat(items: Iterable[object]) -> Iterable[object]:
+    for item in items:
+        if isinstance(item, list | tuple):
+            yield from _flat(cast("Sequence[object]", item))
+        else:
+            yield item
+
+
+def _tensors(value: object) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    items = cast("Sequence[object]", value) if isinstance(value, list | tuple) else ()
+    return [x for x in items if isinstance(x, Tensor)]
+
+
+def _shape_of(tensor: Tensor, node: Node) -> Shape:
+    return tuple(_dimension(size, node) for size in tensor.shape)
+
+
+def _dimension(size: Any, node: Node) -> int:  # noqa: ANN401  int or SymInt
+    """A size as in a plan: −k for k times the batch size."""
+    if isinstance(size, int):
+        return size
+    expression = size.node.expr
+    symbols = list(expression.free_symbols)
+    if not symbols:
+        return int(expression)
+    factor = expression.subs(symbols[0], 1) if len(symbols) == 1 else None
+    if factor is None or not factor.is_integer or factor <= 0 or expression != factor * symbols[0]:
+        raise CompileError(
+            f"{node.target}{_where(node)} gives a size that is not a multiple of the batch size "
+            f"({expression}). A plan cannot hold that."
+        )
+    return -int(factor)
+
+
+def _place(node: Node) -> str:
+    """The module that a node belongs to, as its name in the model."""
+    stack = cast("Mapping[str, tuple[str, object]]", node.meta.get("nn_module_stack") or {})
+    names = [name for name, _ in stack.values() if name and not name.startswith("_empty")]
+    return names[-1] if names else ""
+
+
+def _where(node: Node) -> str:
+    """The place of a node for an error: module, and line of code where it is known."""
+    place = _place(node)
+    lines = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines()]
+    files = [line for line in lines if line.startswith("File ")]
+    at = f" in {place}" if place else " in the model itself"
+    return at + (f" ({files[-1]})" if files else "")

@@ -1,0 +1,110 @@
+"""From a PyTorch model to a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Literal, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from secateur.errors import InvalidArgument
+from secateur.modules import modes_kept
+from secateur.provenance import versions
+from secateur.runtime.capture import capture
+from secateur.runtime.choice import choose_kernels
+from secateur.runtime.fusion import fuse
+from secateur.runtime.graph import Graph
+from secateur.runtime.plan import Plan
+from secateur.runtime.weights import PRECISIONS
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+def compile_model(
+    model: nn.Module,
+    example: Tensor | Sequence[Tensor],
+    *,
+    precision: Precision = "fp32",
+    fallback: Literal["torch"] | None = None,
+    batches: Iterable[int] | None = None,
+    threads: int | None = None,
+) -> Plan:
+    """A plan for a model: captured by `torch.export`, BatchNorm folded, operations fused, kernels timed.
+
+    The model is compiled as in eval mode, whatever mode it is in, and is left as it was. The batch
+    size stays open. Kernels are chosen by running the network with each of them on this machine,
+    with the example as input, so compile where the plan will run.
+
+    Args:
+        model: On the CPU, in float32.
+        example: Its input, or a sequence of its inputs, the batch first; float32 or int64.
+        precision: Type to store weights in; "bf16" and "fp16" halve them. Computing stays fp32.
+        fallback: "torch" runs operators that a plan has no operation for in torch, which is then
+            needed to run the plan.
+        batches: Batch sizes to choose kernels for; None for 1 and that of the example.
+        threads: Threads to choose kernels for; None for as many as this process has cores.
+
+    Returns:
+        The plan: ``print`` it, `Plan.save` it, or run it as ``Engine(plan)``.
+
+    Raises:
+        CompileError: if the model uses something that a plan cannot hold; names it and its place.
+        InvalidArgument: if an option or the example is not as above.
+    """
+    inputs = _inputs(example)
+    _check(model, inputs, precision, fallback)
+    sizes = {1, inputs[0].shape[0]} if batches is None else set(batches)
+    if not sizes or min(sizes) < 1:
+        raise InvalidArgument(f"batches must be sizes of at least 1, got {sorted(sizes)}.")
+    if threads is not None and threads < 1:
+        raise InvalidArgument(f"threads must be at least 1, got {threads}.")
+    with modes_kept(model):
+        model.eval()
+        graph = capture(model, inputs, fallback=fallback == "torch")
+    fuse(graph)
+    if precision == "fp16":
+        _check_range(graph)
+    found = versions()
+    program, weights = graph.finish(precision, {"secateur": found["secateur"], "torch": found["torch"]})
+    arrays = [x.detach().numpy() for x in inputs]
+    return choose_kernels(Plan(program, weights), arrays, batches=sizes, threads=threads)
+
+
+def _inputs(example: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
+    inputs = (example,) if isinstance(example, Tensor) else tuple(example)
+    for place, x in enumerate(cast("Sequence[object]", inputs)):
+        if not isinstance(x, Tensor) or x.ndim == 0 or x.shape[0] == 0:
+            raise InvalidArgument(f"example input {place} must be a tensor with a batch of at least one.")
+        if x.dtype not in (torch.float32, torch.int64) or x.device.type != "cpu":
+            raise InvalidArgument(
+                f"example input {place} must be float32 or int64 on the CPU, got {x.dtype} on {x.device}."
+            )
+    if not inputs or len({x.shape[0] for x in inputs}) > 1:
+        raise InvalidArgument("the example must be at least one input, and all of one batch size.")
+    return inputs
+
+
+def _check_range(graph: Graph) -> None:
+    """fp16 ends at 65504; a weight beyond would become infinite."""
+    largest = float(np.finfo(np.float16).max)
+    for name, numbers in graph.weights.items():
+        if numbers.dtype == np.float32 and np.abs(numbers[np.isfinite(numbers)]).max(initial=0) > largest:
+            raise InvalidArgument(
+                f"weight {name!r} has numbers beyond {largest:g}, too large for fp16. Use bf16."
+            )
+
+
+def _check(model: nn.Module, inputs: Sequence[Tensor], precision: str, fallback: str | None) -> None:
+    if precision not in PRECISIONS:
+        raise InvalidArgument(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}.")
+    if fallback not in (None, "torch"):
+        raise InvalidArgument(f'fallback must be "torch" or None, got {fallback!r}.')
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.device.type != "cpu":
+            raise InvalidArgument(f"{name!r} is on {tensor.device}; move the model to the CPU to compile it.")
+        if tensor.dtype in (torch.float16, torch.bfloat16, torch.float64):
+            raise InvalidArgument(
+                f"{name!r} is {tensor.dtype}; convert the model with .float() to compile it."
+            )

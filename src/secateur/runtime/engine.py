@@ -1,0 +1,245 @@
+"""The engine as its users see it: checks what goes in, and runs a plan natively or in NumPy.
+
+Nothing here imports torch, except to run operations that a plan was told to leave to it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from secateur.errors import InvalidArgument, PlanError, SlowEngineWarning
+from secateur.runtime.parts import Part, TorchPart, parts_of
+from secateur.runtime.plan import Plan, read_plan
+from secateur.runtime.program import Program
+from secateur.runtime.reference import ReferenceEngine, concrete
+from secateur.runtime.weights import Weight
+
+Array = NDArray[Any]
+ENGINE_VARIABLE = "SECATEUR_ENGINE"
+"""Environment variable: "reference" runs plans in NumPy even where there is a native engine."""
+_DTYPES = {"f32": np.dtype(np.float32), "i64": np.dtype(np.int64)}
+
+
+class _Runner(Protocol):
+    def run(self, inputs: Sequence[Array]) -> list[Array]: ...
+
+
+class Native(Protocol):
+    """The compiled module; `docs/plan.md` specifies it."""
+
+    def Engine(  # noqa: D102
+        self, program: str, weights: Mapping[str, Array | tuple[Array, Array]], threads: int
+    ) -> Any: ...  # noqa: ANN401
+
+    def isa(self) -> str: ...  # noqa: D102
+
+    def kernels(self, op: str) -> list[str]: ...  # noqa: D102
+
+
+class Engine:
+    """A network that runs. Made by `load`, or from a `Plan` at hand.
+
+    Calls are deterministic for a given plan, machine and number of threads. An engine may be called
+    from several threads, and several engines may run at once; they share nothing.
+
+    Args:
+        plan: What to run.
+        threads: Threads that a call uses, at least 1; None for as many as this process has cores.
+
+    Attributes:
+        inputs: Name and shape of each input; the batch size is −1.
+        outputs: Name and shape of each output; −k is k times the batch size.
+        threads: Threads that a call uses.
+        isa: Instruction set in use, such as "avx512", or "numpy".
+
+    Raises:
+        InvalidArgument: if `threads` is less than 1, or SECATEUR_ISA asks for what this machine has not.
+        PlanError: if the plan needs torch and there is none, or the native engine refuses it.
+        MemoryError: if there is not enough memory for the weights.
+    """
+
+    def __init__(self, plan: Plan, *, threads: int | None = None) -> None:
+        self.threads = _n_cores() if threads is None else threads
+        if self.threads < 1:
+            raise InvalidArgument(f"threads must be at least 1, got {self.threads}.")
+        program = plan.program
+        self.inputs = [(name, program.values[value].shape) for name, value in program.inputs]
+        self.outputs = [(name, program.values[value].shape) for name, value in program.outputs]
+        self._dtypes = [_DTYPES[program.values[value].dtype] for _, value in program.inputs]
+        self._program = program
+        native = find_native()
+        self.isa = "numpy" if native is None else _isa(native)
+        if native is None and os.environ.get(ENGINE_VARIABLE) != "reference":
+            warnings.warn(
+                "secateur was installed without its native engine, so this plan runs in NumPy, many times "
+                "slower. Install it where there is a C++ compiler or a wheel for this machine. "
+                f"Set {ENGINE_VARIABLE}=reference to run in NumPy without this warning.",
+                SlowEngineWarning,
+                stacklevel=2,
+            )
+        self._parts = parts_of(program)
+        self._runners = [_runner(part, plan.weights, native, self.threads) for part in self._parts]
+
+    def __call__(self, *inputs: object) -> Array | tuple[Array, ...]:
+        """The outputs for a batch of inputs.
+
+        Args:
+            inputs: One array for each input, with the batch first: NumPy arrays, or what speaks DLPack
+                and lies in the memory of the CPU, such as a torch tensor without gradient. float32, or
+                int64 for indices; of one batch size of at least 1, which may differ from call to call.
+
+        Returns:
+            A new array, or a tuple of them if the network has several outputs. Arrays speak DLPack:
+            ``torch.from_dlpack(y)`` costs no copy.
+
+        Raises:
+            InvalidArgument: if number, shape or type of the inputs is not right, or an index is outside
+                its table.
+            MemoryError: if there is not enough memory for this batch size.
+        """
+        values = self._start(inputs)
+        for part, runner in zip(self._parts, self._runners, strict=True):
+            self._step(part, runner, values)
+        outputs = tuple(values[value] for _, value in self._program.outputs)
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    def profile(self, *inputs: object, repeats: int = 1) -> NDArray[np.float64]:
+        """Seconds of each operation of the program, shape (repeats, operations).
+
+        Only the native engine measures: operations in torch, and all of them in NumPy, are NaN.
+
+        Args:
+            inputs: As in a call.
+            repeats: How often to run each part.
+        """
+        values = self._start(inputs)
+        times = np.full((repeats, len(self._program.ops)), np.nan)
+        for part, runner in zip(self._parts, self._runners, strict=True):
+            if not isinstance(part, TorchPart) and not isinstance(runner, ReferenceEngine):
+                arrays = [values[i] for i in part.inputs]
+                times[:, list(part.places)] = cast("Any", runner).profile(arrays, repeats)
+            self._step(part, runner, values)
+        return times
+
+    def _start(self, inputs: Sequence[object]) -> dict[int, Array]:
+        """Values of the inputs by id, checked."""
+        if len(inputs) != len(self.inputs):
+            names = ", ".join(name for name, _ in self.inputs)
+            raise InvalidArgument(f"this network has {len(self.inputs)} inputs ({names}), got {len(inputs)}.")
+        arrays = [
+            _checked(x, name, shape, dtype)
+            for x, (name, shape), dtype in zip(inputs, self.inputs, self._dtypes, strict=True)
+        ]
+        batches = [x.shape[0] for x in arrays]
+        if len(set(batches)) > 1:
+            raise InvalidArgument(f"all inputs must have one batch size, got {batches}.")
+        return {value: x for (_, value), x in zip(self._program.inputs, arrays, strict=True)}
+
+    def _step(self, part: Part | TorchPart, runner: _Runner, values: dict[int, Array]) -> None:
+        try:
+            results = runner.run([values[i] for i in part.inputs])
+        except ValueError as error:
+            raise InvalidArgument(f"this input cannot be run: {error}") from error
+        values.update(zip(part.outputs, results, strict=True))
+
+
+def load(path: str | os.PathLike[str], *, threads: int | None = None) -> Engine:
+    """An engine for a plan file. Needs NumPy, and no torch.
+
+    Args:
+        path: A file that `Plan.save` wrote.
+        threads: Threads that a call uses, at least 1; None for as many as this process has cores.
+
+    Raises:
+        PlanError: if there is no such file, if it breaks any rule of `docs/plan.md`, or if it needs
+            torch and there is none.
+        InvalidArgument: if `threads` is less than 1.
+        MemoryError: if there is not enough memory for the weights.
+    """
+    return Engine(read_plan(path), threads=threads)
+
+
+def find_native() -> Native | None:
+    """The native module; None if it is not installed or `SECATEUR_ENGINE` says "reference"."""
+    if os.environ.get(ENGINE_VARIABLE) == "reference":
+        return None
+    try:
+        return cast("Native", importlib.import_module("secateur.runtime._native"))
+    except ModuleNotFoundError:
+        return None
+
+
+def native_weights(program: Program, weights: Mapping[str, Weight]) -> dict[str, Array | tuple[Array, Array]]:
+    """The weights of a program as the native engine takes them."""
+    found: dict[str, Array | tuple[Array, Array]] = {}
+    for name in program.weights:
+        weight = weights[name]
+        found[name] = weight.numbers if weight.positions is None else (weight.positions, weight.numbers)
+    return found
+
+
+def _runner(
+    part: Part | TorchPart, weights: Mapping[str, Weight], native: Native | None, threads: int
+) -> _Runner:
+    if isinstance(part, TorchPart):
+        try:
+            bridge = importlib.import_module("secateur.runtime.torch_ops")
+        except ModuleNotFoundError as error:
+            raise PlanError(
+                f"this plan runs {part.op.attributes['target']} in torch, which is not installed. "
+                "Install torch, or compile without fallback."
+            ) from error
+        return bridge.TorchOp(part.op, part.output_shape)
+    own = {name: weights[name] for name in part.program.weights}
+    if native is None:
+        return ReferenceEngine(part.program, own)
+    try:
+        return native.Engine(part.program.to_json(), native_weights(part.program, own), threads)
+    except ValueError as error:
+        raise PlanError(f"the native engine refuses this plan: {error}") from error
+
+
+def _checked(x: object, name: str, shape: Sequence[int], dtype: np.dtype[Any]) -> Array:
+    if not isinstance(x, np.ndarray):
+        if not hasattr(x, "__dlpack__"):
+            raise InvalidArgument(
+                f"input {name!r} must be a NumPy array or speak DLPack, got {type(x).__name__}."
+            )
+        try:
+            x = np.from_dlpack(cast("Any", x))
+        except (BufferError, RuntimeError, TypeError, ValueError) as error:
+            raise InvalidArgument(
+                f"input {name!r} cannot be read through DLPack: {error}. Detach it and move it to the CPU."
+            ) from error
+    array = cast("Array", x)
+    expected = ("batch", *shape[1:])
+    fits = array.ndim == len(shape) and array.shape[0] >= 1 and array.shape == concrete(shape, array.shape[0])
+    if not fits:
+        text = ", ".join(map(str, expected))
+        raise InvalidArgument(f"input {name!r} must have the shape ({text}), got {array.shape}.")
+    if array.dtype != dtype:
+        raise InvalidArgument(
+            f"input {name!r} must be {dtype}, got {array.dtype}. Convert it with .astype(np.{dtype})."
+        )
+    return np.ascontiguousarray(array)
+
+
+def _isa(native: Native) -> str:
+    """The instruction set in use, which SECATEUR_ISA may have asked for."""
+    try:
+        return native.isa()
+    except ValueError as error:
+        raise InvalidArgument(f"{error}. Unset it, or name one of these.") from error
+
+
+def _n_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,11 @@
+"""From operators of torch to operations of a plan: one function for each operator.
+
+A function takes the arguments of the operator under the names of its schema (`self` is `x`), with
+activations as `Activation`, weights and other constants as tensors, and returns what the operator
+returns. `LOWERINGS` holds them all.
+"""
+
+from secateur.runtime.lowering import layers, maths, views
+from secateur.runtime.lowering.base import LOWERINGS, Activation, Lowering, Unsupported
+
+__all__ = ["LOWERINGS", "Activation", "Lowering", "Unsupported", "layers", "maths", "views"]

@@ -1,0 +1,239 @@
+"""Layers with weights, and pooling."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from secateur.runtime.lowering.base import (
+    Activation,
+    Lowering,
+    Operand,
+    Unsupported,
+    constant,
+    lowers,
+    number,
+    optional,
+    pair,
+)
+
+
+@lowers("conv2d.default", "conv2d.padding", "conv1d.default", "conv1d.padding")
+def conv(
+    low: Lowering,
+    input: Operand,  # noqa: A002  the name in torch's schema, as in all of these functions
+    weight: Operand,
+    bias: Operand | None,
+    stride: Sequence[int],
+    padding: Sequence[int] | str,
+    dilation: Sequence[int],
+    groups: int,
+) -> Activation:
+    """Convolution in one or two dimensions; the first is a second with one row."""
+    x, weight = low.as_activation(input), constant(weight, "weight")
+    bias = optional(bias, "bias")
+    if x.shape[0] > 0 and len(x.shape) != weight.ndim:
+        raise Unsupported("its input has no batch dimension")
+    if weight.ndim == 3:
+        image = low.reshape(x, (*x.shape[:2], 1, x.shape[2]))
+        row = padding if isinstance(padding, str) else [0, *padding]
+        found = conv(low, image, weight[:, :, None], bias, [1, *stride], row, [1, *dilation], groups)
+        return low.reshape(found, (*found.shape[:2], found.shape[3]))
+    edges = _padding(padding, weight, pair(dilation))
+    if any(p > d * (k - 1) for p, d, k in zip(edges, pair(dilation) * 2, weight.shape[2:] * 2, strict=True)):
+        top, left, bottom, right = edges
+        x = low.add("pad", [x], padding=[[0, 0], [0, 0], [top, bottom], [left, right]], value=0.0)
+        edges = [0, 0, 0, 0]
+    return low.add_layer(
+        "conv", x, weight, bias, stride=pair(stride), padding=edges, dilation=pair(dilation), groups=groups
+    )
+
+
+def _padding(padding: Sequence[int] | str, weight: Tensor, dilation: Sequence[int]) -> list[int]:
+    """Padding at top, left, bottom and right."""
+    if padding == "valid":
+        return [0, 0, 0, 0]
+    if isinstance(padding, str):
+        total = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
+        before = [t // 2 for t in total]
+        return [*before, *(t - b for t, b in zip(total, before, strict=True))]
+    return pair([int(p) for p in padding]) * 2
+
+
+@lowers("linear.default")
+def linear(low: Lowering, input: Operand, weight: Operand, bias: Operand | None) -> Activation:  # noqa: A002
+    """Linear layer over the last dimension."""
+    return low.add_layer("linear", input, constant(weight, "weight"), optional(bias, "bias"))
+
+
+@lowers("addmm.default")
+def addmm(low: Lowering, x: Operand, mat1: Operand, mat2: Operand, beta: float, alpha: float) -> Activation:
+    """A linear layer written as bias + input · weight."""
+    weight, bias = constant(mat2, "second matrix"), constant(x, "bias")
+    if beta != 1 or alpha != 1 or bias.ndim != 1:
+        raise Unsupported("only bias + input · weight is")
+    return low.add_layer("linear", mat1, weight.t(), bias.expand(weight.shape[1]))
+
+
+@lowers("_native_batch_norm_legit_no_training.default")
+def batch_norm(
+    low: Lowering,
+    input: Operand,  # noqa: A002
+    weight: Operand | None,
+    bias: Operand | None,
+    running_mean: Operand,
+    running_var: Operand,
+    momentum: float,
+    eps: float,
+) -> list[Activation]:
+    """BatchNorm with running statistics: a scale and a shift for each channel."""
+    mean = constant(running_mean, "mean").double()
+    scale = 1 / torch.sqrt(constant(running_var, "variance").double() + eps)
+    if weight is not None:
+        scale = scale * constant(weight, "weight").double()
+    shift = -mean * scale
+    if bias is not None:
+        shift = shift + constant(bias, "bias").double()
+    names = {"scale": low.weight(scale, "scale"), "shift": low.weight(shift, "shift")}
+    return [low.add("scale_shift", [input], activation="none", **names)]
+
+
+@lowers("layer_norm.default")
+def layer_norm(
+    low: Lowering,
+    input: Operand,  # noqa: A002
+    normalized_shape: Sequence[int],
+    weight: Operand | None,
+    bias: Operand | None,
+    eps: float,
+    cudnn_enable: bool,
+) -> Activation:
+    """LayerNorm over the last dimensions."""
+    tensors = {"scale": optional(weight, "weight"), "shift": optional(bias, "bias")}
+    names = {role: None if t is None else low.weight(t, role) for role, t in tensors.items()}
+    return low.add("layer_norm", [input], n_dims=len(normalized_shape), eps=float(eps), **names)
+
+
+@lowers("embedding.default")
+def embedding(
+    low: Lowering, weight: Operand, indices: Operand, padding_idx: int, scale_grad_by_freq: bool, sparse: bool
+) -> Activation:
+    """Rows of a table."""
+    return low.add("embedding", [indices], weight=low.weight(constant(weight, "table"), "weight"))
+
+
+@lowers("max_pool2d.default", "max_pool1d.default")
+def max_pool(
+    low: Lowering,
+    x: Activation,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    ceil_mode: bool,
+) -> Activation:
+    """Maximum of windows."""
+    if any(d != 1 for d in dilation):
+        raise Unsupported("its dilation is not 1")
+    return _pool(low, "max_pool", x, kernel_size, stride, padding)
+
+
+@lowers("avg_pool2d.default", "avg_pool1d.default")
+def avg_pool(
+    low: Lowering,
+    x: Activation,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    ceil_mode: bool,
+    count_include_pad: bool,
+    divisor_override: int | None = None,
+) -> Activation:
+    """Mean of windows."""
+    if divisor_override is not None:
+        raise Unsupported("its divisor is given")
+    if ceil_mode and any(padding) and count_include_pad:
+        raise Unsupported("ceil_mode with padding that counts")
+    counts = count_include_pad and not ceil_mode
+    return _pool(low, "avg_pool", x, kernel_size, stride, padding, count_padding=counts)
+
+
+def _pool(
+    low: Lowering,
+    kind: str,
+    x: Activation,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    **attributes: object,
+) -> Activation:
+    shape = low.shapes[0]
+    if x.shape[0] > 0:
+        raise Unsupported("its input has no batch dimension")
+    one_row = len(shape) == 3
+    image = low.reshape(x, (*x.shape[:2], 1, x.shape[2])) if one_row else x
+    wanted = (1, shape[2]) if one_row else shape[2:]
+    kernel, steps, edges = (
+        [first, *items] if one_row else pair(items)
+        for first, items in ((1, kernel_size), (1, stride or kernel_size), (0, padding))
+    )
+    # Rounding the output up lets windows reach past the padding: the same as more padding there.
+    after = [
+        max(0, (n - 1) * s + k - size - before)
+        for n, s, k, size, before in zip(wanted, steps, kernel, image.shape[2:], edges, strict=True)
+    ]
+    found = low.add(kind, [image], kernel=kernel, stride=steps, padding=[*edges, *after], **attributes)
+    return low.reshape(found, shape)
+
+
+@lowers("adaptive_avg_pool2d.default", "adaptive_avg_pool1d.default")
+def adaptive_avg_pool(low: Lowering, x: Activation, output_size: Sequence[int]) -> Activation:
+    """Mean of windows that cover the image in so many rows and columns."""
+    shape = low.shapes[0]
+    image = low.reshape(x, (*x.shape[:2], 1, x.shape[2])) if len(shape) == 3 else x
+    wanted = (1, shape[2]) if len(shape) == 3 else shape[2:]
+    if tuple(wanted) == (1, 1):
+        return low.reshape(low.add("mean", [image], dims=[2, 3], keep=True), shape)
+    if any(size % n for size, n in zip(image.shape[2:], wanted, strict=True)):
+        return low.reshape(low.add("adaptive_avg_pool", [image], size=list(wanted)), shape)
+    kernel = [size // n for size, n in zip(image.shape[2:], wanted, strict=True)]
+    found = low.add("avg_pool", [image], kernel=kernel, stride=kernel, padding=[0] * 4, count_padding=True)
+    return low.reshape(found, shape)
+
+
+@lowers("adaptive_max_pool2d.default")
+def adaptive_max_pool(low: Lowering, x: Activation, output_size: Sequence[int]) -> list[Activation]:
+    """Maximum of windows of equal size that cover the image."""
+    kernel = [size // n for size, n in zip(x.shape[2:], output_size, strict=True)]
+    if any(size % n for size, n in zip(x.shape[2:], output_size, strict=True)):
+        raise Unsupported(f"{list(x.shape[2:])} pixels do not divide into {list(output_size)} windows")
+    return [low.add("max_pool", [x], kernel=kernel, stride=kernel, padding=[0] * 4)]
+
+
+@lowers("scaled_dot_product_attention.default")
+def attention(
+    low: Lowering,
+    query: Operand,
+    key: Operand,
+    value: Operand,
+    attn_mask: Operand | None,
+    dropout_p: float,
+    is_causal: bool,
+    scale: float | None,
+    enable_gqa: bool,
+) -> Activation:
+    """Attention; a constant mask of True and False becomes one of 0 and −∞."""
+    if enable_gqa:
+        raise Unsupported("heads that share keys are")
+    if dropout_p:
+        raise Unsupported("it drops out at random; put the model in eval mode")
+    q = low.as_activation(query)
+    factor = q.shape[-1] ** -0.5 if scale is None else number(scale, "scale")
+    inputs: list[Operand] = [q, key, value]
+    if isinstance(attn_mask, Tensor) and attn_mask.dtype == torch.bool:
+        attn_mask = torch.zeros(attn_mask.shape).masked_fill(~attn_mask, float("-inf"))
+    if attn_mask is not None:
+        inputs.append(attn_mask)
+    return low.add("attention", inputs, factor=float(factor), causal=is_causal)

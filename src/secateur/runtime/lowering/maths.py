@@ -1,0 +1,149 @@
+"""Functions of single numbers, sums, products and means."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from secateur.runtime.lowering.base import (
+    LOWERINGS,
+    Activation,
+    Lowering,
+    Operand,
+    Unsupported,
+    dimension,
+    lowers,
+    number,
+)
+
+_FUNCTIONS = ("relu", "relu6", "silu", "hardswish", "hardsigmoid", "sigmoid", "tanh")
+
+
+def _function(name: str) -> None:
+    def apply(low: Lowering, x: Activation) -> Activation:
+        return low.activate(x, name)
+
+    LOWERINGS[f"aten.{name}.default"] = apply
+
+
+for _name in _FUNCTIONS:
+    _function(_name)
+
+
+@lowers("gelu.default")
+def gelu(low: Lowering, x: Activation, approximate: str) -> Activation:
+    """GELU, by erf or by tanh."""
+    return low.activate(x, "gelu" if approximate == "none" else "gelu_tanh")
+
+
+@lowers("hardtanh.default")
+def hardtanh(low: Lowering, x: Activation, min_val: float, max_val: float) -> Activation:
+    """Clip to a range; 0 … 6 is ReLU6."""
+    return clamp(low, x, min_val, max_val)
+
+
+@lowers("clamp.default", "clamp_min.default", "clamp_max.default")
+def clamp(
+    low: Lowering,
+    x: Activation,
+    min: float | None = None,  # noqa: A002
+    max: float | None = None,  # noqa: A002
+) -> Activation:
+    """Clip to a range that may be open at one end."""
+    largest = 3.4028234663852886e38
+    bottom = -largest if min is None else number(min, "lower bound")
+    top = largest if max is None else number(max, "upper bound")
+    if (bottom, top) in ((0, 6), (0, largest)):
+        return low.activate(x, "relu6" if top == 6 else "relu")
+    return low.add("clip", [x], low=float(bottom), high=float(top))
+
+
+def _binary(low: Lowering, kind: str, x: Operand, other: Operand) -> Activation:
+    return low.add(kind, [x, other], activation="none")
+
+
+def _scaled(low: Lowering, x: Operand, alpha: float) -> Operand:
+    if alpha == 1:
+        return x
+    return _binary(low, "mul", x, alpha) if isinstance(x, Activation) else x * alpha
+
+
+@lowers("add.Tensor", "add.Scalar")
+def add(low: Lowering, x: Operand, other: Operand, alpha: float) -> Activation:
+    """Sum, x + alpha · other."""
+    return _binary(low, "add", x, _scaled(low, other, alpha))
+
+
+@lowers("sub.Tensor", "sub.Scalar")
+def sub(low: Lowering, x: Operand, other: Operand, alpha: float) -> Activation:
+    """Difference, x − alpha · other."""
+    return _binary(low, "sub", x, _scaled(low, other, alpha))
+
+
+@lowers("rsub.Scalar", "rsub.Tensor")
+def rsub(low: Lowering, x: Operand, other: Operand, alpha: float) -> Activation:
+    """Difference the other way round, other − alpha · x."""
+    return _binary(low, "sub", other, _scaled(low, x, alpha))
+
+
+@lowers("mul.Tensor", "mul.Scalar")
+def mul(low: Lowering, x: Operand, other: Operand) -> Activation:
+    """Product."""
+    return _binary(low, "mul", x, other)
+
+
+@lowers("div.Tensor", "div.Scalar")
+def div(low: Lowering, x: Operand, other: Operand) -> Activation:
+    """Quotient; by a number it is a product."""
+    return (
+        _binary(low, "mul", x, 1 / other) if isinstance(other, int | float) else _binary(low, "div", x, other)
+    )
+
+
+@lowers("neg.default")
+def neg(low: Lowering, x: Activation) -> Activation:
+    """Change of sign."""
+    return _binary(low, "mul", x, -1.0)
+
+
+@lowers("pow.Tensor_Scalar")
+def power(low: Lowering, x: Activation, exponent: float) -> Activation:
+    """A small whole power."""
+    if exponent not in (2, 3):
+        raise Unsupported(f"only the powers 2 and 3 are, not {exponent}")
+    square = _binary(low, "mul", x, x)
+    return square if exponent == 2 else _binary(low, "mul", square, x)
+
+
+@lowers("mean.dim")
+def mean(low: Lowering, x: Activation, dim: Sequence[int] | None, keepdim: bool, dtype: object) -> Activation:
+    """Mean over dimensions other than the batch."""
+    dims = dim or range(len(x.shape))
+    return low.add("mean", [x], dims=[dimension(d, x.shape) for d in dims], keep=keepdim)
+
+
+@lowers("sum.dim_IntList")
+def total(
+    low: Lowering, x: Activation, dim: Sequence[int] | None, keepdim: bool, dtype: object
+) -> Activation:
+    """Sum over dimensions other than the batch: their mean times their size."""
+    dims = [dimension(d, x.shape) for d in (dim or range(len(x.shape)))]
+    size = math.prod(x.shape[d] for d in dims)
+    return _binary(low, "mul", low.add("mean", [x], dims=dims, keep=keepdim), float(size))
+
+
+@lowers("softmax.int", "_softmax.default")
+def softmax(
+    low: Lowering, x: Activation, dim: int, dtype: object = None, half_to_float: bool = False
+) -> Activation:
+    """Softmax over a dimension other than the batch."""
+    return low.add("softmax", [x], dim=dimension(dim, x.shape))
+
+
+@lowers("matmul.default", "bmm.default", "mm.default")
+def matmul(low: Lowering, x: Operand, other: Operand = 0.0, mat2: Operand | None = None) -> Activation:
+    """Matrix product; one with a constant on the right is a linear layer."""
+    right = other if mat2 is None else mat2
+    if not isinstance(right, Activation | int | float) and right.ndim == 2:
+        return low.add_layer("linear", x, right.t(), None)
+    return low.add("matmul", [x, right])

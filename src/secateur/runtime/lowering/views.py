@@ -1,0 +1,196 @@
+"""Operators that move numbers and compute nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from secateur.runtime.lowering.base import (
+    Activation,
+    Lowering,
+    Operand,
+    Unsupported,
+    dimension,
+    lowers,
+    number,
+)
+
+
+@lowers(
+    "clone.default",
+    "contiguous.default",
+    "alias.default",
+    "detach.default",
+    "dropout.default",
+    "lift_fresh_copy.default",
+)
+def same(low: Lowering, x: Activation, **_: object) -> Activation:
+    """Operators that change nothing here."""
+    return x
+
+
+@lowers(
+    "_to_copy.default",
+    "to.dtype",
+    "to.device",
+    "to.dtype_layout",
+    "type_as.default",
+    "_assert_tensor_metadata.default",
+)
+def convert(low: Lowering, x: Activation, dtype: torch.dtype | None = None, **_: object) -> Activation:
+    """Conversions that keep the type."""
+    kept = torch.float32 if low.graph.values[x.value].dtype == "f32" else torch.int64
+    if dtype not in (None, kept):
+        raise Unsupported(f"it converts activations to {dtype}")
+    return x
+
+
+@lowers(
+    "view.default",
+    "reshape.default",
+    "_unsafe_view.default",
+    "flatten.using_ints",
+    "unflatten.int",
+    "unsqueeze.default",
+    "squeeze.default",
+    "squeeze.dim",
+    "squeeze.dims",
+)
+def view(low: Lowering, x: Activation, **_: object) -> Activation:
+    """The same numbers in another shape."""
+    return low.reshape(x, low.shapes[0])
+
+
+def _permuted(low: Lowering, x: Activation, dims: Sequence[int]) -> Activation:
+    order = [d % len(x.shape) for d in dims]
+    return x if order == sorted(order) else low.add("permute", [x], dims=order)
+
+
+@lowers("permute.default")
+def permute(low: Lowering, x: Activation, dims: Sequence[int]) -> Activation:
+    """Dimensions in another order."""
+    return _permuted(low, x, dims)
+
+
+@lowers("transpose.int")
+def transpose(low: Lowering, x: Activation, dim0: int, dim1: int) -> Activation:
+    """Two dimensions exchanged."""
+    dims = list(range(len(x.shape)))
+    dims[dim0], dims[dim1] = dims[dim1], dims[dim0]
+    return _permuted(low, x, dims)
+
+
+@lowers("t.default", "numpy_T.default")
+def reverse(low: Lowering, x: Activation) -> Activation:
+    """Dimensions in reverse order."""
+    return _permuted(low, x, range(len(x.shape))[::-1])
+
+
+def _sliced(low: Lowering, x: Activation, dim: int, start: int, stop: int, step: int = 1) -> Activation:
+    size = x.shape[dim]
+    if (start, stop, step) == (0, size, 1):
+        return x
+    return low.add("slice", [x], dim=dim, start=start, stop=stop, step=step)
+
+
+@lowers("slice.Tensor")
+def part(low: Lowering, x: Activation, dim: int, start: int | None, end: int | None, step: int) -> Activation:
+    """Every so many-th place of a range; the batch can only be taken whole."""
+    dim = dim % len(x.shape)
+    if low.shapes[0] == x.shape and step == 1:
+        return x
+    dim = dimension(dim, x.shape)
+    first, stop, _ = slice(start, end).indices(x.shape[dim])
+    return _sliced(low, x, dim, first, stop, step)
+
+
+@lowers("select.int")
+def select(low: Lowering, x: Activation, dim: int, index: int) -> Activation:
+    """One place of a dimension, which goes away."""
+    dim = dimension(dim, x.shape)
+    place = int(number(index, "index")) % x.shape[dim]
+    return low.reshape(_sliced(low, x, dim, place, place + 1), low.shapes[0])
+
+
+@lowers("unbind.int")
+def unbind(low: Lowering, x: Activation, dim: int) -> list[Activation]:
+    """All places of a dimension, one by one."""
+    dim = dimension(dim, x.shape)
+    shape = (*x.shape[:dim], *x.shape[dim + 1 :])
+    return [low.reshape(_sliced(low, x, dim, i, i + 1), shape) for i in range(x.shape[dim])]
+
+
+@lowers("split.Tensor", "split_with_sizes.default", "chunk.default")
+def split(low: Lowering, x: Activation, dim: int, **_: object) -> list[Activation]:
+    """Parts of a dimension, one behind the other; their sizes are those of the results."""
+    dim = dimension(dim, x.shape)
+    parts: list[Activation] = []
+    start = 0
+    for shape in low.shapes:
+        parts.append(_sliced(low, x, dim, start, start + shape[dim]))
+        start += shape[dim]
+    return parts
+
+
+@lowers("cat.default")
+def cat(low: Lowering, tensors: Sequence[Operand], dim: int) -> Activation:
+    """One behind the other along a dimension; constants are given the batch size of the others."""
+    shape = low.shapes[0]
+    dim = dimension(dim, shape)
+    return low.add("cat", [low.as_activation(x) for x in tensors], dim=dim)
+
+
+@lowers("stack.default")
+def stack(low: Lowering, tensors: Sequence[Operand], dim: int) -> Activation:
+    """One behind the other along a new dimension."""
+    dim = dim % len(low.shapes[0])
+    shape = tuple(1 if i == dim else d for i, d in enumerate(low.shapes[0]))
+    return low.add("cat", [low.reshape(low.as_activation(x), shape) for x in tensors], dim=dim)
+
+
+@lowers("expand.default", "broadcast_to.default")
+def expand(low: Lowering, x: Operand, **_: object) -> Activation:
+    """Dimensions of size 1 repeated."""
+    shape, found = low.shapes[0], low.as_activation(x)
+    if found.shape == shape:
+        return found
+    full = low.reshape(found, (1,) * (len(shape) - len(found.shape)) + found.shape)
+    return low.add("expand", [full], shape)
+
+
+@lowers("full.default")
+def full(low: Lowering, fill_value: float, **_: object) -> Activation:
+    """One number in every place, as many as the batch asks for."""
+    return expand(low, torch.full((1,) * len(low.shapes[0]), number(fill_value, "value")))
+
+
+@lowers("zeros.default")
+def zeros(low: Lowering, **_: object) -> Activation:
+    """Zeros, as many as the batch asks for."""
+    return full(low, 0.0)
+
+
+@lowers("ones.default")
+def ones(low: Lowering, **_: object) -> Activation:
+    """Ones, as many as the batch asks for."""
+    return full(low, 1.0)
+
+
+@lowers("constant_pad_nd.default", "pad.default")
+def pad(
+    low: Lowering, x: Activation, pad: Sequence[int], value: float | None = None, mode: str = "constant"
+) -> Activation:
+    """Places with one number before and after; negative padding cuts off."""
+    if mode != "constant":
+        raise Unsupported(f"padding by {mode} is")
+    pairs = [[0, 0]] * (len(x.shape) - len(pad) // 2)
+    pairs += [[int(pad[i]), int(pad[i + 1])] for i in range(len(pad) - 2, -1, -2)]
+    for dim, (before, after) in enumerate(pairs):
+        if min(before, after) < 0:
+            size = x.shape[dimension(dim, x.shape)]
+            x = _sliced(low, x, dim, max(0, -before), size - max(0, -after))
+    grown = [[max(0, before), max(0, after)] for before, after in pairs]
+    if not any(map(any, grown)):
+        return x
+    return low.add("pad", [x], padding=grown, value=float(value or 0))

@@ -1,0 +1,158 @@
+"""How fast a plan runs, beside other engines: outputs compared first, then timed in turn."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from secateur.runtime.engine import Engine
+from secateur.runtime.plan import Plan
+from secateur.runtime.rivals import Rival, build_rival
+
+Array = NDArray[Any]
+_WARM_UP = 3
+_MIN_RUNS = 5
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How fast one engine runs a network.
+
+    Attributes:
+        name: Of the engine.
+        version: Its version and precision.
+        median_s: Median time of a call, in seconds.
+        p95_s: Time that 95 % of the calls do not exceed, in seconds.
+        per_second: Samples in a second, the batch size over the median.
+        n_runs: Calls timed.
+        difference: Largest difference of its outputs from those of the plan, relative to the largest
+            output; 0 for the plan itself.
+        agrees: Whether the difference is within what its precision allows.
+    """
+
+    name: str
+    version: str
+    median_s: float
+    p95_s: float
+    per_second: float
+    n_runs: int
+    difference: float
+    agrees: bool
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values."""
+        return asdict(self)
+
+
+def random_inputs(plan: Plan, *, batch: int, seed: int = 0) -> list[Array]:
+    """Inputs for a plan: normal numbers, and indices that every table of the plan has.
+
+    Args:
+        plan: The plan.
+        batch: Batch size, at least 1.
+        seed: Of the numbers.
+    """
+    rng = np.random.default_rng(seed)
+    tables = [plan.weights[op.attributes["weight"]] for op in plan.program.ops if op.kind == "embedding"]
+    largest = min((table.shape[0] for table in tables), default=1)
+    inputs: list[Array] = []
+    for _, value in plan.program.inputs:
+        found = plan.program.values[value]
+        shape = (batch, *found.shape[1:])
+        whole = found.dtype == "i64"
+        inputs.append(rng.integers(0, largest, shape) if whole else rng.standard_normal(shape, np.float32))
+    return inputs
+
+
+def time_plan(
+    plan: Plan,
+    inputs: Sequence[Array],
+    *,
+    threads: int | None = None,
+    against: Sequence[str] = (),
+    seconds: float = 2.0,
+) -> list[Timing]:
+    """Time a plan and other engines with the same network, input and number of threads, in turn.
+
+    Args:
+        plan: The plan.
+        inputs: One array for each input.
+        threads: Threads of every engine; None for as many as this process has cores.
+        against: Names of other engines, keys of `secateur.runtime.rivals.RIVALS`.
+        seconds: Time to spend on each engine, besides warming up.
+
+    Returns:
+        The plan first, then the others as asked for.
+
+    Raises:
+        InvalidArgument: if an engine is unknown or cannot hold the plan, or an input does not fit.
+        MissingExtra: if an engine is not installed.
+    """
+    engine = Engine(plan, threads=threads)
+
+    def run_plan(arrays: Sequence[Array]) -> list[Array]:
+        found = engine(*arrays)
+        return list(found) if isinstance(found, tuple) else [found]
+
+    title = f"{engine.isa}, {plan.program.precision}"
+    contenders = [Rival("secateur", title, run_plan)]
+    contenders += [build_rival(name, plan, inputs, threads=engine.threads) for name in against]
+    expected = run_plan(inputs)
+    differences = {c.name: _difference(c.run(inputs), expected) for c in contenders}
+    calls = {c.name: _bound(c.run, inputs) for c in contenders}
+    times = time_in_turn(calls, seconds=seconds)
+    batch = inputs[0].shape[0]
+    return [
+        Timing(
+            name=c.name,
+            version=c.version,
+            median_s=statistics.median(times[c.name]),
+            p95_s=float(np.quantile(times[c.name], 0.95)),
+            per_second=batch / statistics.median(times[c.name]),
+            n_runs=len(times[c.name]),
+            difference=differences[c.name],
+            agrees=differences[c.name] <= c.tolerance,
+        )
+        for c in contenders
+    ]
+
+
+def time_in_turn(calls: Mapping[str, Callable[[], object]], *, seconds: float) -> dict[str, list[float]]:
+    """Seconds of each call, made in turn (A B A B …) so that a machine's moods hit all alike.
+
+    Args:
+        calls: What to time, by name.
+        seconds: Time to spend on each; a slow one is called fewer times, but five times at least.
+    """
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values():
+        for _ in range(_WARM_UP):
+            call()
+    spent = dict.fromkeys(calls, 0.0)
+    while True:
+        due = [name for name in calls if len(times[name]) < _MIN_RUNS or spent[name] < seconds]
+        if not due:
+            return times
+        for name in due:
+            started = time.perf_counter()
+            calls[name]()
+            times[name].append(time.perf_counter() - started)
+            spent[name] += times[name][-1]
+
+
+def _bound(run: Callable[[Sequence[Array]], object], inputs: Sequence[Array]) -> Callable[[], object]:
+    return lambda: run(inputs)
+
+
+def _difference(found: Sequence[Array], expected: Sequence[Array]) -> float:
+    errors = [
+        float(np.abs(a.reshape(b.shape) - b).max() / max(float(np.abs(b).max()), 1e-12))
+        for a, b in zip(found, expected, strict=True)
+    ]
+    return max(errors)

@@ -1,0 +1,106 @@
+"""Operations of a plan that torch runs, because a plan has none of its own for them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from secateur.errors import PlanError
+from secateur.runtime.program import Op
+from secateur.runtime.reference import concrete
+
+_FORBIDDEN = ("from_file", "set_", "resize", "storage", "print", "random", "rand", "dropout", "bernoulli")
+"""Parts of names of operators that do more than compute a tensor from tensors, or draw numbers."""
+
+
+class TorchOp:
+    """One operator of torch, by its name in a plan.
+
+    Args:
+        op: An operation of kind "torch".
+        shape: Shape of what it gives; −k is k times the batch size.
+
+    Raises:
+        PlanError: if the operator does not exist or is not one that a plan may name.
+    """
+
+    def __init__(self, op: Op, shape: Sequence[int]) -> None:
+        _operator(op.attributes["target"])
+        self._op = op
+        self._shape = shape
+
+    def run(self, inputs: Sequence[NDArray[Any]]) -> list[NDArray[Any]]:
+        """What the operator returns, as a list of one.
+
+        Args:
+            inputs: An array whose first dimension is the batch, then those of the operation.
+
+        Raises:
+            ValueError: if the operator fails, or returns something else than the plan says.
+        """
+        batch = inputs[0].shape[0]
+        # A copy: the arrays may be read-only or the caller's.
+        tensors = [torch.from_numpy(np.array(x)) for x in inputs[1:]]
+        try:
+            with torch.no_grad():
+                found = run_in_torch(self._op, tensors, batch)
+        except (RuntimeError, TypeError, IndexError) as error:
+            reason = str(error).partition("\n")[0]
+            raise ValueError(
+                f"{self._op.attributes['target']} in {self._op.name!r} fails: {reason}"
+            ) from error
+        if tuple(found.shape) != concrete(self._shape, batch):
+            raise ValueError(f"{self._op.attributes['target']} in {self._op.name!r} gives another shape")
+        return [found.contiguous().numpy()]
+
+
+def run_in_torch(op: Op, inputs: Sequence[Tensor], batch: int) -> Tensor:
+    """What an operation of kind "torch" gives.
+
+    Raises:
+        PlanError: if the operator does not exist or is not one that a plan may name.
+    """
+    arguments = _filled(op.attributes["arguments"], inputs, batch)
+    keywords = _filled(op.attributes["keywords"], inputs, batch)
+    return _operator(op.attributes["target"])(*arguments, **keywords)
+
+
+def _operator(target: str) -> Any:  # noqa: ANN401  torch does not type its operators
+    """The operator of a name, if a plan may use it."""
+    space, _, rest = target.partition(".")
+    name, _, overload = rest.partition(".")
+    packet = getattr(torch.ops.aten, name, None) if space == "aten" and name.isidentifier() else None
+    function = getattr(packet, overload, None) if overload.isidentifier() else None
+    schema: Any = getattr(function, "_schema", None)
+    if schema is None or not _computes_only(name, schema):
+        raise PlanError(f"a plan may not run {target!r} in torch. Compile it again.")
+    return function
+
+
+def _computes_only(name: str, schema: Any) -> bool:  # noqa: ANN401
+    takes = [str(argument.type) for argument in schema.arguments]
+    returns = [str(result.type) for result in schema.returns]
+    changes = any(a.alias_info is not None and a.alias_info.is_write for a in schema.arguments)
+    plain = any("Tensor" in kind for kind in takes) and returns == ["Tensor"]
+    return plain and not changes and not any(part in name for part in _FORBIDDEN)
+
+
+def _filled(x: Any, tensors: Sequence[Tensor], batch: int) -> Any:  # noqa: ANN401  JSON of any structure
+    """Arguments from their JSON: tensors and the batch size in their places."""
+    if isinstance(x, list):
+        return [_filled(item, tensors, batch) for item in cast("list[Any]", x)]
+    if not isinstance(x, dict):
+        return x
+    found = cast("Mapping[str, Any]", x)
+    if set(found) == {"input"}:
+        if found["input"] >= len(tensors):
+            raise ValueError(f"an argument is input {found['input']}, there are {len(tensors)}")
+        return tensors[found["input"]]
+    if set(found) == {"batch"}:
+        return found["batch"] * batch
+    return {key: _filled(value, tensors, batch) for key, value in found.items()}

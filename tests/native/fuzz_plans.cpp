@@ -1,0 +1,150 @@
+// Hostile plans: takes programs apart and puts them together wrongly, and runs whatever the engine accepts. Meant to be
+// built with the address and undefined-behaviour sanitizers; then any bad access ends it.
+//   fuzz_plans [rounds] [seed]
+#include <cstdio>
+#include <cstdlib>
+#include <new>
+#include <random>
+
+#include "engine.h"
+#include "error.h"
+
+using namespace secateur;
+
+namespace {
+
+std::mt19937_64 generator;
+
+size_t below(size_t n) { return size_t(generator() % n); }
+
+const char* const programs[] = {
+    R"({"precision":"fp32","values":[{"shape":[-1,4,9,7],"dtype":"f32"},{"shape":[-1,6,5,4],"dtype":"f32"},
+{"shape":[-1,6,5,4],"dtype":"f32"},{"shape":[-1,6,5,4],"dtype":"f32"},{"shape":[-1,6,2,2],"dtype":"f32"},
+{"shape":[-1,6],"dtype":"f32"},{"shape":[-1,3],"dtype":"f32"}],
+"inputs":[{"name":"x","value":0}],"outputs":[{"name":"y","value":6}],
+"weights":{"a":{"shape":[6,4,3,3],"dtype":"f32","coding":"delta"},"b":{"shape":[6,2,1,1],"dtype":"f32","coding":"dense"},
+"c":{"shape":[3,6],"dtype":"f32","coding":"dense"},"s":{"shape":[6],"dtype":"f32","coding":"dense"}},
+"ops":[{"op":"conv","name":"1","inputs":[0],"output":1,"weight":"a","bias":"s","stride":[2,2],"padding":[1,1,1,1],
+"dilation":[1,1],"groups":1,"activation":"relu","kernels":[[1,"rows"]],"measured":[]},
+{"op":"conv","name":"2","inputs":[1,1],"output":2,"weight":"b","bias":null,"stride":[1,1],"padding":[0,0,0,0],
+"dilation":[1,1],"groups":3,"activation":"silu","kernels":[[1,"dense"]],"measured":[]},
+{"op":"add","name":"3","inputs":[1,2],"output":3,"activation":"gelu"},
+{"op":"max_pool","name":"4","inputs":[3],"output":4,"kernel":[3,3],"stride":[2,2],"padding":[0,1,0,0]},
+{"op":"mean","name":"5","inputs":[4],"output":5,"dims":[2,3],"keep":false},
+{"op":"linear","name":"6","inputs":[5],"output":6,"weight":"c","bias":null,"activation":"none",
+"kernels":[[1,"gather"],[2,"rows"]],"measured":[]}],"provenance":{}})",
+    R"({"precision":"fp32","values":[{"shape":[-1,5],"dtype":"i64"},{"shape":[-1,5,8],"dtype":"f32"},
+{"shape":[-1,5,8],"dtype":"f32"},{"shape":[-1,5,2,4],"dtype":"f32"},{"shape":[-1,2,5,4],"dtype":"f32"},
+{"shape":[-1,2,5,4],"dtype":"f32"},{"shape":[-1,5,2,4],"dtype":"f32"},{"shape":[-5,8],"dtype":"f32"},
+{"shape":[-5,8],"dtype":"f32"},{"shape":[-1,5,8],"dtype":"f32"},{"shape":[-1,3,8],"dtype":"f32"},
+{"shape":[-1,6,8],"dtype":"f32"},{"shape":[-1,6,8],"dtype":"f32"},{"shape":[-1,8,10],"dtype":"f32"}],
+"inputs":[{"name":"x","value":0}],"outputs":[{"name":"y","value":13}],
+"weights":{"e":{"shape":[11,8],"dtype":"f32","coding":"dense"},"g":{"shape":[8],"dtype":"f32","coding":"dense"},
+"w":{"shape":[8,8],"dtype":"f32","coding":"delta"}},
+"ops":[{"op":"embedding","name":"1","inputs":[0],"output":1,"weight":"e"},
+{"op":"layer_norm","name":"2","inputs":[1],"output":2,"n_dims":1,"scale":"g","shift":null,"eps":1e-5},
+{"op":"reshape","name":"3","inputs":[2],"output":3},{"op":"permute","name":"4","inputs":[3],"output":4,"dims":[0,2,1,3]},
+{"op":"attention","name":"5","inputs":[4,4,4],"output":5,"factor":0.5,"causal":true},
+{"op":"permute","name":"6","inputs":[5],"output":6,"dims":[0,2,1,3]},{"op":"reshape","name":"7","inputs":[6],"output":7},
+{"op":"linear","name":"8","inputs":[7,7],"output":8,"weight":"w","bias":"g","activation":"gelu","kernels":[[1,"rows"]],
+"measured":[]},{"op":"reshape","name":"9","inputs":[8],"output":9},
+{"op":"slice","name":"10","inputs":[9],"output":10,"dim":1,"start":0,"stop":5,"step":2},
+{"op":"cat","name":"11","inputs":[10,10],"output":11,"dim":1},{"op":"softmax","name":"12","inputs":[11],"output":12,"dim":2},
+{"op":"pad","name":"13","inputs":[12],"output":13,"padding":[[0,0],[1,1],[0,2]],"value":0.5}],"provenance":{}})",
+};
+
+const char* const words[] = {"0", "-1", "1", "2", "3", "7", "64", "1000", "-5", "4294967296", "9223372036854775807",
+                             "1e400", "0.5", "null", "true", "[]", "{}", "\"x\"", "\"rows\"", "\"dense\"", "\"gather\"",
+                             "\"tanh\"", "[1,1]", "[[", "]", ",", ":", "\"", "\\u0000"};
+
+// Replaces a number by another, copies a piece to another place, drops a piece, or inserts a word.
+std::string damaged(std::string text) {
+  for (size_t edits = 1 + below(3); edits > 0; edits--) {
+    const size_t at = below(text.size());
+    switch (below(5)) {
+      case 0: {
+        size_t digit = text.find_first_of("0123456789", at);
+        if (digit == std::string::npos) break;
+        size_t end = digit;
+        while (end < text.size() && text[end] >= '0' && text[end] <= '9') end++;
+        text.replace(digit, end - digit, words[below(12)]);
+        break;
+      }
+      case 1: {
+        size_t digit = text.find_first_of("0123456789", at);
+        if (digit != std::string::npos) text[digit] = char('0' + below(10));
+        break;
+      }
+      case 2: text.insert(at, text.substr(below(text.size()), below(40))); break;
+      case 3: text.erase(at, 1 + below(20)); break;
+      default: text.insert(at, words[below(sizeof words / sizeof *words)]);
+    }
+  }
+  return text;
+}
+
+// Weights for what the untouched program lists, now and then of another size.
+std::map<std::string, Weight> some_weights(size_t program) {
+  struct Listed { const char* name; Shape shape; bool sparse; };
+  const std::vector<Listed> listed[] = {
+      {{"a", {6, 4, 3, 3}, true}, {"b", {6, 2, 1, 1}, false}, {"c", {3, 6}, false}, {"s", {6}, false}},
+      {{"e", {11, 8}, false}, {"g", {8}, false}, {"w", {8, 8}, true}}};
+  std::map<std::string, Weight> weights;
+  for (const auto& [name, shape, sparse] : listed[program]) {
+    Weight& weight = weights[name];
+    const int64_t n = count(shape);
+    if (sparse) {
+      weight.dense = false;
+      for (int64_t i = 0; i < n; i++)
+        if (below(3) == 0) weight.positions.push_back(uint32_t(below(500) ? i : int64_t(below(1000))));
+      weight.numbers.assign(weight.positions.size(), 0.5f);
+    } else {
+      weight.shape = shape;
+      weight.numbers.assign(size_t(n), 0.25f);
+    }
+  }
+  return weights;
+}
+
+bool try_one(size_t program) {
+  const std::string text = damaged(programs[program]);
+  try {
+    Engine engine(text, some_weights(program), int(1 + below(2)), int64_t(below(2) ? 1 << 20 : below(2000)));
+    const auto batch = int64_t(1 + below(20));
+    std::vector<std::vector<int64_t>> memory;  // also for floats
+    std::vector<const void*> inputs;
+    std::vector<void*> outputs;
+    std::vector<Shape> shapes;
+    int64_t total = 0;
+    for (size_t i = 0; i < engine.n_inputs(); i++) shapes.push_back(at_batch(engine.input(i).shape, batch));
+    for (size_t i = 0; i < engine.n_outputs(); i++) total += count(engine.output_shape(i, batch));
+    for (const Shape& shape : shapes) total += count(shape);
+    if (total > (1 << 22)) return true;
+    for (const Shape& shape : shapes) {
+      memory.emplace_back(size_t(count(shape)));
+      for (auto& number : memory.back()) number = int64_t(below(11));
+      inputs.push_back(memory.back().data());
+    }
+    for (size_t i = 0; i < engine.n_outputs(); i++) {
+      memory.emplace_back(size_t(count(engine.output_shape(i, batch))));
+      outputs.push_back(memory.back().data());
+    }
+    engine.run(inputs, outputs, engine.batch_of(shapes), nullptr);
+    return true;
+  } catch (const PlanError&) {
+    return false;
+  } catch (const std::bad_alloc&) {
+    return false;
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const int rounds = argc > 1 ? std::atoi(argv[1]) : 2000;
+  generator.seed(argc > 2 ? uint64_t(std::atoll(argv[2])) : 1);
+  int accepted = 0;
+  for (int i = 0; i < rounds; i++) accepted += try_one(below(2));
+  std::printf("%d programs, %d accepted and run, %d refused\n", rounds, accepted, rounds - accepted);
+  return accepted > 0 && accepted < rounds ? 0 : 1;
+}

@@ -1,0 +1,71 @@
+// Slow and plain: what the kernels are compared with.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <vector>
+
+#include "kernels.h"
+
+namespace reference {
+
+inline double activated(double x, secateur::Activation activation) {
+  using secateur::Activation;
+  const double six = std::min(std::max(x + 3.0, 0.0), 6.0) / 6.0;
+  switch (activation) {
+    case Activation::none: return x;
+    case Activation::relu: return std::max(x, 0.0);
+    case Activation::relu6: return std::min(std::max(x, 0.0), 6.0);
+    case Activation::silu: return x / (1.0 + std::exp(-x));
+    case Activation::gelu: return 0.5 * x * (1.0 + std::erf(x / std::sqrt(2.0)));
+    case Activation::gelu_tanh:
+      return 0.5 * x * (1.0 + std::tanh(std::sqrt(2.0 / 3.14159265358979) * (x + 0.044715 * x * x * x)));
+    case Activation::hardswish: return x * six;
+    case Activation::hardsigmoid: return six;
+    case Activation::sigmoid: return 1.0 / (1.0 + std::exp(-x));
+    case Activation::tanh: return std::tanh(x);
+  }
+  return x;
+}
+
+struct Image {
+  int64_t n, channels, height, width;
+  std::vector<float> numbers;
+
+  Image(int64_t n_, int64_t c, int64_t h, int64_t w)
+      : n(n_), channels(c), height(h), width(w), numbers(size_t(n_ * c * h * w), 0.0f) {}
+  float& at(int64_t i, int64_t c, int64_t y, int64_t x) {
+    return numbers[size_t(((i * channels + c) * height + y) * width + x)];
+  }
+};
+
+struct Conv {
+  int64_t outputs, groups, kh, kw, sy, sx, dy, dx, top, left;
+};
+
+// weight is (outputs, channels / groups, kh, kw).
+inline Image conv(Image& x, const Conv& p, const std::vector<float>& weight, const std::vector<float>& bias,
+                  Image* residual, int64_t height, int64_t width, secateur::Activation activation) {
+  Image y(x.n, p.outputs, height, width);
+  const int64_t inputs = x.channels / p.groups, per_group = p.outputs / p.groups;
+  for (int64_t n = 0; n < x.n; n++)
+    for (int64_t o = 0; o < p.outputs; o++)
+      for (int64_t i = 0; i < height; i++)
+        for (int64_t j = 0; j < width; j++) {
+          double sum = double(bias[size_t(o)]);
+          for (int64_t c = 0; c < inputs; c++)
+            for (int64_t ky = 0; ky < p.kh; ky++)
+              for (int64_t kx = 0; kx < p.kw; kx++) {
+                const int64_t iy = i * p.sy + ky * p.dy - p.top, ix = j * p.sx + kx * p.dx - p.left;
+                if (iy < 0 || ix < 0 || iy >= x.height || ix >= x.width) continue;
+                sum += double(weight[size_t(((o * inputs + c) * p.kh + ky) * p.kw + kx)]) *
+                       double(x.at(n, o / per_group * inputs + c, iy, ix));
+              }
+          if (residual) sum += double(residual->at(n, o, i, j));
+          y.at(n, o, i, j) = float(activated(sum, activation));
+        }
+  return y;
+}
+
+}  // namespace reference

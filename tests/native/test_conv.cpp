@@ -1,0 +1,247 @@
+// Every row and dense kernel of every instruction set of this machine, and whole convolutions through the layouts,
+// against reference.h. Prints one line for each instruction set; exits with 1 at the first difference.
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <random>
+
+#include "conv.h"
+#include "dispatch.h"
+#include "reference.h"
+
+using namespace secateur;
+
+namespace {
+
+std::mt19937 generator(7);
+
+float uniform() { return std::uniform_real_distribution<float>(-1.0f, 1.0f)(generator); }
+int64_t between(int64_t low, int64_t high) { return std::uniform_int_distribution<int64_t>(low, high)(generator); }
+
+// Exactly as large as asked, so that the address sanitizer sees a read past the end.
+struct Buffer {
+  char* data;
+  explicit Buffer(int64_t bytes) : data(static_cast<char*>(::operator new(size_t(bytes), std::align_val_t(64)))) {
+    for (int64_t i = 0; i < bytes / 4; i++) reinterpret_cast<float*>(data)[i] = uniform();
+  }
+  ~Buffer() { ::operator delete(data, std::align_val_t(64)); }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  float number(int64_t bytes) const { return *reinterpret_cast<const float*>(data + bytes); }
+};
+
+void expect_near(double got, double wanted, double scale, const char* what) {
+  if (std::fabs(got - wanted) <= 2e-5 * (1.0 + scale)) return;
+  std::printf("%s: got %.9g, wanted %.9g\n", what, got, wanted);
+  std::exit(1);
+}
+
+Activation some_activation() { return Activation(between(0, 9)); }
+
+// One tile of one kernel: two blocks of steps, so that partial sums are kept once and finished once.
+void check_rows(const KernelTable& table, const RowsKernel& kernel) {
+  const int64_t vector = table.lanes * 4, th = kernel.tile_height, tw = kernel.tile_width;
+  const int64_t stride = kernel.stride_x ? kernel.stride_x : 3;
+  const int64_t columns = (tw - 1) * stride + 3, rows = th + 2, n_rows = 3;
+  const int64_t in_row = columns * vector, plane = rows * in_row + 64 * between(0, 2);
+  Buffer input(2 * plane), residual(n_rows * th * tw * vector), output(n_rows * th * tw * vector);
+  Buffer partial(n_rows * th * tw * vector);
+  std::vector<Step> steps[2];
+  std::vector<RowRun> runs[2];
+  for (int block = 0; block < 2; block++) {
+    for (int32_t r = 0; r < n_rows; r++) {
+      const auto n = int32_t(between(0, 9));
+      runs[block].push_back({r, n});
+      for (int i = 0; i < n; i++)
+        steps[block].push_back(
+            {uniform(), int32_t(between(0, 1) * plane + between(0, 2) * in_row + between(0, 2) * vector)});
+    }
+  }
+  const float bias[] = {uniform(), uniform(), uniform()};
+  const Activation activation = some_activation();
+  const auto view = [&](const Buffer& b) { return LaneView{b.data, th * tw * vector, tw * vector}; };
+  for (int block = 0; block < 2; block++) {
+    std::vector<Step> padded = steps[block];
+    padded.resize(padded.size() + 8, Step{0.0f, 0});
+    RowsCall call{};
+    call.runs = runs[block].data();
+    call.n_runs = n_rows;
+    call.steps = padded.data();
+    call.input = input.data;
+    call.input_row = in_row;
+    call.input_step = stride * vector;
+    call.partial = partial.data;
+    call.bias = bias;
+    call.finish = {view(output), view(residual), activation};
+    call.first = block == 0;
+    call.last = block == 1;
+    kernel.run(call);
+  }
+  for (int64_t r = 0; r < n_rows; r++)
+    for (int64_t y = 0; y < th; y++)
+      for (int64_t x = 0; x < tw; x++)
+        for (int64_t lane = 0; lane < table.lanes; lane++) {
+          double sum = double(bias[r]);
+          for (int block = 0; block < 2; block++) {
+            size_t at = 0;
+            for (int64_t q = 0; q < r; q++) at += size_t(runs[block][size_t(q)].count);
+            for (int32_t i = 0; i < runs[block][size_t(r)].count; i++) {
+              const Step& step = steps[block][at + size_t(i)];
+              sum += double(step.weight) *
+                     double(input.number(step.offset + y * in_row + x * stride * vector + lane * 4));
+            }
+          }
+          const int64_t place = ((r * th + y) * tw + x) * vector + lane * 4;
+          sum += double(residual.number(place));
+          expect_near(double(output.number(place)), reference::activated(sum, activation), std::fabs(sum), "rows");
+        }
+}
+
+void check_dense(const KernelTable& table, const DenseKernel& kernel) {
+  const int64_t vector = table.lanes * 4, th = kernel.tile_height, tw = kernel.tile_width, m = kernel.channels;
+  const int64_t stride = kernel.stride_x ? kernel.stride_x : 3, n = between(0, 20);
+  const int64_t columns = (tw - 1) * stride + 3, in_row = columns * vector;
+  Buffer input((th + 2) * in_row), output(m * th * tw * vector);
+  std::vector<int32_t> offsets;
+  std::vector<float> weights, bias;
+  for (int64_t k = 0; k < n; k++) offsets.push_back(int32_t(between(0, 2) * in_row + between(0, 2) * vector));
+  for (int64_t k = 0; k < n * m; k++) weights.push_back(uniform());
+  for (int64_t k = 0; k < m; k++) bias.push_back(uniform());
+  const Activation activation = some_activation();
+  DenseCall call{};
+  call.weights = weights.data();
+  call.offsets = offsets.data();
+  call.n_steps = n;
+  call.input = input.data;
+  call.input_row = in_row;
+  call.input_step = stride * vector;
+  call.bias = bias.data();
+  call.finish = {{output.data, th * tw * vector, tw * vector}, {}, activation};
+  kernel.run(call);
+  for (int64_t c = 0; c < m; c++)
+    for (int64_t y = 0; y < th; y++)
+      for (int64_t x = 0; x < tw; x++)
+        for (int64_t lane = 0; lane < table.lanes; lane++) {
+          double sum = double(bias[size_t(c)]);
+          for (int64_t k = 0; k < n; k++)
+            sum += double(weights[size_t(k * m + c)]) *
+                   double(input.number(offsets[size_t(k)] + y * in_row + x * stride * vector + lane * 4));
+          expect_near(double(output.number(((c * th + y) * tw + x) * vector + lane * 4)),
+                      reference::activated(sum, activation), std::fabs(sum), "dense");
+        }
+}
+
+void convert(const KernelTable& table, const LaneLayout& layout, char* lanes, reference::Image& image, bool pack) {
+  ConvertCall call{};
+  call.lane = layout.view(lanes);
+  call.plain = image.numbers.data();
+  call.image_step = image.channels * image.height * image.width;
+  call.channel_step = image.height * image.width;
+  call.y_step = image.width;
+  call.x_step = 1;
+  call.n_channels = image.channels;
+  call.height = image.height;
+  call.width = image.width;
+  call.n_images = int32_t(image.n);
+  call.grid_y = layout.grid_y;
+  call.grid_x = layout.grid_x;
+  call.block_height = int32_t(layout.block_height);
+  call.block_width = int32_t(layout.block_width);
+  call.spread = layout.spread();
+  (pack ? table.pack : table.unpack)(call);
+}
+
+void move(const KernelTable& table, const LaneLayout& from, char* source, const LaneLayout& to, char* target,
+          const Window& window) {
+  const Moves moves = moves_between(from, to, source == target, window);
+  MoveCall call{};
+  call.to = target;
+  call.to_plane = to.plane();
+  call.from = source;
+  call.from_plane = from.plane();
+  call.moves = moves.moves.data();
+  call.n_moves = int64_t(moves.moves.size());
+  call.patterns = moves.patterns.data();
+  call.fill = to.fill;
+  call.n_channels = to.channels;
+  table.move(call);
+}
+
+// A convolution of any geometry, dense and sparse, as the engine would run it.
+void check_conv(const KernelTable& table) {
+  reference::Conv p{};
+  p.groups = between(0, 3) ? 1 : between(1, 3);
+  p.kh = between(1, 4), p.kw = between(1, 4), p.sy = between(1, 3), p.sx = between(1, 3);
+  p.dy = between(1, 2), p.dx = between(1, 2);
+  p.top = between(0, p.kh * p.dy - 1), p.left = between(0, p.kw * p.dx - 1);
+  p.outputs = p.groups * between(1, 9);
+  const int64_t reach_y = (p.kh - 1) * p.dy + 1, reach_x = (p.kw - 1) * p.dx + 1;
+  int64_t images_lanes = 1;
+  while (images_lanes < table.lanes && between(0, 1)) images_lanes *= 2;
+  const int64_t images = between(images_lanes / 2 + 1, images_lanes), channels = p.groups * between(1, 7);
+  reference::Image x(images, channels, between(1, 20) + reach_y, between(1, 20) + reach_x);
+  for (float& number : x.numbers) number = uniform();
+  const int64_t bottom = between(0, p.top), right = between(0, p.left);
+  const int64_t height = (x.height + p.top + bottom - reach_y) / p.sy + 1;
+  const int64_t width = (x.width + p.left + right - reach_x) / p.sx + 1;
+  Weight weight;
+  weight.shape = {p.outputs, channels / p.groups, p.kh, p.kw};
+  const double zeros = double(between(0, 10)) / 10.0;
+  for (int64_t i = 0; i < count(weight.shape); i++)
+    weight.numbers.push_back(double(between(0, 99)) < zeros * 100 ? 0.0f : uniform());
+  Weight bias;
+  bias.shape = {p.outputs};
+  for (int64_t i = 0; i < p.outputs; i++) bias.numbers.push_back(uniform());
+  reference::Image residual(images, p.outputs, height, width);
+  for (float& number : residual.numbers) number = uniform();
+  const Activation activation = some_activation();
+  const bool with_residual = between(0, 1);
+
+  const Window window{p.kh, p.kw, p.sy, p.sx, p.dy, p.dx, p.top, p.left};
+  const auto lanes = int32_t(images_lanes);
+  const LaneLayout output = image_layout(table.lanes, lanes, p.outputs, height, width);
+  LaneLayout whole = image_layout(table.lanes, lanes, channels, x.height, x.width);
+  const WindowInput needed = window_input(whole, output, window);
+  Buffer from(whole.bytes()), in(needed.layout.bytes()), out(output.bytes()), add(output.bytes());
+  if (needed.direct) {
+    convert(table, needed.layout, in.data, x, true);
+    move(table, needed.layout, in.data, needed.layout, in.data, every_pixel);
+  } else {
+    convert(table, whole, from.data, x, true);
+    move(table, whole, from.data, needed.layout, in.data, window);
+  }
+  convert(table, output, add.data, residual, true);
+  const bool dense = between(0, 1);
+  const auto parts = int(between(1, 3));
+  const ConvPlan plan(table, {channels, p.outputs, p.groups, window}, weight, &bias, activation, dense, needed.layout,
+                      output, parts);
+  Buffer scratch(std::max<int64_t>(plan.scratch_bytes(), 64));
+  const LaneView add_view = output.view(add.data);
+  for (int64_t task = 0; task < plan.n_tasks(); task++)
+    plan.run(task, needed.layout.view(in.data), output.view(out.data), with_residual ? &add_view : nullptr,
+             scratch.data);
+  reference::Image got(images, p.outputs, height, width);
+  convert(table, output, out.data, got, false);
+  reference::Image wanted =
+      reference::conv(x, p, weight.numbers, bias.numbers, with_residual ? &residual : nullptr, height, width, activation);
+  for (size_t i = 0; i < got.numbers.size(); i++)
+    expect_near(double(got.numbers[i]), double(wanted.numbers[i]), std::fabs(double(wanted.numbers[i])), "conv");
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const int rounds = argc > 1 ? std::atoi(argv[1]) : 300;
+  for (const KernelTable* table : usable_tables()) {
+    int kernels = 0;
+    for (int round = 0; round < 3; round++) {
+      for (int32_t i = 0; i < table->n_rows; i++)
+        if (table->rows[i].run) check_rows(*table, table->rows[i]), kernels += round == 0;
+      for (int32_t i = 0; i < table->n_dense; i++)
+        if (table->dense[i].run) check_dense(*table, table->dense[i]), kernels += round == 0;
+    }
+    for (int i = 0; i < rounds; i++) check_conv(*table);
+    std::printf("%s: %d kernels, %d convolutions agree\n", table->isa, kernels, rounds);
+  }
+}

@@ -1,0 +1,118 @@
+"""Every operation with the code of every instruction set of this machine, each in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from runtime.conftest import HAS_NATIVE
+from runtime.models import Attention, Encoder, MobileNet, SqueezeExcite, outputs_of, sparsify
+from runtime.test_ops import ACTIVATIONS, CONVS, FUNCTIONS, POOLS
+from secateur.runtime import Plan
+from secateur.runtime import compile as compile_model
+from secateur.runtime.attributes import ATTRIBUTES
+
+BATCHES = (1, 3, 17)
+PROCESS = """
+import sys
+import numpy as np
+import secateur as sc
+for path in sys.argv[1:]:
+    with np.load(path + ".npz") as file:
+        inputs = dict(file)
+    engine = sc.runtime.load(path + ".plan", threads=2)
+    for name, x in inputs.items():
+        y = engine(x)
+        np.savez(f"{path}-{name}.npz", *(y if isinstance(y, tuple) else [y]))
+print(engine.isa)
+"""
+
+
+class Convolutions(nn.Module):
+    """The convolutions of the tests of operations side by side, each with an activation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(*sizes, **options) for sizes, options in CONVS.values())
+        self.linear = nn.Linear(13, 9)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        found = [conv(x) for conv in self.convs]
+        found = [ACTIVATIONS[i % len(ACTIVATIONS)](y) for i, y in enumerate(found)]
+        return [*found, self.linear(x), torch.tanh(x).clamp(-0.5, 0.25)]
+
+
+class Functions(nn.Module):
+    """The functions and pools of the tests of operations side by side."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.batch_norm = nn.LayerNorm((9, 7)), nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        pooled = [pool(x) for pool in POOLS]
+        return [*(function(x) for function in FUNCTIONS.values()), *pooled, self.norm(x), self.batch_norm(x)]
+
+
+MODELS = {
+    "convolutions": (Convolutions, torch.zeros(2, 12, 11, 13)),
+    "functions": (Functions, torch.zeros(2, 3, 9, 7)),
+    "mobilenet": (MobileNet, torch.zeros(2, 3, 32, 32)),
+    "squeeze-excite": (SqueezeExcite, torch.zeros(2, 3, 9, 7)),
+    "encoder": (Encoder, torch.zeros(2, 12, dtype=torch.int64)),
+    "attention": (Attention, torch.zeros(2, 7, 24)),
+}
+
+
+@pytest.fixture(scope="module")
+def plans() -> dict[str, tuple[Plan, nn.Module]]:
+    if not HAS_NATIVE:
+        pytest.skip("there is no native engine")
+    torch.manual_seed(0)
+    models = {name: sparsify(build()) for name, (build, _) in MODELS.items()}
+    return {name: (compile_model(model, MODELS[name][1]), model) for name, model in models.items()}
+
+
+def test_the_models_hold_every_operation(plans: dict[str, tuple[Plan, nn.Module]]) -> None:
+    kinds = {op.kind for plan, _ in plans.values() for op in plan.program.ops}
+    assert set(ATTRIBUTES) - kinds == {"torch"}
+
+
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512", "neon"])
+def test_every_instruction_set_gives_what_torch_gives(
+    isa: str, plans: dict[str, tuple[Plan, nn.Module]], tmp_path: Path
+) -> None:
+    inputs: dict[str, dict[str, np.ndarray]] = {}
+    for name, (plan, _) in plans.items():
+        plan.save(tmp_path / f"{name}.plan")
+        shape, words = MODELS[name][1].shape[1:], MODELS[name][1].dtype == torch.int64
+        drawn = [torch.randint(0, 50, (n, *shape)) if words else torch.randn(n, *shape) for n in BATCHES]
+        inputs[name] = {f"batch{len(x)}": x.numpy() for x in drawn}
+        np.savez(tmp_path / f"{name}.npz", **inputs[name])
+    done = subprocess.run(
+        [sys.executable, "-c", PROCESS, *plans],
+        cwd=tmp_path,
+        env={**os.environ, "SECATEUR_ISA": isa},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if "this machine has" in done.stderr:
+        assert isa != "baseline"
+        pytest.skip(done.stderr.splitlines()[-1])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == isa
+    for name, (_, model) in plans.items():
+        for key, x in inputs[name].items():
+            with np.load(tmp_path / f"{name}-{key}.npz") as file:
+                found = [file[f"arr_{i}"] for i in range(len(file))]
+            for i, expected in enumerate(outputs_of(model, [torch.from_numpy(x)])):
+                error = np.abs(found[i] - expected).max() / max(np.abs(expected).max(), 1e-6)
+                assert error < 1e-5, (name, key, i)

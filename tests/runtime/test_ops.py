@@ -1,0 +1,254 @@
+"""Every operation, in many shapes, against torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from runtime.models import sparsify, worst_error
+from secateur.runtime import compile as compile_model
+
+pytestmark = pytest.mark.usefixtures("engine")
+TOLERANCE = 1e-5
+
+
+class Function(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.function(*inputs)
+
+
+def check(model: nn.Module, *example: Tensor, kinds: set[str] | None = None) -> None:
+    """A model gives what torch gives, for the batch size of the example and for others."""
+    plan = compile_model(sparsify(model), example)
+    if kinds is not None:
+        assert {op.kind for op in plan.program.ops} == kinds
+    for n in (example[0].shape[0], 1, 5):
+        inputs = [torch.cat([x] * 5)[:n] for x in example]
+        assert worst_error(model, plan, inputs) < TOLERANCE
+
+
+def image(channels: int = 3, rows: int = 9, columns: int = 7) -> Tensor:
+    return torch.randn(2, channels, rows, columns)
+
+
+CONVS = {
+    "1x1": ((12, 20, 1), {}),
+    "1x1 stride 2": ((12, 20, 1), {"stride": 2}),
+    "3x3": ((12, 20, 3), {"padding": 1}),
+    "3x3 no padding": ((12, 20, 3), {}),
+    "3x3 stride 2": ((12, 20, 3), {"padding": 1, "stride": 2}),
+    "3x3 stride 2 and 1": ((12, 20, 3), {"padding": 1, "stride": (2, 1)}),
+    "5x5": ((12, 20, 5), {"padding": 2}),
+    "7x7 stride 2": ((12, 20, 7), {"padding": 3, "stride": 2}),
+    "3x1": ((12, 20, (3, 1)), {"padding": (1, 0)}),
+    "1x5": ((12, 20, (1, 5)), {"padding": (0, 2)}),
+    "2x2 same": ((12, 20, 2), {"padding": "same"}),
+    "3x3 valid": ((12, 20, 3), {"padding": "valid"}),
+    "dilated": ((12, 20, 3), {"padding": 2, "dilation": 2}),
+    "dilated and strided": ((12, 20, 3), {"padding": 3, "dilation": (3, 2), "stride": 2}),
+    "wide padding": ((12, 20, 3), {"padding": 4}),
+    "groups": ((12, 20, 3), {"padding": 1, "groups": 4}),
+    "depthwise": ((12, 12, 3), {"padding": 1, "groups": 12}),
+    "depthwise 5x5 stride 2": ((12, 12, 5), {"padding": 2, "groups": 12, "stride": 2}),
+    "depthwise multiplied": ((12, 24, 3), {"padding": 1, "groups": 12}),
+    "one channel": ((12, 1, 3), {"padding": 1}),
+    "many channels": ((12, 70, 3), {"padding": 1}),
+}
+
+
+@pytest.mark.parametrize("name", CONVS)
+@pytest.mark.parametrize("bias", [True, False])
+def test_conv2d(name: str, bias: bool) -> None:
+    sizes, options = CONVS[name]
+    kinds = {"conv", "pad"} if name == "wide padding" else {"conv"}
+    check(nn.Conv2d(*sizes, bias=bias, **options), image(12, 11, 13), kinds=kinds)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"padding": 2, "stride": 2}, {"padding": "same", "dilation": 2}, {"groups": 12}]
+)
+def test_conv1d(options: dict[str, object]) -> None:
+    model = nn.Sequential(nn.Conv1d(12, 24, 3, **options), nn.BatchNorm1d(24), nn.SiLU())
+    check(model, torch.randn(2, 12, 17), kinds={"reshape", "conv"})
+
+
+@pytest.mark.parametrize("density", [0.0, 0.02, 0.5, 1.0])
+@pytest.mark.parametrize("size", [1, 4, 8, 32])
+def test_conv_of_any_density_and_plane(density: float, size: int) -> None:
+    model = sparsify(nn.Conv2d(33, 40, 3, padding=1), density=density)
+    plan = compile_model(model, image(33, size, size))
+    for n in (1, 3, 16):
+        assert worst_error(model, plan, [torch.randn(n, 33, size, size)]) < TOLERANCE
+
+
+@pytest.mark.parametrize(("n_in", "n_out"), [(1, 1), (3, 5), (16, 16), (70, 33), (129, 250)])
+def test_linear(n_in: int, n_out: int) -> None:
+    check(nn.Linear(n_in, n_out), torch.randn(2, n_in), kinds={"linear"})
+    check(nn.Linear(n_in, n_out, bias=False), torch.randn(2, 3, n_in), kinds={"linear"})
+
+
+ACTIVATIONS = [nn.ReLU(), nn.ReLU6(), nn.SiLU(), nn.GELU(), nn.GELU(approximate="tanh"), nn.Hardswish()]
+ACTIVATIONS += [nn.Hardsigmoid(), nn.Sigmoid(), nn.Tanh()]
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
+def test_activations(activation: nn.Module) -> None:
+    spread = torch.cat(
+        [image() * 5, torch.linspace(-100, 100, 126).view(2, 3, 7, 3).repeat(1, 1, 1, 3)[:, :, :, :7]], 2
+    )
+    check(activation, spread, kinds={"activate"})
+    check(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), activation), image(), kinds={"conv"})
+    check(nn.Sequential(nn.Linear(20, 30), activation), torch.randn(2, 20), kinds={"linear"})
+
+
+@pytest.mark.parametrize("bounds", [(-1.0, 1.0), (0.5, None), (None, 0.25)])
+def test_clip(bounds: tuple[float | None, float | None]) -> None:
+    check(Function(lambda x: torch.clamp(x, *bounds)), image(), kinds={"clip"})
+
+
+def test_batchnorm_that_follows_no_layer() -> None:
+    check(nn.Sequential(nn.BatchNorm2d(3), nn.ReLU()), image(), kinds={"scale_shift"})
+    check(nn.BatchNorm1d(6), torch.randn(2, 6), kinds={"scale_shift"})
+    check(nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6)), torch.randn(2, 4), kinds={"linear"})
+
+
+def test_a_result_used_twice_is_not_fused_away() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.conv(x)
+            return F.relu(self.norm(y)) + y
+
+    check(Twice(), image())
+
+
+def test_one_layer_called_twice_under_two_batchnorms() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(8, 8, 3, padding=1)
+            self.first, self.second = nn.BatchNorm2d(8), nn.BatchNorm2d(8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.second(self.conv(F.relu(self.first(self.conv(x)))))
+
+    model = Shared()
+    plan = compile_model(sparsify(model), image(8))
+    assert worst_error(model, plan, [image(8)]) < TOLERANCE
+
+
+POOLS = [
+    nn.MaxPool2d(2),
+    nn.MaxPool2d(3, 2, 1),
+    nn.MaxPool2d(3, 2, ceil_mode=True),
+    nn.MaxPool2d((2, 3), (1, 2), (1, 0)),
+    nn.AvgPool2d(2),
+    nn.AvgPool2d(3, 2, 1),
+    nn.AvgPool2d(3, 2, 1, count_include_pad=False),
+    nn.AvgPool2d(3, 2, ceil_mode=True),
+    nn.AdaptiveAvgPool2d(1),
+    nn.AdaptiveAvgPool2d((3, 7)),
+    nn.AdaptiveAvgPool2d((4, 5)),
+    nn.AdaptiveMaxPool2d((3, 1)),
+]
+
+
+@pytest.mark.parametrize("pool", POOLS, ids=str)
+def test_pooling(pool: nn.Module) -> None:
+    check(pool, image(5) - 3)
+
+
+@pytest.mark.parametrize("pool", [nn.MaxPool1d(2), nn.AvgPool1d(3, 2, 1), nn.AdaptiveAvgPool1d(4)], ids=str)
+def test_pooling_in_one_dimension(pool: nn.Module) -> None:
+    check(pool, torch.randn(2, 3, 17))
+
+
+CONSTANT = torch.randn(3, 1, 7)
+FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "add": lambda x: x + 2 * x,
+    "constant": lambda x: x * CONSTANT + CONSTANT,
+    "numbers": lambda x: 3 - (x * 2 - 1) / 4,
+    "alpha": lambda x: torch.sub(torch.add(x, x * x, alpha=2), x, alpha=0.5),
+    "quotient": lambda x: x / (x * x + 1),
+    "negative": lambda x: -x,
+    "powers": lambda x: x**2 + x**3,
+    "broadcast": lambda x: x + x.mean((2, 3), keepdim=True) * x.mean(1, keepdim=True),
+    "mean": lambda x: x.mean((2, 3)),
+    "mean of one": lambda x: x.mean(-1),
+    "sum": lambda x: x.sum((1, 3)),
+    "softmax": lambda x: torch.softmax(x * 4, 1),
+    "softmax of the last": lambda x: torch.softmax(x * 4, -1),
+    "flatten": lambda x: x.flatten(1),
+    "view": lambda x: x.view(-1, 9, 21) * 1.5,
+    "rows apart": lambda x: x.reshape(-1, 7).relu().view(-1, 3, 9, 7),
+    "permute": lambda x: x.permute(0, 2, 3, 1),
+    "batch not first": lambda x: x.permute(1, 2, 0, 3).relu().permute(2, 0, 1, 3),
+    "transpose": lambda x: x.transpose(-1, 1) * 2,
+    "slice": lambda x: x[:, :, 1:-1:2, ::3],
+    "select": lambda x: x[:, 1] + x[:, -1],
+    "split": lambda x: torch.cat(x.split([2, 5, 2], 2)[::-1], 2),
+    "chunk": lambda x: torch.cat([c * (i + 1) for i, c in enumerate(x.chunk(3, 1))], 3),
+    "unbind": lambda x: torch.stack(x.unbind(1)[::-1], 2),
+    "channels": lambda x: torch.cat([x, x * 2, CONSTANT.expand(x.shape[0], 3, 9, 7)], 1),
+    "pad": lambda x: F.pad(x, (1, 2, 0, 1, 2, 0), value=1.5),
+    "cut by padding": lambda x: F.pad(x, (-1, 2)),
+    "zeros": lambda x: torch.cat([x, torch.zeros(x.shape[0], 3, 9, 2)], 3),
+    "squeezed": lambda x: x[:, :1].squeeze(1).unsqueeze(-1).expand(-1, -1, -1, 4),
+    "nothing": lambda x: F.dropout(x, 0.5, training=False).contiguous(),
+    "product": lambda x: x @ x.transpose(-1, -2),
+    "product with a constant": lambda x: x @ torch.ones(7, 4) + torch.ones(9, 9) @ x @ torch.ones(7, 4),
+}
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functions(name: str) -> None:
+    check(Function(FUNCTIONS[name]), image())
+
+
+@pytest.mark.parametrize(("shape", "n_dims"), [((2, 5, 12), 1), ((2, 5, 12), 2), ((2, 12), 1)])
+def test_layer_norm(shape: tuple[int, ...], n_dims: int) -> None:
+    for options in ({}, {"elementwise_affine": False}, {"bias": False}):
+        norm = nn.LayerNorm(shape[-n_dims:], **options)
+        for p in norm.parameters():
+            nn.init.normal_(p)
+        check(norm, torch.randn(shape) * 3 + 5, kinds={"layer_norm"})
+
+
+@pytest.mark.parametrize("mask", ["none", "causal", "float", "bool", "input"])
+def test_attention(mask: str) -> None:
+    masks = {"float": torch.randn(5, 6), "bool": torch.rand(5, 6) < 0.7}
+
+    def attend(q: Tensor, k: Tensor, v: Tensor, m: Tensor | None = None) -> Tensor:
+        given = masks.get(mask) if m is None else m
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=given, is_causal=mask == "causal")
+
+    torch.manual_seed(1)
+    q, k, v = torch.randn(2, 3, 5, 8), torch.randn(2, 3, 6, 8), torch.randn(2, 3, 6, 4)
+    extra = (torch.randn(2, 1, 5, 6),) if mask == "input" else ()
+    check(Function(attend), q, k, v, *extra, kinds={"attention"} | ({"constant"} if mask in masks else set()))
+
+
+def test_embedding() -> None:
+    model = nn.Sequential(nn.Embedding(11, 6), nn.Linear(6, 4))
+    check(model, torch.randint(0, 11, (2, 7)), kinds={"embedding", "linear"})
+
+
+def test_several_inputs_and_outputs() -> None:
+    class Pair(nn.Module):
+        def forward(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            return x + y, (x * y).mean(1), x
+
+    check(Pair(), torch.randn(2, 6), torch.randn(2, 6))
