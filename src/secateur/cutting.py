@@ -20,7 +20,7 @@ from secateur.evaluate import reestimate_batchnorm
 from secateur.losses import kd_loss, logits_of
 from secateur.masks import Masks, apply_masks
 from secateur.modules import modes_kept
-from secateur.naming import Batches, Loss, split_batches
+from secateur.naming import Batches, Loss, Named, split_batches
 from secateur.schedules import geometric_sparsities
 from secateur.scores import AbstractCriterion, SolvingScores, score
 from secateur.stages import (
@@ -133,24 +133,23 @@ def cut(
             started = time.perf_counter()
             scores = score(student, batches, criterion, task_loss=task_loss, include=include, exclude=exclude)
             scored = time.perf_counter()
-            before = masks
-            masks = choose_masks(
-                scores if before is None else gone_last(scores, before), scope, schedule, number
-            )
-            n_returned = 0 if before is None else count_returned(before, masks, scope, regrow=False)
-            predicted = None
-            if isinstance(scores, SolvingScores):
-                solution = scores.solve(masks)
-                predicted = solution.predicted
-                _put(targets, solution.weights)
+            before, masks = masks, _next_masks(scores, masks, scope, schedule, number)
+            predicted = _put_solution(targets, scores, masks)
             apply_masks(student, masks)
-            chosen = time.perf_counter()
-            after_cut = after = measure(student)
             stage = Stage(
-                asked, dict(scores), masks, n_returned, scored - started, chosen - scored, predicted
+                asked,
+                dict(scores),
+                masks,
+                n_returned=0 if before is None else count_returned(before, masks, scope, regrow=False),
+                score_s=scored - started,
+                allocate_s=time.perf_counter() - scored,
+                predicted=predicted,
             )
             del scores  # and the rows that it may hold
-            if recovery is not None:
+            after_cut = measure(student)
+            if recovery is None:
+                after = _renormalise(student, inputs, measure, after_cut)
+            else:
                 started = time.perf_counter()
                 n_steps = recovery.steps_after(number, stages)
                 distil_on_inputs(
@@ -158,12 +157,29 @@ def cut(
                 )
                 stage = replace(stage, n_steps=n_steps, recovery_s=time.perf_counter() - started)
                 after = measure(student)
-            else:
-                after = _renormalise(student, inputs, measure, after_cut)
             on_stage(replace(stage, loss=(loss, after_cut, after)))
             loss = after
     assert masks is not None, "there is at least one stage"
     return masks
+
+
+def _next_masks(
+    scores: Named, before: Masks | None, scope: AbstractScope, schedule: Sequence[float], number: int
+) -> Masks:
+    """The masks of stage `number`; what the stages before removed stays so."""
+    ranking = scores if before is None else gone_last(scores, before)
+    return choose_masks(ranking, scope, schedule, number)
+
+
+def _put_solution(targets: dict[str, nn.Parameter], scores: Named, masks: Masks) -> float | None:
+    """Give the weights that stay the values that the scores solve for; what that is predicted to cost."""
+    if not isinstance(scores, SolvingScores):
+        return None
+    solution = scores.solve(masks)
+    with torch.no_grad():
+        for name, weight in targets.items():
+            weight.copy_(solution.weights[name])
+    return solution.predicted
 
 
 def _renormalise(
@@ -201,12 +217,6 @@ def check_no_regrow(*, regrow: bool) -> None:
             "regrow does not go with a cut that moves the kept weights: what was removed has no value to "
             "come back with. Drop regrow, or the recovery (and set update_weights=False)."
         )
-
-
-def _put(targets: dict[str, nn.Parameter], weights: dict[str, Tensor]) -> None:
-    with torch.no_grad():
-        for name, weight in targets.items():
-            weight.copy_(weights[name])
 
 
 class _Measure:
