@@ -1,4 +1,4 @@
-"""How fast a plan runs, beside other engines: outputs compared first, then timed in turn."""
+"""How fast a plan runs, beside other engines: outputs compared first, then timed by turns."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from secateur.runtime.plan import Plan
 from secateur.runtime.rivals import Rival, build_rival
 
 Array = NDArray[Any]
-_WARM_UP = 3
-_MIN_RUNS = 5
+_BLOCKS = 5
+_PAUSE = 0.1
+"""Seconds in which the threads of the engine before go to sleep."""
 
 
 @dataclass(frozen=True)
@@ -124,26 +125,30 @@ def time_plan(
 
 
 def time_in_turn(calls: Mapping[str, Callable[[], object]], *, seconds: float) -> dict[str, list[float]]:
-    """Seconds of each call, made in turn (A B A B …) so that a machine's moods hit all alike.
+    """Seconds of each call, a block of calls of each in turn, so that a machine's moods hit all alike.
+
+    Not one call of each in turn: the threads of an engine wait busily for some milliseconds after a call,
+    and would take the cores from the engine that comes next. So each block begins with a pause, and with
+    a call that does not count.
 
     Args:
         calls: What to time, by name.
         seconds: Time to spend on each; a slow one is called fewer times, but five times at least.
     """
     times: dict[str, list[float]] = {name: [] for name in calls}
-    for call in calls.values():
-        for _ in range(_WARM_UP):
+    for _ in range(_BLOCKS):
+        for name, call in calls.items():
+            time.sleep(_PAUSE)
             call()
-    spent = dict.fromkeys(calls, 0.0)
-    while True:
-        due = [name for name in calls if len(times[name]) < _MIN_RUNS or spent[name] < seconds]
-        if not due:
-            return times
-        for name in due:
-            started = time.perf_counter()
-            calls[name]()
-            times[name].append(time.perf_counter() - started)
-            spent[name] += times[name][-1]
+            until = time.perf_counter() + seconds / _BLOCKS
+            while True:
+                started = time.perf_counter()
+                call()
+                now = time.perf_counter()
+                times[name].append(now - started)
+                if now >= until:
+                    break
+    return times
 
 
 def _bound(run: Callable[[Sequence[Array]], object], inputs: Sequence[Array]) -> Callable[[], object]:
