@@ -121,6 +121,20 @@ def batchnorm() -> str:
     )
 
 
+def speed() -> str:
+    """How much longer ONNX Runtime takes than the engine at 90 % zeros."""
+    result = found("runtime")
+    if result is None:
+        return missing("runtime")
+    phrases: list[str] = []
+    for cell in sorted(result["cells"], key=lambda c: (c["model"], c["batch"])):
+        times = {timing["name"]: timing["median_s"] for timing in cell["timings"]}
+        if cell["sparsity"] == 0.9 and cell["masks"] == "random" and "onnxruntime" in times:
+            ours, theirs = times["secateur"], times["onnxruntime"]
+            phrases.append(f"{cell['model']}, batch {cell['batch']}: {theirs / ours:.1f}×")
+    return f"times faster than ONNX Runtime at 90 % zeros: {'; '.join(phrases)} (`runtime.json`)"
+
+
 def lines(*parts: Callable[[], str]) -> Callable[[], str]:
     """Several outcomes in one cell of a table."""
     return lambda: "<br>".join(dict.fromkeys(part() for part in parts)).replace("|", "\\|")
@@ -200,8 +214,16 @@ OUTCOMES: dict[str, Callable[[], str]] = {
     "paper-alpha": lines(
         partial(difference, ONE_SHOT, "teacher-gradient", "teacher-guided"),
         partial(difference, ONE_SHOT, "task-gradient", "teacher-guided"),
+        partial(difference, ONE_SHOT, "temperature-1", "teacher-gradient"),
+        partial(difference, ONE_SHOT, "temperature-2", "teacher-gradient"),
+        partial(difference, ONE_SHOT, "temperature-8", "teacher-gradient"),
     ),
-    "paper-calibration": lines(batchnorm),
+    "paper-irregular": lines(speed),
+    "paper-calibration": lines(
+        batchnorm,
+        partial(difference, ONE_SHOT, "calibration-1", "teacher-guided"),
+        partial(difference, ONE_SHOT, "calibration-8", "teacher-guided"),
+    ),
     "paper-one-or-many": lines(
         partial(difference, ONE_SHOT, "teacher-guided-staged", "teacher-guided"),
         partial(difference, ONE_SHOT, "force", "snip"),

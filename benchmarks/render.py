@@ -138,9 +138,12 @@ def checkpoint_size() -> str:
     return table(header, rows) + "\n" + origin(result)
 
 
-def runtime() -> str:
-    """Milliseconds of the engine, and how many times longer the others take."""
+def runtime(zeros: float | None = None) -> str:
+    """Milliseconds of the engine, and how many times longer the others take; at one sparsity, or at all."""
+    if not (RESULTS / "runtime.json").is_file():
+        return "not measured yet"
     result = load("runtime")
+    result["cells"] = [cell for cell in result["cells"] if zeros in (None, cell["sparsity"])]
     names = list(dict.fromkeys(t["name"] for cell in result["cells"] for t in cell["timings"][1:]))
     rows = []
     for cell in sorted(result["cells"], key=lambda c: (c["masks"], c["model"], c["batch"], c["sparsity"])):
@@ -156,7 +159,7 @@ def runtime() -> str:
             [f"{cell['model']}{masks}, batch {cell['batch']}, {cell['sparsity']:.0%}", milliseconds, *ratios]
         )
     versions = dict.fromkeys(f"{t['name']}: {t['version']}" for c in result["cells"] for t in c["timings"])
-    note = "\n<sub>" + "; ".join(versions) + ". Medians of one run, in turn.</sub>\n"
+    note = "\n<sub>" + "; ".join(versions) + ". Median of the best of five blocks of calls, taken in turn, for every engine alike.</sub>\n"
     header = ["network, zeros", "ms", *(f"{name} takes" for name in names)]
     commits = [cell["commit"] for cell in result["cells"]]
     return table(header, rows) + "\n" + note + origin(result, commits)
@@ -232,6 +235,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "curvature-tries": partial(curvature.tries, table),
     "curvature-steps": partial(curvature.steps, table),
     "runtime": runtime,
+    "runtime-90": partial(runtime, 0.9),
     "kernel-limits": kernel_limits,
     "kernel-layers": kernel_layers,
     "precision": precision,
