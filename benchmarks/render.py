@@ -159,7 +159,11 @@ def runtime(zeros: float | None = None) -> str:
             [f"{cell['model']}{masks}, batch {cell['batch']}, {cell['sparsity']:.0%}", milliseconds, *ratios]
         )
     versions = dict.fromkeys(f"{t['name']}: {t['version']}" for c in result["cells"] for t in c["timings"])
-    note = "\n<sub>" + "; ".join(versions) + ". Median of the best of five blocks of calls, taken in turn, for every engine alike.</sub>\n"
+    note = (
+        "\n<sub>"
+        + "; ".join(versions)
+        + ". Median of the best of five blocks of calls, taken in turn, for every engine alike.</sub>\n"
+    )
     header = ["network, zeros", "ms", *(f"{name} takes" for name in names)]
     commits = [cell["commit"] for cell in result["cells"]]
     return table(header, rows) + "\n" + note + origin(result, commits)
