@@ -9,22 +9,21 @@ from statistics import fmean, median, stdev
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-SUITE = "arena_calibration-only"
 GOALS = {0.5: "≥ 91.2", 0.7: "≥ 90.4", 0.8: "≥ 88.8", 0.9: "≥ 80"}
-"""What this was to reach, set before it was measured."""
+"""What `calibration-only` was to reach, set before it was measured."""
 
 Table = Callable[[list[str], list[list[str]]], str]
 
 
-def calibration_only(table: Table) -> str:
-    """Test accuracy of every method and sparsity of the suite after cut and steps, over its seeds."""
-    path = RESULTS / f"{SUITE}.json"
+def calibration_only(table: Table, name: str, goals: dict[float, str]) -> str:
+    """Test accuracy of every method and sparsity of a suite after cut and steps, over its seeds."""
+    path = RESULTS / f"arena_{name}.json"
     if not path.is_file():
         return "not measured yet"
     result = json.loads(path.read_text())
     cells: list[dict[str, Any]] = result["cells"]
     zeros = sorted({cell["sparsity"]["asked"] for cell in cells})
-    rows = [["goal", *(GOALS.get(z, "–") for z in zeros), ""]]
+    rows = [["goal", *(goals.get(z, "–") for z in zeros), ""]] if goals else []
     for key, method in result["suite"]["methods"].items():
         own = [cell for cell in cells if cell["method"] == key]
         if own:
@@ -34,7 +33,7 @@ def calibration_only(table: Table) -> str:
     about = cells[0]
     commits = ", ".join(sorted({str(cell["commit"])[:10] for cell in cells}))
     origin = (
-        f"<sub>`benchmarks/results/{SUITE}.json`: test accuracy in %, mean ± standard deviation over seeds "
+        f"<sub>`benchmarks/results/{path.name}`: test accuracy in %, mean ± standard deviation over seeds "
         f"(how many where not 3); dense {100 * about['accuracy']['dense']:.2f}; {about['hardware']['cpu']}, "
         f"one thread beside other work, torch {about['versions']['torch']}, commit {commits}.</sub>"
     )
