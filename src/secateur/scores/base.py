@@ -97,7 +97,22 @@ class SolvingScores(Mapping[str, Tensor], abc.ABC):
     """Scores of a criterion that can also say what the weights that stay should become.
 
     `secateur.cut` asks for that in each of its stages; `score` and `staged_masks` only rank.
+
+    Args:
+        scores: The scores by name.
     """
+
+    def __init__(self, scores: Named) -> None:
+        self._scores = scores
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._scores[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._scores)
+
+    def __len__(self) -> int:
+        return len(self._scores)
 
     @abc.abstractmethod
     def solve(self, masks: Named) -> Solution:

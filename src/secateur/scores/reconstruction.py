@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import cast
@@ -122,21 +122,12 @@ class ReconstructionScores(SolvingScores):
         damping: float,
         passes: int,
     ) -> None:
-        self._scores = scores
+        super().__init__(scores)
         self._weights = weights
         self._moments = moments
         self._watch = watch
         self._damping = damping
         self._passes = passes
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._scores[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._scores)
-
-    def __len__(self) -> int:
-        return len(self._scores)
 
     def solve(self, masks: Named) -> Solution:
         """The kept weights of each layer by least squares on their support; what was 0 stays so."""
@@ -151,7 +142,7 @@ class ReconstructionScores(SolvingScores):
                 kept = masks[name].reshape(w.shape) & (w != 0)
                 found = moments[name].solve(w, kept, self._damping)
                 solved[name] = found.float().view(masks[name].shape)
-        return Solution({name: solved[name] for name in self._scores}, predicted=None)
+        return Solution({name: solved[name] for name in self}, predicted=None)
 
 
 class _Watch:

@@ -262,19 +262,10 @@ class CurvatureScores(SolvingScores):
     def __init__(
         self, scores: Named, model: _Model, dampings: list[float], loss_at: Callable[[Named], float]
     ) -> None:
-        self._scores = scores
+        super().__init__(scores)
         self._model = model
         self._dampings = dampings
         self._loss_at = loss_at
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._scores[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._scores)
-
-    def __len__(self) -> int:
-        return len(self._scores)
 
     def solve(self, masks: Named) -> Solution:
         """The kept weights by the damping, of those allowed, with the least loss on the held-out inputs."""
