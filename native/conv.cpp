@@ -13,6 +13,9 @@ namespace {
 // Cache that a block of input may fill: three quarters of what first-level data caches have (32 to 64 KB).
 constexpr double block_bytes = 37 * 1024;
 
+// Input that one thread reads again and again stays in its second-level cache up to here.
+constexpr int64_t near_bytes = 1 << 20;
+
 // Kernels read offsets this far past the last step.
 constexpr size_t steps_ahead = 8;
 
@@ -73,6 +76,8 @@ SparseRows sparse_rows(const Weight& weight, int64_t groups) {
 ConvPlan::ConvPlan(const KernelTable& table, const ConvShape& shape, const Weight& weight, const Weight* bias,
                    Activation activation, bool dense, const LaneLayout& input, const LaneLayout& output, int parts)
     : dense_(dense && shape.groups == 1),
+      far_(parts > 1 || input.bytes() > near_bytes),
+      channels_(shape.channels),
       outputs_(shape.outputs),
       activation_(activation),
       window_(shape.window),
@@ -140,7 +145,7 @@ void ConvPlan::choose(const KernelTable& table, const ConvShape& shape, const La
         const double cost = cover_cost([&](int64_t h, int64_t w) {
           return h * w == 0 ? 0.0 : (std::max({double(h * w + m), double(m * h * w), 8.0}) + 1.0) / m;
         });
-        if (cost < best) best = cost, height = th, width = tw, channels_ = m;
+        if (cost < best) best = cost, height = th, width = tw, panel_channels_ = m;
       }
     }
   }
@@ -156,7 +161,7 @@ void ConvPlan::cover(const KernelTable& table, const LaneLayout& output, int32_t
       const auto tw = int32_t(std::min<int64_t>(width, output.block_width - x));
       const int64_t stride = window_.stride_x;
       tiles_.push_back({int32_t(y), int32_t(x), rows_kernel(table, th, tw, stride),
-                        dense_kernel(table, channels_, th, tw, stride), dense_kernel(table, 1, th, tw, stride)});
+                        dense_kernel(table, panel_channels_, th, tw, stride), dense_kernel(table, 1, th, tw, stride)});
       most = std::max(most, th * tw);
     }
   }
@@ -166,7 +171,7 @@ void ConvPlan::cover(const KernelTable& table, const LaneLayout& output, int32_t
 std::string ConvPlan::describe() const {
   const Tile& tile = tiles_.front();
   if (dense_)
-    return "dense, " + std::to_string(channels_) + " channels x " + std::to_string(tile.dense->tile_height) + "x" +
+    return "dense, " + std::to_string(panel_channels_) + " channels x " + std::to_string(tile.dense->tile_height) + "x" +
            std::to_string(tile.dense->tile_width);
   return "rows, " + std::to_string(tile.rows->tile_height) + "x" + std::to_string(tile.rows->tile_width) + ", " +
          std::to_string(block_channels_) + " channels a block";
@@ -236,7 +241,7 @@ void ConvPlan::pack_dense(const SparseRows& rows, const ConvShape& shape, const 
     first_panels_.push_back(int64_t(panels_.size()));
     const int64_t begin = shape.outputs * part / n_parts_, end = shape.outputs * (part + 1) / n_parts_;
     for (int64_t c = begin; c < end;) {
-      const int32_t n = end - c >= channels_ ? channels_ : 1;
+      const int32_t n = end - c >= panel_channels_ ? panel_channels_ : 1;
       const auto first = int64_t(weights_.size());
       panels_.push_back({int32_t(c), n, first});
       weights_.resize(weights_.size() + size_t(n * per_row), 0.0f);
@@ -250,7 +255,28 @@ void ConvPlan::pack_dense(const SparseRows& rows, const ConvShape& shape, const 
   first_panels_.push_back(int64_t(panels_.size()));
 }
 
-void ConvPlan::run_rows(int64_t part, const Tile& tile, RowsCall& call) const {
+// The first input vector that a tile reads.
+const char* ConvPlan::first_input(const Tile& tile, const LaneView& input) const {
+  return input.data + (tile.y * window_.stride_y - window_.top) * input.row +
+         (tile.x * window_.stride_x - window_.left) * lane_bytes_;
+}
+
+// The part of each input channel that a tile reads; of no channel yet.
+Ahead ConvPlan::rectangle(const Tile& tile, const LaneView& input) const {
+  constexpr int64_t line = 64;
+  const auto extent = [](int64_t pixels, int64_t stride, int64_t window, int64_t dilation) {
+    return (pixels - 1) * stride + (window - 1) * dilation + 1;
+  };
+  Ahead ahead{};
+  ahead.plane = input.plane;
+  ahead.row = input.row;
+  ahead.height = int32_t(extent(tile.rows->tile_height, window_.stride_y, window_.height, window_.dilation_y));
+  const int64_t width = extent(tile.rows->tile_width, window_.stride_x, window_.width, window_.dilation_x);
+  ahead.lines = int32_t((width * lane_bytes_ + line - 1) / line);
+  return ahead;
+}
+
+void ConvPlan::run_rows(int64_t part, const Tile& tile, RowsCall& call, const char* next_tile, Ahead ahead) const {
   for (int64_t b = 0; b < n_blocks_; b++) {
     const Block& block = blocks_[size_t(part * n_blocks_ + b)];
     call.runs = runs_.data() + block.first_run;
@@ -258,6 +284,12 @@ void ConvPlan::run_rows(int64_t part, const Tile& tile, RowsCall& call) const {
     call.steps = steps_.data() + block.first_step;
     call.first = b == 0;
     call.last = b + 1 == n_blocks_;
+    const int64_t after = call.last ? 0 : (b + 1) * block_channels_;  // the channel that the next block begins with
+    ahead.data = call.last ? next_tile : call.input + after * ahead.plane;
+    ahead.n_channels = int32_t(far_ ? std::min(block_channels_, channels_ - after) : 0);
+    const int64_t lines = int64_t(ahead.n_channels) * ahead.height * ahead.lines;
+    ahead.per_run = int32_t(lines / std::max<int64_t>(1, block.n_runs) + 1);
+    call.ahead = ahead;
     tile.rows->run(call);
   }
 }
@@ -283,8 +315,7 @@ void ConvPlan::run(int64_t task, const LaneView& input, const LaneView& output, 
     const auto at = [&](const LaneView& view) {
       return LaneView{view.data + tile.y * view.row + tile.x * lane_bytes_, view.plane, view.row};
     };
-    const char* first = input.data + (tile.y * window_.stride_y - window_.top) * input.row +
-                        (tile.x * window_.stride_x - window_.left) * lane_bytes_;
+    const char* first = first_input(tile, input);
     const ptrdiff_t input_row = window_.stride_y * input.row, input_step = window_.stride_x * lane_bytes_;
     const Finish finish{at(output), residual ? at(*residual) : LaneView{}, activation_};
     if (dense_) {
@@ -304,7 +335,9 @@ void ConvPlan::run(int64_t task, const LaneView& input, const LaneView& output, 
       call.partial = scratch;
       call.bias = bias_.data();
       call.finish = finish;
-      run_rows(part, tile, call);
+      const bool more = i + 1 < spans_[size_t(span) + 1];
+      const char* next = more ? first_input(tiles_[size_t(i) + 1], input) : nullptr;
+      run_rows(part, tile, call, next, rectangle(tile, input));
     }
   }
 }

@@ -45,7 +45,7 @@ class ConvPlan {
   struct Tile {
     int32_t y, x;
     const RowsKernel* rows;
-    const DenseKernel* dense;       // channels_ at a time
+    const DenseKernel* dense;       // panel_channels_ at a time
     const DenseKernel* dense_rest;  // one channel
   };
   struct Block {  // of input channels, for one part of the output channels
@@ -63,16 +63,19 @@ class ConvPlan {
   void split_tiles(int parts, int64_t outputs);
   void pack_rows(const SparseRows& rows, const ConvShape& shape, const LaneLayout& input);
   void pack_dense(const SparseRows& rows, const ConvShape& shape, const LaneLayout& input);
-  void run_rows(int64_t part, const Tile& tile, RowsCall& call) const;
+  const char* first_input(const Tile& tile, const LaneView& input) const;
+  Ahead rectangle(const Tile& tile, const LaneView& input) const;
+  void run_rows(int64_t part, const Tile& tile, RowsCall& call, const char* next_tile, Ahead ahead) const;
   void run_dense(int64_t part, const Tile& tile, DenseCall& call) const;
 
   bool dense_;
-  int64_t outputs_;
+  bool far_;                    // the input may lie in another core's cache, or the third level
+  int64_t channels_, outputs_;
   Activation activation_;
   Window window_;
   int64_t lane_bytes_;
   int64_t block_channels_ = 0;  // rows: input channels at a time
-  int32_t channels_ = 1;        // dense: output channels at a time
+  int32_t panel_channels_ = 1;  // dense: output channels at a time
   int64_t n_parts_ = 1;         // of the output channels
   int64_t n_blocks_ = 1;
   int64_t scratch_bytes_ = 0;

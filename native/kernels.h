@@ -48,6 +48,16 @@ struct RowRun {
   int32_t count;
 };
 
+// Part of a lane tensor that will be read soon, a rectangle of each of some channels: kernels ask for it piece by piece
+// while they compute, since other cores and the third-level cache take long to answer.
+struct Ahead {
+  const char* data;      // nullptr: nothing to ask for
+  ptrdiff_t plane, row;  // bytes
+  int32_t n_channels, height;
+  int32_t lines;         // cache lines in each row of the rectangle
+  int32_t per_run;       // cache lines to ask for with each run
+};
+
 // One tile of output pixels × one block of input channels × some output channels.
 struct RowsCall {
   const RowRun* runs;
@@ -59,6 +69,7 @@ struct RowsCall {
   char* partial;        // sums between blocks of input channels: per output channel, tile pixels × one vector
   const float* bias;    // per output channel
   Finish finish;
+  Ahead ahead;          // of the next call
   bool first;           // start from the bias, not from `partial`
   bool last;            // finish, do not keep in `partial`
 };

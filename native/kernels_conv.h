@@ -49,6 +49,43 @@ SECATEUR_INLINE void finish_row(V* sums, const RowsCall& call, ptrdiff_t row) {
   }
 }
 
+// The next few lines of what will be read soon, into the second-level cache.
+class Fetcher {
+ public:
+  __attribute__((always_inline)) inline explicit Fetcher(const Ahead& ahead) : ahead_(ahead), row_(ahead.data), channel_(ahead.data) {}
+
+  __attribute__((always_inline)) inline void fetch() {
+    if (!ahead_.data) return;
+    for (int32_t n = ahead_.per_run; n > 0 && channels_ < ahead_.n_channels; n--) {
+      __builtin_prefetch(row_ + line_ * 64, 0, 2);
+      if (++line_ < ahead_.lines) continue;
+      line_ = 0;
+      row_ += ahead_.row;
+      if (++y_ < ahead_.height) continue;
+      y_ = 0;
+      channels_++;
+      row_ = channel_ += ahead_.plane;
+    }
+  }
+
+ private:
+  const Ahead& ahead_;
+  const char *row_, *channel_;
+  int32_t line_ = 0, y_ = 0, channels_ = 0;
+};
+
+// Output lines that another core wrote last must be handed over before a store can finish: ask for them two rows early.
+constexpr int64_t soon = 2;
+template <int TH, int TW>
+SECATEUR_INLINE void own_tile(const LaneView& output, ptrdiff_t channel) {
+  const char* out = output.data + channel * output.plane;
+#pragma GCC unroll 8
+  for (int y = 0; y < TH; y++) {
+#pragma GCC unroll 16
+    for (int x = 0; x < TW; x++) __builtin_prefetch(out + y * output.row + x * vector_bytes, 1, 3);
+  }
+}
+
 // For each non-zero: one broadcast, and one multiply-add with a memory operand per pixel of the tile.
 //
 // Two details cost or save a quarter of the time (docs/runtime.md). Offsets are read some steps ahead, across the ends
@@ -70,12 +107,15 @@ static void rows_kernel(const RowsCall& call) {
     input[y] = call.input + y * call.input_row;
     SECATEUR_OPAQUE(input[y]);
   }
+  Fetcher fetcher(call.ahead);
   for (int64_t i = 0; i < call.n_runs; i++) {
     const ptrdiff_t row = call.runs[i].row;
     const V start = call.first ? spread(call.bias[row]) : V{};
     V sums[pixels];
 #pragma GCC unroll 32
     for (int p = 0; p < pixels; p++) sums[p] = start;
+    fetcher.fetch();
+    if (call.last && i + soon < call.n_runs) own_tile<TH, TW>(call.finish.output, call.runs[i + soon].row);
     for (const Step* end = step + call.runs[i].count; step != end; ++step) {
       const ptrdiff_t offset = ahead[0];
 #pragma GCC unroll 8
@@ -100,8 +140,10 @@ static void small_rows_kernel(const RowsCall& call) {
   constexpr int pixels = TH * TW, chains = pixels == 1 ? 4 : 2;
   const Step* step = call.steps;
   const ptrdiff_t step_x = SX ? SX * vector_bytes : call.input_step;
+  Fetcher fetcher(call.ahead);
   for (int64_t i = 0; i < call.n_runs; i++) {
     const ptrdiff_t row = call.runs[i].row;
+    fetcher.fetch();
     V sums[chains * pixels] = {};
     const Step* end = step + call.runs[i].count;
     if (call.first) {

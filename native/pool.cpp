@@ -33,7 +33,7 @@ bool spin(Done done) {
 
 }  // namespace
 
-Pool::Pool(int threads) {
+Pool::Pool(int threads) : ranges_(size_t(threads)) {
   try {
     for (int i = 1; i < threads; i++) workers_.emplace_back([this, i] { work(i); });
   } catch (...) {
@@ -53,11 +53,16 @@ Pool::~Pool() {
   for (auto& worker : workers_) worker.join();
 }
 
+// Its own tasks first, then what others have not begun.
 void Pool::take_tasks(int thread) {
-  for (;;) {
-    const int64_t i = next_.fetch_add(1, std::memory_order_relaxed);
-    if (i >= n_tasks_) return;
-    (*task_)(i, thread);
+  const size_t n = ranges_.size();
+  for (size_t k = 0; k < n; k++) {
+    Range& range = ranges_[(size_t(thread) + k) % n];
+    for (;;) {
+      const int64_t i = range.next.fetch_add(1, std::memory_order_relaxed);
+      if (i >= range.end) break;
+      (*task_)(i, thread);
+    }
   }
 }
 
@@ -91,8 +96,10 @@ void Pool::run(int64_t n, const std::function<void(int64_t, int)>& task) {
   }
   const auto all_left = [&] { return joined_.load() == 0; };
   task_ = &task;
-  n_tasks_ = n;
-  next_.store(0);
+  for (int64_t k = 0; k < size(); k++) {
+    ranges_[size_t(k)].next.store(k * n / size(), std::memory_order_relaxed);
+    ranges_[size_t(k)].end = (k + 1) * n / size();
+  }
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     open_.store(++last_job_);

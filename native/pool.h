@@ -1,6 +1,7 @@
 // Threads of one engine. The caller works too, so a pool of n has n − 1 threads of its own; they spin for a moment
 // between jobs, because the next layer mostly comes at once, and then sleep. A worker that the system keeps waiting is
-// not waited for: it joins a job late, or not at all, and the others do its tasks.
+// not waited for: it joins a job late, or not at all, and the others do its tasks. Of equal jobs a thread does the same
+// tasks each time, as far as it comes in time: what it wrote in one layer it then finds in its own cache in the next.
 #pragma once
 
 #include <atomic>
@@ -37,10 +38,14 @@ class Pool {
   std::atomic<uint64_t> open_{0};  // the job that may be joined; 0: none
   std::atomic<int> joined_{0};     // workers that are in it
   std::atomic<bool> stop_{false};
-  std::atomic<int64_t> next_{0};
+  // The tasks of one thread that are left; on a cache line of its own.
+  struct alignas(64) Range {
+    std::atomic<int64_t> next{0};
+    int64_t end = 0;
+  };
+  std::vector<Range> ranges_;
   uint64_t last_job_ = 0;
   const std::function<void(int64_t, int)>* task_ = nullptr;
-  int64_t n_tasks_ = 0;
 };
 
 }  // namespace secateur
