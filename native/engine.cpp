@@ -72,12 +72,10 @@ bool is_separable(const Program& program) {
 
 }  // namespace
 
-Engine::Engine(std::string_view program, std::map<std::string, Weight> weights, int threads,
-               int64_t cache_bytes)
+Engine::Engine(std::string_view program, std::map<std::string, Weight> weights, int threads)
     : program_(read_program(program, std::move(weights))),
       table_(chosen_table()),
       pool_(checked_threads(threads)),
-      cache_bytes_(cache_bytes),
       separable_(is_separable(program_)) {
   // A program that cannot run is refused now, at two batch sizes: what holds for both holds for all.
   for (const int64_t batch : {1, 2}) {
@@ -111,7 +109,7 @@ const std::vector<Section>& Engine::sections(int64_t batch) {
   std::vector<Section>& found = sections_[batch];
   if (found.empty()) {
     if (separable_)
-      found = sections_of(program_, table_.lanes, batch, cache_bytes_);
+      found = sections_of(program_, table_.lanes, batch, program_.working_set_for(batch));
     else
       found.push_back(whole(program_, batch));
   }

@@ -20,9 +20,7 @@ namespace secateur {
 
 class Engine {
  public:
-  // `cache_bytes`: what an operation may read and write at a time, if images can be taken a few at a time.
-  Engine(std::string_view program, std::map<std::string, Weight> weights, int threads,
-         int64_t cache_bytes = usual_cache_bytes);
+  Engine(std::string_view program, std::map<std::string, Weight> weights, int threads);
 
   size_t n_inputs() const { return program_.inputs.size(); }
   size_t n_outputs() const { return program_.outputs.size(); }
@@ -39,7 +37,6 @@ class Engine {
 
  private:
   // Of two threads, each with a quarter of 32 MB; measured best of 4, 8 and 16 MB on networks for images.
-  static constexpr int64_t usual_cache_bytes = 8 << 20;
 
   struct Ready {
     std::unique_ptr<Session> session;
@@ -58,7 +55,6 @@ class Engine {
   Program program_;
   const KernelTable& table_;
   Pool pool_;
-  int64_t cache_bytes_;
   bool separable_ = false;   // images do not meet, and the batch comes first everywhere
   std::map<int64_t, std::vector<Section>> sections_;  // by batch
   std::vector<std::vector<float>> between_;           // values that pass from a section to the next

@@ -311,6 +311,14 @@ Shape at_batch(const Shape& shape, int64_t batch) {
   return result;
 }
 
+int64_t Program::working_set_for(int64_t batch) const {
+  constexpr int64_t usual = 8 << 20;
+  int64_t bytes = working_set.empty() ? usual : working_set.front().second;
+  for (const auto& [least, found] : working_set)
+    if (least <= batch) bytes = found;
+  return bytes;
+}
+
 Program read_program(std::string_view text, std::map<std::string, Weight> weights) {
   const Json json = Json::parse(text);
   Program program;
@@ -326,6 +334,11 @@ Program read_program(std::string_view text, std::map<std::string, Weight> weight
     program.inputs.push_back(read_id(input.at("value"), program.values));
   for (const Json& output : json.at("outputs").list("outputs"))
     program.outputs.push_back(read_id(output.at("value"), program.values));
+  for (const Json& pair : json.at("working_set").list("working_set")) {
+    const auto& items = pair.list("working_set");
+    if (items.size() != 2) throw PlanError("working_set must be pairs of a batch size and a number of bytes");
+    program.working_set.emplace_back(bounded(items[0], "batch", 1, largest), bounded(items[1], "bytes", 1, largest));
+  }
   const auto& ops = json.at("ops").list("ops");
   if (ops.size() > most_ops) throw PlanError("it has more than 100,000 operations");
   for (const Json& op : ops) program.ops.push_back(read_op(op, program));

@@ -68,6 +68,10 @@ struct Program {
   std::vector<int> inputs, outputs;
   std::vector<Op> ops;
   std::map<std::string, Weight> weights;
+  std::vector<std::pair<int64_t, int64_t>> working_set;  // batch, bytes
+
+  // What an operation may read and write at a time, where images can be taken a few at a time.
+  int64_t working_set_for(int64_t batch) const;
 };
 
 // The program of a JSON text. `weights` must have exactly the names and shapes it lists.

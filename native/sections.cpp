@@ -9,7 +9,7 @@ namespace {
 constexpr int64_t worth_a_cut = 4;
 
 Section part(const Program& program, size_t first, size_t end, int input, int output, int64_t chunk) {
-  Section section{{program.values, program.inputs, program.outputs, {}, {}}, first, chunk};
+  Section section{{program.values, program.inputs, program.outputs, {}, {}, {}}, first, chunk};
   if (input >= 0) section.program.inputs = {input};
   if (output >= 0) section.program.outputs = {output};
   section.program.ops.assign(program.ops.begin() + ptrdiff_t(first), program.ops.begin() + ptrdiff_t(end));
@@ -40,7 +40,7 @@ std::vector<int> crossing(const Program& program) {
 Section whole(const Program& program, int64_t chunk) { return part(program, 0, program.ops.size(), -1, -1, chunk); }
 
 std::vector<Section> sections_of(const Program& program, int64_t lanes, int64_t batch,
-                                 int64_t cache_bytes) {
+                                 int64_t working_set) {
   const size_t n = program.ops.size();
   const auto numbers = [&](int id) { return count(at_batch(program.values[size_t(id)].shape, 1)); };
   std::vector<int64_t> chunks(n + 1, 1);  // images at a time for all operations from this one on
@@ -49,7 +49,7 @@ std::vector<Section> sections_of(const Program& program, int64_t lanes, int64_t 
     int64_t bytes = numbers(program.ops[i].output) * 4;
     for (const int id : program.ops[i].inputs) bytes += numbers(id) * 4;
     chunks[i] = chunks[i + 1];
-    while (chunks[i] > 1 && bytes > cache_bytes / chunks[i]) chunks[i] /= 2;
+    while (chunks[i] > 1 && bytes > working_set / chunks[i]) chunks[i] /= 2;
   }
   std::vector<Section> sections;
   const std::vector<int> cuts = crossing(program);

@@ -15,10 +15,10 @@ struct Section {
   int64_t chunk;     // images at a time
 };
 
-// `lanes` images at a time at most, and so few that no operation reads and writes more than `cache_bytes`. Images must
+// `lanes` images at a time at most, and so few that no operation reads and writes more than `working_set` bytes. Images must
 // not meet. A cut is made only where a single value passes, and where it lets at least four times as many images
 // through: that value is turned into a plain array and back.
-std::vector<Section> sections_of(const Program& program, int64_t lanes, int64_t batch, int64_t cache_bytes);
+std::vector<Section> sections_of(const Program& program, int64_t lanes, int64_t batch, int64_t working_set);
 
 // The program as one section.
 Section whole(const Program& program, int64_t chunk);

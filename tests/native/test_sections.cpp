@@ -19,7 +19,7 @@ void expect(bool holds, const char* what) {
 
 // Two 3×3 convolutions of stride 2, a shortcut around the third, a mean: 2 × 16², 4 × 8², 4 × 4², 4 × 4², 4.
 const char* const text =
-    R"({"precision":"fp32","values":[{"shape":[-1,2,16,16],"dtype":"f32"},{"shape":[-1,4,8,8],"dtype":"f32"},
+    R"({"precision":"fp32","working_set":[],"values":[{"shape":[-1,2,16,16],"dtype":"f32"},{"shape":[-1,4,8,8],"dtype":"f32"},
 {"shape":[-1,4,4,4],"dtype":"f32"},{"shape":[-1,4,4,4],"dtype":"f32"},{"shape":[-1,4,4,4],"dtype":"f32"},
 {"shape":[-1,4],"dtype":"f32"}],
 "inputs":[{"name":"x","value":0}],"outputs":[{"name":"y","value":5}],
@@ -43,8 +43,11 @@ std::map<std::string, Weight> weights() {
   return all;
 }
 
-std::vector<float> run(int64_t cache_bytes, int64_t batch, int threads, size_t* n_timed) {
-  Engine engine(text, weights(), threads, cache_bytes);
+std::vector<float> run(int64_t working_set, int64_t batch, int threads, size_t* n_timed) {
+  const std::string none = "\"working_set\":[]";
+  std::string program = text;
+  program.replace(program.find(none), none.size(), "\"working_set\":[[1," + std::to_string(working_set) + "]]");
+  Engine engine(program, weights(), threads);
   std::vector<float> x(size_t(batch) * 512), y(size_t(batch) * 4, -1.0f);
   for (size_t i = 0; i < x.size(); i++) x[i] = float(i * 13 % 29) / 29.0f - 0.3f;
   std::vector<double> seconds(engine.n_ops(), 0.0);
@@ -72,8 +75,8 @@ int main() {
     for (const int threads : {1, 2}) {
       size_t n_timed;
       const std::vector<float> expected = run(1 << 20, batch, threads, &n_timed);
-      for (const int64_t cache_bytes : {3072, 1280, 600, 300, 1}) {
-        const std::vector<float> found = run(cache_bytes, batch, threads, &n_timed);
+      for (const int64_t working_set : {3072, 1280, 600, 300, 1}) {
+        const std::vector<float> found = run(working_set, batch, threads, &n_timed);
         expect(n_timed == 5, "every operation is timed");
         for (size_t i = 0; i < found.size(); i++) {
           const float difference = std::abs(found[i] - expected[i]);

@@ -1,7 +1,8 @@
-"""Which kernel each layer runs with: decided by running the whole network with each of them."""
+"""How a network runs: the kernel of each layer, and how many images at a time; whole runs decide."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,6 +16,8 @@ from secateur.runtime.program import Op, Program
 
 SPARSE_BELOW = 0.35
 """Density below which a sparse kernel is assumed to win where nothing can be measured."""
+WORKING_SETS = (1 << 20, 2 << 20, 4 << 20, 8 << 20)
+"""Bytes that an operation may read and write at a time: between second- and third-level caches."""
 _SECONDS = 0.3
 _REPEATS = (5, 40)
 
@@ -24,7 +27,7 @@ def choose_kernels(
 ) -> Plan:
     """The plan with the fastest kernel for each layer and batch size, and the times measured.
 
-    The network runs whole, with every kernel in turn, so that each layer finds the caches as it will
+    First, for each batch size, the working set with which whole calls take the least time. Then the network runs whole, with every kernel in turn, so that each layer finds the caches as it will
     find them later. Where there is no native engine nothing is measured, and density decides.
 
     Args:
@@ -34,13 +37,32 @@ def choose_kernels(
         threads: Threads that the engine will have; None for as many as there are cores.
     """
     native = find_native()
+    plan = _with_ops(plan, [_by_density(op, plan) for op in plan.program.ops])
     if native is None:
-        return _with_ops(plan, [_by_density(op, plan) for op in plan.program.ops])
-    measured: list[tuple[int, list[dict[str, float]]]] = []
-    for batch in sorted(set(batches)):
-        arrays = [np.resize(x, (batch, *x.shape[1:])) for x in inputs]
-        measured.append((batch, _measure(plan, arrays, native.kernels, threads)))
+        return plan
+    sizes = sorted(set(batches))
+    arrays = {batch: [np.resize(x, (batch, *x.shape[1:])) for x in inputs] for batch in sizes}
+    working_set = tuple((batch, _working_set(plan, arrays[batch], threads)) for batch in sizes if batch > 1)
+    plan = replace(plan, program=replace(plan.program, working_set=working_set))
+    measured = [(batch, _measure(plan, arrays[batch], native.kernels, threads)) for batch in sizes]
     return _with_ops(plan, [_chosen(op, place, measured) for place, op in enumerate(plan.program.ops)])
+
+
+def _working_set(plan: Plan, arrays: Sequence[NDArray[Any]], threads: int | None) -> int:
+    """The one of `WORKING_SETS` with which calls take the least time, all of them tried by turns."""
+    engines = {
+        size: Engine(replace(plan, program=replace(plan.program, working_set=((1, size),))), threads=threads)
+        for size in WORKING_SETS
+    }
+    least = dict.fromkeys(WORKING_SETS, float("inf"))
+    end = time.perf_counter() + _SECONDS * len(WORKING_SETS)
+    while time.perf_counter() < end or not all(map(np.isfinite, least.values())):
+        for size, engine in engines.items():
+            engine(*arrays)  # what it needs is in the caches again
+            started = time.perf_counter()
+            engine(*arrays)
+            least[size] = min(least[size], time.perf_counter() - started)
+    return min(least, key=least.__getitem__)
 
 
 def _measure(

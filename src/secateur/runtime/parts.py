@@ -84,6 +84,7 @@ def _part(program: Program, places: range) -> Part:
             for op in ops
         ),
         precision=program.precision,
+        working_set=program.working_set,
     )
     return Part(piece, tuple(inputs), tuple(outputs), places)
 

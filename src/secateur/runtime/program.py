@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, cast
 
 from secateur.errors import PlanError
@@ -86,6 +87,8 @@ class Program:
         weights: What each weight is, by name.
         ops: In an order in which they can run.
         precision: "fp32", "bf16" or "fp16".
+        working_set: Pairs of a batch size and how many bytes an operation should read and write at a
+            time from that size on; batch sizes rise.
         provenance: How it was made.
     """
 
@@ -95,12 +98,14 @@ class Program:
     weights: Mapping[str, WeightSpec]
     ops: tuple[Op, ...]
     precision: str = "fp32"
+    working_set: tuple[tuple[int, int], ...] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def to_json(self) -> str:
         """The program as JSON text, equal for equal programs."""
         content = {
             "precision": self.precision,
+            "working_set": [list(pair) for pair in self.working_set],
             "values": [{"shape": list(v.shape), "dtype": v.dtype} for v in self.values],
             "inputs": [{"name": name, "value": value} for name, value in self.inputs],
             "outputs": [{"name": name, "value": value} for name, value in self.outputs],
@@ -129,7 +134,7 @@ def parse_program(text: str) -> Program:
 
 
 def _program(content: object) -> Program:
-    keys = ("precision", "values", "inputs", "outputs", "weights", "ops", "provenance")
+    keys = ("precision", "working_set", "values", "inputs", "outputs", "weights", "ops", "provenance")
     found = fields_of(content, keys, "the program")
     if not isinstance(found["precision"], str) or found["precision"] not in PRECISIONS:
         raise ValueError(f"precision {found['precision']!r} is none of {', '.join(PRECISIONS)}")
@@ -142,6 +147,7 @@ def _program(content: object) -> Program:
         weights=_weights(found["weights"]),
         ops=tuple(_op(item, place) for place, item in enumerate(_listed(found, "ops"))),
         precision=found["precision"],
+        working_set=_working_set(found),
         provenance=cast("dict[str, Any]", found["provenance"]),
     )
     check_program(program)
@@ -244,6 +250,18 @@ def _op(content: object, place: int) -> Op:
             raise ValueError(f"operation {place}, {kind} {found['name']!r}, cannot have {key} {found[key]!r}")
     attributes = {key: found[key] for key in table}
     return Op(kind, found["name"], tuple(cast("list[int]", ids)), output, attributes)
+
+
+def _working_set(found: Mapping[str, Any]) -> tuple[tuple[int, int], ...]:
+    pairs: list[tuple[int, int]] = []
+    for item in _listed(found, "working_set"):
+        numbers = cast("list[object]", item) if isinstance(item, list) else []
+        if len(numbers) != 2 or not all(type(n) is int and 1 <= n <= MAX_NUMEL for n in numbers):
+            raise ValueError(f"working_set has {item!r}, it must be a batch size and a number of bytes")
+        pairs.append(cast("tuple[int, int]", tuple(numbers)))
+    if any(a >= b for (a, _), (b, _) in pairwise(pairs)):
+        raise ValueError("the batch sizes of working_set must rise")
+    return tuple(pairs)
 
 
 def _listed(found: Mapping[str, Any], key: str) -> Sequence[object]:
