@@ -18,6 +18,7 @@ SPARSE_BELOW = 0.35
 """Density below which a sparse kernel is assumed to win where nothing can be measured."""
 WORKING_SETS = (1 << 20, 2 << 20, 4 << 20, 8 << 20)
 """Bytes that an operation may read and write at a time: between second- and third-level caches."""
+_ABOUT = 1.04
 _SECONDS = 0.3
 _REPEATS = (5, 40)
 
@@ -27,8 +28,9 @@ def choose_kernels(
 ) -> Plan:
     """The plan with the fastest kernel for each layer and batch size, and the times measured.
 
-    First, for each batch size, the working set with which whole calls take the least time. Then the network runs whole, with every kernel in turn, so that each layer finds the caches as it will
-    find them later. Where there is no native engine nothing is measured, and density decides.
+    First, for each batch size, the working set with which whole calls take the least time. Then the
+    network runs whole, with every kernel in turn, so that each layer finds the caches as it will find
+    them later. Where there is no native engine nothing is measured, and density decides.
 
     Args:
         plan: With any kernels.
@@ -49,7 +51,10 @@ def choose_kernels(
 
 
 def _working_set(plan: Plan, arrays: Sequence[NDArray[Any]], threads: int | None) -> int:
-    """The one of `WORKING_SETS` with which calls take the least time, all of them tried by turns."""
+    """The smallest of `WORKING_SETS` with which calls take about the least time, all tried by turns.
+
+    Of two that are about as fast the smaller one depends less on the third-level cache, which others use too.
+    """
     engines = {
         size: Engine(replace(plan, program=replace(plan.program, working_set=((1, size),))), threads=threads)
         for size in WORKING_SETS
@@ -62,7 +67,7 @@ def _working_set(plan: Plan, arrays: Sequence[NDArray[Any]], threads: int | None
             started = time.perf_counter()
             engine(*arrays)
             least[size] = min(least[size], time.perf_counter() - started)
-    return min(least, key=least.__getitem__)
+    return next(size for size in WORKING_SETS if least[size] <= _ABOUT * min(least.values()))
 
 
 def _measure(
