@@ -1,5 +1,4 @@
-"""The C++ tests: every kernel against plain code, and hostile plans under the sanitizers; for this machine, and for
-64-bit Arm in an emulator."""
+"""The C++ tests, built for this machine and for 64-bit Arm: kernels against plain code, hostile plans."""
 
 from __future__ import annotations
 
