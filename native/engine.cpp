@@ -4,6 +4,7 @@
 
 #include "dispatch.h"
 #include "error.h"
+#include "memory.h"
 
 namespace secateur {
 

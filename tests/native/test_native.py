@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-TARGETS = ("test_conv", "test_lanes", "test_sections", "fuzz_plans")
+TARGETS = ("test_conv", "test_lanes", "test_memory", "test_sections", "fuzz_plans")
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -85,9 +85,13 @@ def test_a_program_cut_into_sections_computes_the_same(programs: Programs) -> No
     assert programs("test_sections") == "sections agree\n"
 
 
+def test_available_memory_is_what_the_machine_and_its_control_groups_leave(programs: Programs) -> None:
+    assert programs("test_memory") == "available memory is what the files say\n"
+
+
 def test_hostile_plans_are_refused_or_run_without_a_bad_access(programs: Programs) -> None:
     output = programs("fuzz_plans", "20000", "3")
-    assert output.startswith("20000 programs")
+    assert output.startswith("20000 programs")  # it fails if a kernel never ran
 
 
 def test_the_sums_of_the_neon_kernels_stay_in_registers(programs: Programs) -> None:

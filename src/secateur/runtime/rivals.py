@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -177,7 +177,7 @@ def _in_mnn(
 
 
 @contextmanager
-def _stdout_to_stderr() -> Iterator[None]:
+def _stdout_to_stderr() -> Generator[None]:
     """What libraries print goes to stderr: on stdout there may be JSON for another program."""
     flush = ctypes.CDLL(None).fflush
     sys.stdout.flush()
