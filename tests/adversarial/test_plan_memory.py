@@ -1,4 +1,4 @@
-"""Plans and batches that need more memory than there is: a MemoryError, no process killed, and the engine goes on."""
+"""Plans and batches that need more memory than there is: a MemoryError, and the engine goes on."""
 
 from __future__ import annotations
 
