@@ -12,28 +12,26 @@ import argparse
 import json
 import subprocess
 import tempfile
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from common import write_result
 
 from secateur import deploy
-from secateur.files import read_json, write_json
+from secateur.files import read_json
 from secateur.runtime import Plan
-from secateur.runtime import compile as compile_model
-from secateur.runtime.bench import Cell, Grid, cells_of, measure
+from secateur.runtime.bench import Grid, run_grid
 from secateur.runtime.engine import Engine
 from secateur.runtime.timing import random_inputs
 from secateur.runtime.to_onnx import plan_to_onnx
-from secateur.runtime.zoo import ZOO, pruned
+from secateur.runtime.zoo import ZOO
 
 DEEPSPARSE = Path(__file__).parent / "deepsparse_worker.py"
 
 
-def deepsparse(python: str, plan: Plan, batch: int, grid: Grid) -> dict[str, Any]:
+def deepsparse(python: str, grid: Grid, plan: Plan, batch: int) -> dict[str, Any]:
     """Median time of DeepSparse, and how far its outputs lie from those of the plan."""
     inputs = random_inputs(plan, batch=batch)
     with tempfile.TemporaryDirectory() as folder:
@@ -48,32 +46,6 @@ def deepsparse(python: str, plan: Plan, batch: int, grid: Grid) -> dict[str, Any
     difference = float(np.abs(found - expected).max() / np.abs(expected).max())
     times = json.loads(done.stdout.splitlines()[-1])
     return {"name": "deepsparse", **times, "difference": difference, "agrees": difference < 1e-3}
-
-
-def compiled(cell: Cell, grid: Grid, runs: dict[str, Path]) -> Plan:
-    """The plan of a cell: of a run, or a network of the zoo with random masks."""
-    if cell.model in runs:
-        student, shape = deploy.load_student(runs[cell.model])
-        example = torch.zeros(cell.batch, *shape)
-    else:
-        student, example = pruned(cell.model, cell.sparsity), ZOO[cell.model].example(cell.batch)
-    return compile_model(student, example, batches=[cell.batch], threads=grid.threads)
-
-
-def run_cell(cell: Cell, grid: Grid, runs: dict[str, Path], folder: Path, python: str | None) -> None:
-    """Measure a cell and write its file, if there is none."""
-    path = folder / cell.file
-    if path.is_file():
-        return
-    started = time.perf_counter()
-    plan = compiled(cell, grid, runs)
-    seconds = time.perf_counter() - started
-    about = {"model": cell.model, "batch": cell.batch, "sparsity": cell.sparsity}
-    masks = "pruned" if cell.model in runs else "random"
-    found = measure(plan, cell.batch, grid, folder)
-    if python is not None:
-        found["timings"].append(deepsparse(python, plan, cell.batch, grid))
-    write_json(path, {**about, "masks": masks, **found, "compile_s": seconds})
 
 
 def main() -> None:
@@ -96,7 +68,6 @@ def main() -> None:
         "--collect", action="store_true", help="write results/runtime.json and measure nothing"
     )
     options = arguments.parse_args()
-    options.cells.mkdir(parents=True, exist_ok=True)
     if options.collect:
         cells = [read_json(path) for path in sorted(options.cells.glob("*-s*.json"))]
         write_result("runtime", {"cells": cells})
@@ -109,14 +80,10 @@ def main() -> None:
         threads=options.threads,
         seconds=options.seconds,
     )
-    runs = {f"run-{path.name}": path for path in options.run}
-    cells = cells_of(grid)
-    for name, path in runs.items():
-        sparsity = read_json(path / "result.json")["sparsity"]["asked"]
-        cells += [Cell(name, batch, sparsity) for batch in grid.batches]
-    for cell in cells:
-        run_cell(cell, grid, runs, options.cells, options.deepsparse)
-        print(cell.file, flush=True)
+    networks = [deploy.network_of_run(path) for path in options.run]
+    also = [] if options.deepsparse is None else [partial(deepsparse, options.deepsparse, grid)]
+    for found in run_grid(grid, options.cells, pruned_networks=networks, also=also):
+        print(found["model"], found["batch"], found["sparsity"], flush=True)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@
 #include "dispatch.h"
 #include "engine.h"
 #include "error.h"
+#include "memory.h"
 
 namespace nb = nanobind;
 
@@ -125,9 +126,12 @@ struct Outputs {
   std::vector<Shape> shapes;
 
   Outputs(const Engine& engine, int64_t batch) {
+    int64_t all_bytes = 0;
     for (size_t i = 0; i < engine.n_outputs(); i++) {
       shapes.push_back(engine.output_shape(i, batch));
       const auto bytes = size_t(count(shapes.back())) * (engine.output(i).is_integer ? 8 : 4);
+      all_bytes += int64_t(bytes);
+      check_available(all_bytes);  // nothing has been written yet, so all of them together
       memory.emplace_back(new char[bytes]);
       pointers.push_back(memory.back().get());
     }

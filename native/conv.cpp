@@ -5,6 +5,7 @@
 #include <limits>
 
 #include "error.h"
+#include "memory.h"
 
 namespace secateur {
 
@@ -57,6 +58,7 @@ SparseRows sparse_rows(const Weight& weight, int64_t groups) {
   const int64_t kh = shape.size() == 4 ? shape[2] : 1, kw = shape.size() == 4 ? shape[3] : 1;
   const int64_t per_row = inputs * kh * kw, per_group = outputs / groups;
   SparseRows rows;
+  check_available(outputs * 32);  // a small file may claim many: this, biases and runs, all of eight bytes at most
   rows.starts.assign(size_t(outputs) + 1, 0);
   const size_t n = weight.numbers.size();
   rows.entries.reserve(n);
@@ -84,9 +86,9 @@ ConvPlan::ConvPlan(const KernelTable& table, const ConvShape& shape, const Weigh
       lane_bytes_(table.lanes * 4) {
   if (input.bytes() > std::numeric_limits<int32_t>::max())
     throw PlanError("its input needs more than 2 GB for one group of images");
+  const SparseRows rows = sparse_rows(weight, shape.groups);  // first: it asks whether there is memory
   bias_.assign(size_t(shape.outputs), 0.0f);
   if (bias) bias_ = bias->all();
-  const SparseRows rows = sparse_rows(weight, shape.groups);
   const double per_channel =
       double(rows.entries.size()) / double(shape.outputs) / double(shape.channels / shape.groups);
   choose(table, shape, output, per_channel);
@@ -232,6 +234,8 @@ void ConvPlan::pack_rows(const SparseRows& rows, const ConvShape& shape, const L
 
 void ConvPlan::pack_dense(const SparseRows& rows, const ConvShape& shape, const LaneLayout& input) {
   const int64_t kh = window_.height, kw = window_.width, per_row = shape.channels * kh * kw;
+  check_available((shape.outputs + 1) * per_row * 4);  // of which the file holds the non-zeros alone
+  weights_.reserve(size_t(shape.outputs * per_row));
   for (int64_t c = 0; c < shape.channels; c++)
     for (int64_t ky = 0; ky < kh; ky++)
       for (int64_t kx = 0; kx < kw; kx++)

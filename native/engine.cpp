@@ -1,9 +1,11 @@
 #include "engine.h"
 
 #include <algorithm>
+#include <exception>
 
 #include "dispatch.h"
 #include "error.h"
+#include "memory.h"
 
 namespace secateur {
 
@@ -179,18 +181,18 @@ void Engine::run_section(const Section& section, const Pointers& inputs, const P
     Ready& alone = ready(section, chunk, batch, 1, int(threads));
     const int64_t together = n_chunks / threads * threads;
     std::vector<std::vector<double>> times(size_t(threads), std::vector<double>(n_ops, 0.0));
-    std::string failure;
+    std::exception_ptr failure;
     std::mutex failing;
     pool_.run(together, [&](int64_t task, int thread) {
       try {
         run_chunk(section, alone, thread, task * chunk, inputs, outputs, nullptr,
                   seconds ? times[size_t(thread)].data() : nullptr);
-      } catch (const std::exception& error) {
+      } catch (...) {
         const std::lock_guard<std::mutex> guard(failing);
-        failure = error.what();
+        failure = std::current_exception();
       }
     });
-    if (!failure.empty()) throw PlanError(failure);
+    if (failure) std::rethrow_exception(failure);
     if (seconds)
       for (const auto& time : times)
         for (size_t i = 0; i < n_ops; i++) seconds[i] += time[i] / double(threads);

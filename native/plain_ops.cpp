@@ -5,6 +5,7 @@
 #include <cstring>
 #include <limits>
 
+#include "memory.h"
 #include "share.h"
 
 namespace secateur {
@@ -125,6 +126,11 @@ void PlainBuilder::gather_linear(const Op& op) {
   const auto length = [&](int32_t r) { return rows.starts[size_t(r) + 1] - rows.starts[size_t(r)]; };
   std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return length(a) > length(b); });
   const int64_t slices = (outputs + lanes - 1) / lanes;
+  int64_t padded = 0;
+  for (int64_t s = 0; s < slices; s++) padded += length(order[size_t(s * lanes)]) * lanes;
+  check_available(padded * 8);
+  packed->weights.reserve(size_t(padded));
+  packed->columns.reserve(size_t(padded));
   for (int64_t s = 0; s < slices; s++) {
     const int64_t steps = length(order[size_t(s * lanes)]);
     packed->n_steps.push_back(int32_t(steps));

@@ -5,6 +5,7 @@
 
 #include "error.h"
 #include "json.h"
+#include "memory.h"
 
 namespace secateur {
 
@@ -274,6 +275,7 @@ void check_types(const Program& program) {
 
 std::vector<float> Weight::all() const {
   if (dense) return numbers;
+  check_available(count(shape) * 4);
   std::vector<float> result(size_t(count(shape)), 0.0f);
   for (size_t i = 0; i < positions.size(); i++) result[positions[i]] = numbers[i];
   return result;

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstdlib>
 #include <cstring>
 #include <new>
 
@@ -13,6 +12,7 @@
 
 #include "error.h"
 #include "lane_ops.h"
+#include "memory.h"
 #include "plain_ops.h"
 
 namespace secateur {
@@ -24,22 +24,6 @@ constexpr int64_t alignment = 4096, huge_page = 2 << 20;
 int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 }  // namespace
-
-void check_available(int64_t bytes) {
-#if defined(__linux__)
-  if (bytes < (int64_t(64) << 20)) return;
-  int64_t kilobytes = 0;
-  if (FILE* file = std::fopen("/proc/meminfo", "r")) {
-    char line[256];
-    while (std::fgets(line, sizeof line, file))
-      if (std::strncmp(line, "MemAvailable:", 13) == 0) kilobytes = std::atoll(line + 13);
-    std::fclose(file);
-  }
-  if (kilobytes > 0 && bytes / 1024 > kilobytes) throw std::bad_alloc();
-#else
-  (void)bytes;
-#endif
-}
 
 void Context::Free::operator()(char* p) const { ::operator delete(p, std::align_val_t(size_t(huge_page))); }
 

@@ -36,10 +36,6 @@ class Context {
   std::vector<char*> buffers_;
 };
 
-// Throws std::bad_alloc if there is not so much memory: asking for it would, on Linux, succeed and kill the process
-// later.
-void check_available(int64_t bytes);
-
 using Work = std::function<void(Context&, int64_t task, int thread)>;
 
 class Session {

@@ -20,6 +20,7 @@ from secateur.models import build_model
 from secateur.naming import Batches
 from secateur.runtime import Engine, Plan
 from secateur.runtime import compile as compile_model
+from secateur.runtime.bench import Network
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,22 @@ def load_student(folder: Path) -> tuple[nn.Module, tuple[int, ...]]:
         raise CheckpointError(f"there is no checkpoint {str(checkpoint)!r}; was the run stopped?")
     load_sparse(checkpoint, into=student)
     return student, shape
+
+
+def network_of_run(folder: Path) -> Network:
+    """The student of a run for the benchmark of the engine, under the name of its folder.
+
+    Args:
+        folder: Of a finished run.
+
+    Raises:
+        RunError: if there is no finished run.
+    """
+    student, shape = load_student(folder)
+    sparsity = read_json(folder / "result.json")["sparsity"]["asked"]
+    return Network(
+        f"run-{folder.name}", sparsity, "pruned", lambda batch: (student, torch.zeros(batch, *shape))
+    )
 
 
 def test_batches(folder: Path, data_dir: str | None) -> Batches:

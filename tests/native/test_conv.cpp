@@ -1,43 +1,13 @@
 // Every row and dense kernel of every instruction set of this machine, and whole convolutions through the layouts,
 // against reference.h. Prints one line for each instruction set; exits with 1 at the first difference.
-#include <cstdio>
-#include <cstdlib>
-#include <cstring>
-#include <new>
-#include <random>
-
 #include "conv.h"
 #include "dispatch.h"
-#include "reference.h"
+#include "testing.h"
 
 using namespace secateur;
+using namespace testing;
 
 namespace {
-
-std::mt19937 generator(7);
-
-float uniform() { return std::uniform_real_distribution<float>(-1.0f, 1.0f)(generator); }
-int64_t between(int64_t low, int64_t high) { return std::uniform_int_distribution<int64_t>(low, high)(generator); }
-
-// Exactly as large as asked, so that the address sanitizer sees a read past the end.
-struct Buffer {
-  char* data;
-  explicit Buffer(int64_t bytes) : data(static_cast<char*>(::operator new(size_t(bytes), std::align_val_t(64)))) {
-    for (int64_t i = 0; i < bytes / 4; i++) reinterpret_cast<float*>(data)[i] = uniform();
-  }
-  ~Buffer() { ::operator delete(data, std::align_val_t(64)); }
-  Buffer(const Buffer&) = delete;
-  Buffer& operator=(const Buffer&) = delete;
-  float number(int64_t bytes) const { return *reinterpret_cast<const float*>(data + bytes); }
-};
-
-void expect_near(double got, double wanted, double scale, const char* what) {
-  if (std::fabs(got - wanted) <= 2e-5 * (1.0 + scale)) return;
-  std::printf("%s: got %.9g, wanted %.9g\n", what, got, wanted);
-  std::exit(1);
-}
-
-Activation some_activation() { return Activation(between(0, 9)); }
 
 // One tile of one kernel: two blocks of steps, so that partial sums are kept once and finished once.
 void check_rows(const KernelTable& table, const RowsKernel& kernel) {
@@ -130,26 +100,6 @@ void check_dense(const KernelTable& table, const DenseKernel& kernel) {
           expect_near(double(output.number(((c * th + y) * tw + x) * vector + lane * 4)),
                       reference::activated(sum, activation), std::fabs(sum), "dense");
         }
-}
-
-void convert(const KernelTable& table, const LaneLayout& layout, char* lanes, reference::Image& image, bool pack) {
-  ConvertCall call{};
-  call.lane = layout.view(lanes);
-  call.plain = image.numbers.data();
-  call.image_step = image.channels * image.height * image.width;
-  call.channel_step = image.height * image.width;
-  call.y_step = image.width;
-  call.x_step = 1;
-  call.n_channels = image.channels;
-  call.height = image.height;
-  call.width = image.width;
-  call.n_images = int32_t(image.n);
-  call.grid_y = layout.grid_y;
-  call.grid_x = layout.grid_x;
-  call.block_height = int32_t(layout.block_height);
-  call.block_width = int32_t(layout.block_width);
-  call.spread = layout.spread();
-  (pack ? table.pack : table.unpack)(call);
 }
 
 void move(const KernelTable& table, const LaneLayout& from, char* source, const LaneLayout& to, char* target,

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from secateur.cli import main
-from secateur.runtime import load, read_plan
-from secateur.runtime.bench import Grid, cells_of
+from secateur.deploy import network_of_run
+from secateur.runtime import Plan, load, read_plan
+from secateur.runtime.bench import Grid, cells_of, run_grid
 from secateur.runtime.timing import time_in_turn
 
 FLAGS = ["--data", "digits", "--sparsity", "0.9", "--pretrain.epochs", "1", "--recover", "none"]
@@ -76,16 +77,6 @@ def test_time_for_programs(plan_file: Path, capsys: pytest.CaptureFixture[str]) 
     assert torch["difference"] < 1e-4
 
 
-@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
-def test_other_engines_agree(name: str, plan_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip(name)
-    pytest.importorskip("onnx")
-    command = ["time", str(plan_file), "--seconds", "0.01", "--threads", "1", "--json", "--against", name]
-    assert main(command) == 0
-    rival = json.loads(capsys.readouterr().out)["timings"][1]
-    assert rival["difference"] < 1e-4
-
-
 @pytest.mark.parametrize(
     ("command", "code", "message"),
     [
@@ -98,6 +89,7 @@ def test_other_engines_agree(name: str, plan_file: Path, capsys: pytest.CaptureF
         (["bench", "runtime", "--models", "resnet9000"], 2, "unknown model 'resnet9000'; known are resnet20"),
         (["bench", "runtime", "--sparsity", "90"], 2, r"sparsities must lie in [0, 1)"),
         (["bench", "runtime", "--sparsity", "most"], 2, "--sparsity takes numbers"),
+        (["bench", "runtime", "--runs", "nowhere"], 1, "'nowhere' holds no result.json"),
         (["bench", "nothing"], 2, "bench nothing"),
     ],
 )
@@ -133,6 +125,36 @@ def test_the_benchmark_goes_on_where_it_was(tmp_path: Path, capsys: pytest.Captu
     assert main(command) == 0
     assert cell.stat().st_mtime_ns == written
     assert (tmp_path / "resnet20-b2-s0.9.json").is_file()
+
+
+def test_the_benchmark_takes_the_students_of_runs(run_folder: Path, tmp_path: Path) -> None:
+    grid = Grid(models=("resnet20",), batches=(2,), sparsities=(0.9,), against=(), threads=1, seconds=0.01)
+    other = {"name": "other", "median_s": 1.0}
+    seen: list[int] = []
+
+    def time_it(plan: Plan, batch: int) -> dict[str, object]:
+        seen.append(plan.n_nonzero)
+        return other
+
+    networks = [network_of_run(run_folder)]
+    random, student = run_grid(grid, tmp_path, pruned_networks=networks, also=[time_it])
+    assert [(random["model"], random["masks"]), (student["model"], student["masks"])] == [
+        ("resnet20", "random"),
+        ("run-digits", "pruned"),
+    ]
+    assert (student["batch"], student["sparsity"]) == (2, 0.9)
+    assert seen == [random["n_nonzero"], student["n_nonzero"]]
+    assert [cell["timings"][1:] for cell in (random, student)] == [[other], [other]]
+
+
+def test_the_command_takes_the_students_of_runs(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["bench", "runtime", "--out", str(tmp_path), "--models", "", "--batch", "1", "--against", ""]
+    command += ["--runs", str(run_folder), "--seconds", "0.01", "--threads", "1", "--json"]
+    assert main(command) == 0
+    [row] = json.loads(capsys.readouterr().out)
+    assert (row["model"], row["masks"]) == ("run-digits", "pruned")
 
 
 def test_the_grid_has_every_cell_once() -> None:

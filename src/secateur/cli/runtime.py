@@ -152,14 +152,16 @@ class Time:
 class BenchRuntime:
     """Time networks of several kinds, batch sizes and sparsities, beside other engines.
 
-    Weights and masks are random, the first layer is dense. Every cell is measured once and kept as
-    a file: a command that was stopped goes on where it was.
+    Weights and masks are random, the first layer is dense; the students of runs have theirs. Every
+    cell is measured once and kept as a file: a command that was stopped goes on where it was.
     """
 
     out: Path = Path("runs/bench-runtime")
     """Folder for the cells, new or to go on in."""
     models: str = ",".join(ZOO)
-    """Networks, by name."""
+    """Networks, by name; may be empty."""
+    runs: str = ""
+    """Folders of finished runs, between commas: their students too, really pruned."""
     batch: str = "1,16"
     """Batch sizes."""
     sparsity: str = "0.8,0.9,0.95,0.98"
@@ -183,8 +185,9 @@ class BenchRuntime:
             threads=self.threads,
             seconds=self.seconds,
         )
+        networks = [deploy.network_of_run(Path(name)) for name in parse_names(self.runs)]
         watcher = Watcher(None if self.json else err)
-        cells = list(watcher.track(run_grid(grid, self.out), "cells"))
+        cells = list(watcher.track(run_grid(grid, self.out, pruned_networks=networks), "cells"))
         rows = summary(cells)
         write_json(self.out / "summary.json", {"rows": rows})
         if self.json:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor, nn
 
 from secateur import provenance
 from secateur.errors import InvalidArgument
@@ -54,43 +56,76 @@ class Grid:
 
 
 @dataclass(frozen=True)
+class Network:
+    """A network to measure.
+
+    Attributes:
+        name: In the results and in names of files.
+        sparsity: Fraction of its prunable weights that are zero.
+        masks: "random", or "pruned" for what a criterion chose.
+        build: Batch size → the network in eval mode, and an example input.
+    """
+
+    name: str
+    sparsity: float
+    masks: str
+    build: Callable[[int], tuple[nn.Module, Tensor]]
+
+
+@dataclass(frozen=True)
 class Cell:
     """One cell of the grid."""
 
-    model: str
+    network: Network
     batch: int
-    sparsity: float
 
     @property
     def file(self) -> str:
         """Name of its file."""
-        return f"{self.model}-b{self.batch}-s{self.sparsity:g}.json"
+        return f"{self.network.name}-b{self.batch}-s{self.network.sparsity:g}.json"
 
 
-def cells_of(grid: Grid) -> list[Cell]:
-    """All cells, those of one network behind each other."""
-    return [Cell(m, b, s) for m in grid.models for s in grid.sparsities for b in grid.batches]
+def cells_of(grid: Grid, pruned_networks: Sequence[Network] = ()) -> list[Cell]:
+    """All cells, those of one network behind each other, the networks of the grid first."""
+    random = [_from_zoo(model, sparsity) for model in grid.models for sparsity in grid.sparsities]
+    return [Cell(network, batch) for network in (*random, *pruned_networks) for batch in grid.batches]
 
 
-def run_grid(grid: Grid, folder: Path) -> Iterator[dict[str, Any]]:
+def run_grid(
+    grid: Grid,
+    folder: Path,
+    *,
+    pruned_networks: Sequence[Network] = (),
+    also: Sequence[Callable[[Plan, int], dict[str, Any]]] = (),
+) -> Iterator[dict[str, Any]]:
     """Measure every cell that has no file in `folder` yet; yields all of them in order.
 
     Args:
         grid: What to measure.
         folder: Where the files lie; it is created if need be.
+        pruned_networks: Networks besides those of the grid, such as `secateur.deploy.network_of_run` gives.
+        also: Time a plan at a batch size in ways of their own; what they return is listed with the others.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    for cell in cells_of(grid):
+    for cell in cells_of(grid, pruned_networks):
         path = folder / cell.file
         if not path.is_file():
-            model = pruned(cell.model, cell.sparsity)
-            example = ZOO[cell.model].example(cell.batch)
+            model, example = cell.network.build(cell.batch)
             started = time.perf_counter()
             plan = compile_model(model, example, batches=[cell.batch], threads=grid.threads)
             seconds = time.perf_counter() - started
-            about = {"model": cell.model, "batch": cell.batch, "sparsity": cell.sparsity, "masks": "random"}
-            write_json(path, {**about, **measure(plan, cell.batch, grid, folder), "compile_s": seconds})
+            found = measure(plan, cell.batch, grid, folder)
+            found["timings"] += [time_it(plan, cell.batch) for time_it in also]
+            network = cell.network
+            about = {"model": network.name, "batch": cell.batch, "sparsity": network.sparsity}
+            write_json(path, {**about, "masks": network.masks, **found, "compile_s": seconds})
         yield read_json(path)
+
+
+def _from_zoo(model: str, sparsity: float) -> Network:
+    return Network(
+        model, sparsity, "random", lambda batch: (pruned(model, sparsity), ZOO[model].example(batch))
+    )
 
 
 def measure(plan: Plan, batch: int, grid: Grid, folder: Path) -> dict[str, Any]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -145,31 +148,48 @@ def _mnn_sparse(title: str, plan: Plan, inputs: Sequence[Array], threads: int) -
 def _in_mnn(
     name: str, title: str, plan: Plan, inputs: Sequence[Array], threads: int, options: Sequence[str]
 ) -> Rival:
-    import MNN  # pyright: ignore[reportMissingImports]
+    """MNN; its own command would install a package and report the network's size to its makers."""
+    with tempfile.TemporaryDirectory() as folder, _stdout_to_stderr():
+        import MNN  # pyright: ignore[reportMissingImports]
 
-    mnn: Any = MNN
-    with tempfile.TemporaryDirectory() as folder:
+        mnn: Any = MNN
         source, target = Path(folder) / "net.onnx", Path(folder) / "net.mnn"
         source.write_bytes(plan_to_onnx(plan, batch=inputs[0].shape[0]))
-        converter = str(Path(sys.executable).with_name("mnnconvert"))
-        command = [converter, "-f", "ONNX", "--modelFile", str(source), "--MNNModel", str(target)]
-        done = subprocess.run(
-            [*command, "--bizCode", "MNN", *options], capture_output=True, text=True, check=False
-        )
+        command = [sys.executable, "-c", "import _tools, sys; _tools.mnnconvert(sys.argv)"]
+        command += ["-f", "ONNX", "--modelFile", str(source), "--MNNModel", str(target), "--bizCode", "MNN"]
+        done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
         if done.returncode or not target.is_file():
-            raise InvalidArgument(f"MNN cannot convert this network: {done.stderr.strip()[-200:]}")
+            raise InvalidArgument(f"MNN cannot convert this network: {(done.stdout + done.stderr)[-300:]}")
         runtime = mnn.nn.create_runtime_manager(({"backend": 0, "numThread": threads, "precision": "high"},))
         names = [name for name, _ in plan.program.inputs]
         results = [f"out_{name}" for name, _ in plan.program.outputs]
         module = mnn.nn.load_module_from_file(str(target), names, results, runtime_manager=runtime)
 
+    types = [mnn.expr.int if x.dtype == np.int64 else mnn.expr.float for x in inputs]
+    variables = [mnn.expr.placeholder(x.shape, mnn.expr.NCHW, t) for x, t in zip(inputs, types, strict=True)]
+
     def run(arrays: Sequence[Array]) -> list[Array]:
-        variables = [mnn.expr.placeholder(x.shape, mnn.expr.NCHW) for x in arrays]
         for variable, x in zip(variables, arrays, strict=True):
-            variable.write(x)
-        return [np.array(y.read()) for y in module.onForward(variables)]
+            variable.write(x.astype(np.int32) if x.dtype == np.int64 else x)
+        return [np.array(mnn.expr.convert(y, mnn.expr.NCHW).read()) for y in module.onForward(variables)]
 
     return Rival(name, f"{title}, fp32", run)
+
+
+@contextmanager
+def _stdout_to_stderr() -> Generator[None]:
+    """What libraries print goes to stderr: on stdout there may be JSON for another program."""
+    flush = ctypes.CDLL(None).fflush
+    sys.stdout.flush()
+    flush(None)
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        flush(None)
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 RIVALS: dict[str, tuple[str, Callable[[str, Plan, Sequence[Array], int], Rival]]] = {
