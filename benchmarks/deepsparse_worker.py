@@ -28,11 +28,11 @@ def main() -> None:
     outputs = engine.run(inputs)
     np.savez(folder / "outputs.npz", *outputs)
     blocks: list[list[float]] = []
-    for _ in range(5):  # as secateur.runtime.timing does for the others
+    for _ in range(10):  # as secateur.runtime.timing does for the others
         time.sleep(0.1)
         engine.run(inputs)
         times: list[float] = []
-        while len(times) < 2 or sum(times) < seconds / 5:
+        while len(times) < 2 or sum(times) < seconds / 10:
             started = time.perf_counter()
             engine.run(inputs)
             times.append(time.perf_counter() - started)

@@ -162,7 +162,7 @@ def runtime(zeros: float | None = None) -> str:
     note = (
         "\n<sub>"
         + "; ".join(versions)
-        + ". Median of the best of five blocks of calls, taken in turn, for every engine alike.</sub>\n"
+        + ". Median of the best of ten blocks of calls, taken in turn, for every engine alike.</sub>\n"
     )
     header = ["network, zeros", "ms", *(f"{name} takes" for name in names)]
     commits = [cell["commit"] for cell in result["cells"]]

@@ -16,7 +16,7 @@ from secateur.runtime.plan import Plan
 from secateur.runtime.rivals import Rival, build_rival
 
 Array = NDArray[Any]
-_BLOCKS = 5
+_BLOCKS = 10
 _PAUSE = 0.1
 """Seconds in which the threads of the engine before go to sleep."""
 
