@@ -75,7 +75,7 @@ bool is_separable(const Program& program) {
 Engine::Engine(std::string_view program, std::map<std::string, Weight> weights, int threads,
                int64_t cache_bytes)
     : program_(read_program(program, std::move(weights))),
-      table_(chosen_table()),
+      table_(chosen_table(program_.half)),
       pool_(checked_threads(threads)),
       cache_bytes_(cache_bytes),
       separable_(is_separable(program_)) {

@@ -68,6 +68,7 @@ struct Program {
   std::vector<int> inputs, outputs;
   std::vector<Op> ops;
   std::map<std::string, Weight> weights;
+  bool half = false;  // of precision fp16: convolutions may compute in it
 };
 
 // The program of a JSON text. `weights` must have exactly the names and shapes it lists.
