@@ -22,7 +22,7 @@ _REPEATS = (5, 40)
 def choose_kernels(
     plan: Plan, inputs: Sequence[NDArray[Any]], *, batches: Iterable[int], threads: int | None
 ) -> Plan:
-    """The plan with the fastest kernel for each layer and batch size, and the times measured.
+    """The plan with the fastest kernel for each layer and batch size, and what they were measured with.
 
     The network runs whole, with every kernel in turn, so that each layer finds the caches as it will
     find them later. Where there is no native engine nothing is measured, and density decides.
@@ -40,7 +40,9 @@ def choose_kernels(
     for batch in sorted(set(batches)):
         arrays = [np.resize(x, (batch, *x.shape[1:])) for x in inputs]
         measured.append((batch, _measure(plan, arrays, native.kernels, threads)))
-    return _with_ops(plan, [_chosen(op, place, measured) for place, op in enumerate(plan.program.ops)])
+    chosen = _with_ops(plan, [_chosen(op, place, measured) for place, op in enumerate(plan.program.ops)])
+    about = {**plan.program.provenance, "isa": native.isa(plan.program.precision)}
+    return replace(chosen, program=replace(chosen.program, provenance=about))
 
 
 def _measure(
