@@ -128,12 +128,27 @@ static void small_rows_kernel(const RowsCall& call) {
 
 constexpr int prefetch_weights = 1024;
 
+// Halves lose what is added to a sum that has grown: after so many steps, sums are kept in floats and begin anew. Rows
+// are cut short by blocks of channels, and half of their time would go into widening (docs/runtime.md).
+constexpr int64_t half_steps = 256;
+
+template <int n>
+SECATEUR_INLINE void keep_sums(V* sums, char* kept) {
+#pragma GCC unroll 32
+  for (int i = 0; i < n; i++) {
+    store_wide(kept + i * wide_bytes, sum_of(kept + i * wide_bytes, sums[i]));
+    sums[i] = V{};
+  }
+}
+
 // For each weight position: TH · TW input vectors, each used for M output channels.
 template <int M, int TH, int TW, int SX>
 static void dense_kernel(const DenseCall& call) {
   constexpr int pixels = TH * TW;
   const ptrdiff_t step_x = SX ? SX * vector_bytes : call.input_step;
   V sums[M * pixels];
+  alignas(64) char kept[is_half ? M * pixels * wide_bytes : 1];
+  if (is_half && call.n_steps >= half_steps) __builtin_memset(kept, 0, sizeof kept);
 #pragma GCC unroll 16
   for (int m = 0; m < M; m++) {
     const V bias = spread_number(call.bias[m]);
@@ -155,6 +170,11 @@ static void dense_kernel(const DenseCall& call) {
         for (int m = 0; m < M; m++) sums[m * pixels + y * TW + x] += v * spread_weight(weights[m]);
       }
     }
+    if (is_half && k % half_steps == half_steps - 1) keep_sums<M * pixels>(sums, kept);
+  }
+  if (is_half && call.n_steps >= half_steps) {
+#pragma GCC unroll 32
+    for (int i = 0; i < M * pixels; i++) sums[i] = narrowed(sum_of(kept + i * wide_bytes, sums[i]));
   }
 #pragma GCC unroll 16
   for (int m = 0; m < M; m++) finish_tile<TH, TW>(sums + m * pixels, call.finish, m);

@@ -79,6 +79,36 @@ SECATEUR_INLINE F load_part(const void* p) {
 }
 SECATEUR_INLINE void store_part(void* p, F v) { *static_cast<Part*>(p) = __builtin_convertvector(v, Part); }
 
+// A whole vector widened to floats, in which sums are kept that grow long.
+struct Wide {
+  F part[lanes / floats];
+};
+constexpr bool is_half = sizeof(Number) == 2;
+constexpr ptrdiff_t wide_bytes = lanes * 4;
+
+SECATEUR_INLINE Wide widened(V v) {
+  Wide wide;
+#pragma GCC unroll 2
+  for (int i = 0; i < lanes / floats; i++) wide.part[i] = load_part(reinterpret_cast<const char*>(&v) + i * part_bytes);
+  return wide;
+}
+SECATEUR_INLINE V narrowed(const Wide& wide) {
+  V v;
+#pragma GCC unroll 2
+  for (int i = 0; i < lanes / floats; i++) store_part(reinterpret_cast<char*>(&v) + i * part_bytes, wide.part[i]);
+  return v;
+}
+SECATEUR_INLINE Wide sum_of(const char* kept, V v) {
+  Wide wide = widened(v);
+#pragma GCC unroll 2
+  for (int i = 0; i < lanes / floats; i++) wide.part[i] += reinterpret_cast<const F*>(kept)[i];
+  return wide;
+}
+SECATEUR_INLINE void store_wide(char* kept, const Wide& wide) {
+#pragma GCC unroll 2
+  for (int i = 0; i < lanes / floats; i++) reinterpret_cast<F*>(kept)[i] = wide.part[i];
+}
+
 SECATEUR_INLINE V permute(V v, Places places) {
 #if defined(__clang__)
   V result;
