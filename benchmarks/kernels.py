@@ -42,7 +42,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         program = build(folder)
         for images in options.images.split(","):
-            command = [str(program), images, *options.sparsity.split(",")]
+            command = [str(program), "fp32", images, *options.sparsity.split(",")]
             done = subprocess.run(command, check=True, capture_output=True, text=True)
             lines = [json.loads(line) for line in done.stdout.splitlines()]
             isa = lines[0]["isa"]

@@ -223,6 +223,30 @@ def precision() -> str:
     return table(header, rows) + "\n" + origin(result)
 
 
+def half() -> str:
+    """Plans that compute in fp16 against those that compute in fp32."""
+    result = load("half")
+    rows = [
+        [
+            f"{row['model']}, batch {row['batch']}, {100 * row['sparsity']:.0f}%",
+            f"{row['ms']['fp32']:.3g}",
+            f"{row['ms']['fp16']:.3g}",
+            f"{row['times_faster']:.2f}×",
+            f"{row['difference']:.0e}",
+        ]
+        for row in result["rows"]
+    ]
+    header = ["network, zeros", "fp32 ms", "fp16 ms", "faster", "largest difference"]
+    return table(header, rows) + "\n" + origin(result)
+
+
+def arithmetic() -> str:
+    """What one core multiplies and adds, by instruction."""
+    result = load("half")
+    rows = [[f"`{row['instruction']}`", f"{row['gflops']:.0f}"] for row in result["arithmetic"]]
+    return table(["one core, from registers", "GFLOP/s"], rows) + "\n" + origin(result)
+
+
 def arena(path: Path) -> str:
     """Accuracies and paired differences of a suite."""
     from secateur.report import suite_table
@@ -244,6 +268,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "kernel-limits": kernel_limits,
     "kernel-layers": kernel_layers,
     "precision": precision,
+    "half": half,
+    "arithmetic": arithmetic,
     **paper.OUTCOMES,
     **{f"arena-{path.stem[6:]}": partial(arena, path) for path in sorted(RESULTS.glob("arena_*.json"))},
 }

@@ -194,7 +194,9 @@ NB_MODULE(_native, module) {
       .def(nb::new_(&new_engine), nb::arg("program"), nb::arg("weights"), nb::arg("threads"))
       .def("run", &run, nb::arg("inputs"))
       .def("profile", &profile, nb::arg("inputs"), nb::arg("repeats"));
-  module.def("isa", [] { return std::string(chosen_table().isa); });
+  module.def(
+      "isa", [](const std::string& precision) { return std::string(chosen_table(precision == "fp16").isa); },
+      nb::arg("precision"));
   module.def("isas", [] {
     std::vector<std::string> names;
     for (const KernelTable* table : usable_tables()) names.emplace_back(table->isa);

@@ -83,7 +83,8 @@ ConvPlan::ConvPlan(const KernelTable& table, const ConvShape& shape, const Weigh
       outputs_(shape.outputs),
       activation_(activation),
       window_(shape.window),
-      lane_bytes_(table.lanes * 4) {
+      lane_bytes_(input.vector_bytes()),
+      weight_bits_(table.weight_bits) {
   if (input.bytes() > std::numeric_limits<int32_t>::max())
     throw PlanError("its input needs more than 2 GB for one group of images");
   const SparseRows rows = sparse_rows(weight, shape.groups);  // first: it asks whether there is memory
@@ -222,8 +223,8 @@ void ConvPlan::pack_rows(const SparseRows& rows, const ConvShape& shape, const L
         int64_t& from = at[size_t(runs_[i].row)];
         for (int32_t n = 0; n < runs_[i].count; n++, from++) {
           const auto& e = rows.entries[size_t(from)];
-          steps_.push_back({e.weight, int32_t(e.channel * plane + e.ky * window_.dilation_y * row +
-                                              e.kx * window_.dilation_x * lane_bytes_)});
+          steps_.push_back({weight_bits_(e.weight), int32_t(e.channel * plane + e.ky * window_.dilation_y * row +
+                                                            e.kx * window_.dilation_x * lane_bytes_)});
         }
       }
     }
@@ -248,11 +249,11 @@ void ConvPlan::pack_dense(const SparseRows& rows, const ConvShape& shape, const 
       const int32_t n = end - c >= panel_channels_ ? panel_channels_ : 1;
       const auto first = int64_t(weights_.size());
       panels_.push_back({int32_t(c), n, first});
-      weights_.resize(weights_.size() + size_t(n * per_row), 0.0f);
+      weights_.resize(weights_.size() + size_t(n * per_row), 0);
       for (int32_t m = 0; m < n; m++, c++)
         for (int64_t i = rows.starts[size_t(c)]; i < rows.starts[size_t(c) + 1]; i++) {
           const auto& e = rows.entries[size_t(i)];
-          weights_[size_t(first + ((e.channel * kh + e.ky) * kw + e.kx) * n + m)] = e.weight;
+          weights_[size_t(first + ((e.channel * kh + e.ky) * kw + e.kx) * n + m)] = weight_bits_(e.weight);
         }
     }
   }

@@ -74,6 +74,7 @@ class ConvPlan {
   Activation activation_;
   Window window_;
   int64_t lane_bytes_;
+  WeightBits (*weight_bits_)(float);
   int64_t block_channels_ = 0;  // rows: input channels at a time
   int32_t panel_channels_ = 1;  // dense: output channels at a time
   int64_t n_parts_ = 1;         // of the output channels
@@ -87,7 +88,7 @@ class ConvPlan {
   std::vector<Block> blocks_;   // part · n_blocks_ + block
   std::vector<Panel> panels_;
   std::vector<int64_t> first_panels_;  // of each part, and the end
-  std::vector<float> weights_;
+  std::vector<WeightBits> weights_;
   std::vector<int32_t> offsets_;
 };
 

@@ -16,6 +16,11 @@ extern const KernelTable table;
 namespace avx512 {
 extern const KernelTable table;
 }
+#if defined(SECATEUR_AVX512FP16)
+namespace avx512fp16 {
+extern const KernelTable table;
+}
+#endif
 #elif defined(__aarch64__)
 namespace neon {
 extern const KernelTable table;
@@ -28,8 +33,12 @@ std::vector<const KernelTable*> usable_tables() {
   // These builtins also ask whether the system saves the wide registers.
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq"))
+      __builtin_cpu_supports("avx512dq")) {
+#if defined(SECATEUR_AVX512FP16)
+    if (__builtin_cpu_supports("avx512fp16")) tables.push_back(&avx512fp16::table);
+#endif
     tables.push_back(&avx512::table);
+  }
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) tables.push_back(&avx2::table);
 #elif defined(__aarch64__)
   tables.push_back(&neon::table);
@@ -38,16 +47,15 @@ std::vector<const KernelTable*> usable_tables() {
   return tables;
 }
 
-const KernelTable& chosen_table() {
-  const auto tables = usable_tables();
+const KernelTable& chosen_table(bool half) {
   const char* wanted = std::getenv("SECATEUR_ISA");
-  if (!wanted || !*wanted) return *tables.front();
   std::string names;
-  for (const KernelTable* table : tables) {
-    if (std::string(wanted) == table->isa) return *table;
+  for (const KernelTable* table : usable_tables()) {
+    if (table->number_bytes == 2 && !half) continue;
+    if (!wanted || !*wanted || std::string(wanted) == table->isa) return *table;
     names += (names.empty() ? "" : ", ") + std::string(table->isa);
   }
-  throw PlanError(std::string("SECATEUR_ISA is '") + wanted + "', this machine has " + names);
+  throw PlanError(std::string("SECATEUR_ISA is '") + wanted + "', this machine has " + names + " for a plan of this precision");
 }
 
 }  // namespace secateur

@@ -76,7 +76,7 @@ bool is_separable(const Program& program) {
 
 Engine::Engine(std::string_view program, std::map<std::string, Weight> weights, int threads)
     : program_(read_program(program, std::move(weights))),
-      table_(chosen_table()),
+      table_(chosen_table(program_.half)),
       pool_(checked_threads(threads)),
       separable_(is_separable(program_)) {
   // A program that cannot run is refused now, at two batch sizes: what holds for both holds for all.

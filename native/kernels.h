@@ -1,9 +1,10 @@
 // What one instruction set offers: plain data and function pointers, filled in once per instruction set
 // (kernels_*.cpp) and chosen when the program starts (dispatch.cpp). Tests and benchmarks walk the same tables.
 //
-// Layout. A *lane tensor* holds, for each channel and each pixel of a block, one vector of `lanes` floats. The lanes
-// are images, or blocks of images, or both: lane = (image · grid_y + block_y) · grid_x + block_x. So every read of a
-// convolution, at any stride, dilation or shift, is one aligned vector. Distances are in bytes.
+// Layout. A *lane tensor* holds, for each channel and each pixel of a block, one vector of `lanes` numbers: floats, or
+// halves where an instruction set computes in them. Everything else is floats everywhere. The lanes are images, or
+// blocks of images, or both: lane = (image · grid_y + block_y) · grid_x + block_x. So every read of a convolution, at any
+// stride, dilation or shift, is one aligned vector. Distances are in bytes.
 //
 // This header is seen by code compiled for several instruction sets: it must hold no function and no template, or
 // the linker might keep the copy that the machine cannot run.
@@ -36,9 +37,13 @@ struct Finish {
 
 // ---- Sparse convolution, one output channel at a time ----------------------------------------------------------
 
+// A weight as a kernel reads it, from KernelTable::weight_bits: a float, or the same half twice, because 32 bits are
+// spread over a vector for free where 16 are not.
+using WeightBits = uint32_t;
+
 // One non-zero: its weight, and where its input vector lies from the tile's first.
 struct Step {
-  float weight;
+  WeightBits weight;
   int32_t offset;
 };
 
@@ -83,7 +88,7 @@ struct RowsKernel {
 // ---- Dense convolution, several output channels at a time -------------------------------------------------------
 
 struct DenseCall {
-  const float* weights;    // n_steps × channels, packed
+  const WeightBits* weights;  // n_steps × channels, packed
   const int32_t* offsets;  // n_steps
   int64_t n_steps;
   const char* input;
@@ -101,10 +106,10 @@ struct DenseKernel {
 // ---- Matrix × vector, sixteen outputs side by side ---------------------------------------------------------------
 
 struct GatherCall {
-  const float* weights;    // per slice, per step: `lanes` weights; shorter rows are filled with zeros
+  const float* weights;    // per slice, per step: `floats` weights; shorter rows are filled with zeros
   const int32_t* columns;  // the same shape: which input
   const int32_t* n_steps;  // per slice
-  const int32_t* rows;     // per slice: `lanes` output rows, −1 where there is none
+  const int32_t* rows;     // per slice: `floats` output rows, −1 where there is none
   int64_t n_slices;
   const float* bias;       // per output row
   const float* input;
@@ -117,7 +122,7 @@ struct GatherCall {
 
 // The vector `to` takes from the vector `from` the lanes that `pattern` names; −1 keeps what an earlier move of the
 // same `to` put there, or `fill` if this is the first. Where many vectors meet, `from` is `from_many`, and the pattern
-// names for each lane the float of the plane, or −1 for `fill`.
+// names for each lane the number of the plane, or −1 for `fill`.
 constexpr int32_t from_none = -1, from_many = -2;
 struct Move {
   int32_t to, from;  // bytes from the plane's first vector
@@ -202,6 +207,9 @@ struct MatmulCall {
 struct KernelTable {
   const char* isa;
   int32_t lanes;
+  int32_t number_bytes;  // of a number in a lane tensor: 4, or 2 where convolutions compute in fp16
+  int32_t floats;        // in a vector
+  WeightBits (*weight_bits)(float weight);  // rounded to nearest
   const RowsKernel* rows;
   int32_t n_rows;
   const DenseKernel* dense;

@@ -4,10 +4,8 @@
 static __attribute__((noinline)) void activate_tile(char* out, ptrdiff_t row, int height, int width,
                                                     Activation activation) {
   for (int y = 0; y < height; y++)
-    for (int x = 0; x < width; x++) {
-      char* p = out + y * row + x * vector_bytes;
-      store(p, activated(load(p), activation));
-    }
+    for (char *p = out + y * row, *end = p + width * vector_bytes; p != end; p += part_bytes)
+      store_part(p, activated(load_part(p), activation));
 }
 
 // A tile's accumulators → output: the residual is added and a clamp applied in registers, other activations by a
@@ -25,7 +23,7 @@ SECATEUR_INLINE void finish_tile(const V* sums, const Finish& finish, ptrdiff_t 
     for (int x = 0; x < TW; x++) {
       V v = sums[y * TW + x];
       if (residual) v += load(residual + y * finish.residual.row + x * vector_bytes);
-      if (clamp) v = at_most(at_least(v, spread(low)), spread(high));
+      if (clamp) v = at_most(at_least(v, spread_number(low)), spread_number(high));
       store(out + y * finish.output.row + x * vector_bytes, v);
     }
   }
@@ -110,7 +108,7 @@ static void rows_kernel(const RowsCall& call) {
   Fetcher fetcher(call.ahead);
   for (int64_t i = 0; i < call.n_runs; i++) {
     const ptrdiff_t row = call.runs[i].row;
-    const V start = call.first ? spread(call.bias[row]) : V{};
+    const V start = call.first ? spread_number(call.bias[row]) : V{};
     V sums[pixels];
 #pragma GCC unroll 32
     for (int p = 0; p < pixels; p++) sums[p] = start;
@@ -122,7 +120,7 @@ static void rows_kernel(const RowsCall& call) {
       for (int a = 0; a + 1 < far; a++) ahead[a] = ahead[a + 1];
       ahead[far - 1] = step[far].offset;
       SECATEUR_OPAQUE(ahead[far - 1]);  // else it would be loaded where it is used
-      const V weight = spread(step->weight);
+      const V weight = spread_weight(step->weight);
 #pragma GCC unroll 8
       for (int y = 0; y < TH; y++) {
 #pragma GCC unroll 16
@@ -147,11 +145,11 @@ static void small_rows_kernel(const RowsCall& call) {
     V sums[chains * pixels] = {};
     const Step* end = step + call.runs[i].count;
     if (call.first) {
-      const V bias = spread(call.bias[row]);
+      const V bias = spread_number(call.bias[row]);
       for (int p = 0; p < pixels; p++) sums[p] = bias;
     }
     const auto add = [&](const Step& from, V* to) __attribute__((always_inline)) {
-      const V weight = spread(from.weight);
+      const V weight = spread_weight(from.weight);
       const char* input = call.input + from.offset;
 #pragma GCC unroll 8
       for (int y = 0; y < TH; y++) {
@@ -170,7 +168,20 @@ static void small_rows_kernel(const RowsCall& call) {
   }
 }
 
-constexpr int prefetch_floats = 1024;
+constexpr int prefetch_weights = 1024;
+
+// Halves lose what is added to a sum that has grown: after so many steps, sums are kept in floats and begin anew. Rows
+// are cut short by blocks of channels, and half of their time would go into widening (docs/runtime.md).
+constexpr int64_t half_steps = 256;
+
+template <int n>
+SECATEUR_INLINE void keep_sums(V* sums, char* kept) {
+#pragma GCC unroll 32
+  for (int i = 0; i < n; i++) {
+    store_wide(kept + i * wide_bytes, sum_of(kept + i * wide_bytes, sums[i]));
+    sums[i] = V{};
+  }
+}
 
 // For each weight position: TH · TW input vectors, each used for M output channels.
 template <int M, int TH, int TW, int SX>
@@ -178,16 +189,18 @@ static void dense_kernel(const DenseCall& call) {
   constexpr int pixels = TH * TW;
   const ptrdiff_t step_x = SX ? SX * vector_bytes : call.input_step;
   V sums[M * pixels];
+  alignas(64) char kept[is_half ? M * pixels * wide_bytes : 1];
+  if (is_half && call.n_steps >= half_steps) __builtin_memset(kept, 0, sizeof kept);
 #pragma GCC unroll 16
   for (int m = 0; m < M; m++) {
-    const V bias = spread(call.bias[m]);
+    const V bias = spread_number(call.bias[m]);
 #pragma GCC unroll 32
     for (int p = 0; p < pixels; p++) sums[m * pixels + p] = bias;
   }
-  const float* weights = call.weights;
+  const WeightBits* weights = call.weights;
   for (int64_t k = 0; k < call.n_steps; k++, weights += M) {
     // With few pixels the weights are read once or twice, and come from memory: ask for them in time.
-    if (pixels <= 4) __builtin_prefetch(weights + prefetch_floats);
+    if (pixels <= 4) __builtin_prefetch(weights + prefetch_weights);
     const char* input = call.input + call.offsets[k];
 #pragma GCC unroll 8
     for (int y = 0; y < TH; y++) {
@@ -196,9 +209,14 @@ static void dense_kernel(const DenseCall& call) {
         V v = load(input + y * call.input_row + x * step_x);
         SECATEUR_IN_REGISTER(v);  // else each multiply-add would read it again
 #pragma GCC unroll 16
-        for (int m = 0; m < M; m++) sums[m * pixels + y * TW + x] += v * weights[m];
+        for (int m = 0; m < M; m++) sums[m * pixels + y * TW + x] += v * spread_weight(weights[m]);
       }
     }
+    if (is_half && k % half_steps == half_steps - 1) keep_sums<M * pixels>(sums, kept);
+  }
+  if (is_half && call.n_steps >= half_steps) {
+#pragma GCC unroll 32
+    for (int i = 0; i < M * pixels; i++) sums[i] = narrowed(sum_of(kept + i * wide_bytes, sums[i]));
   }
 #pragma GCC unroll 16
   for (int m = 0; m < M; m++) finish_tile<TH, TW>(sums + m * pixels, call.finish, m);
@@ -209,29 +227,29 @@ static void gather_kernel(const GatherCall& call) {
   const float* weights = call.weights;
   const int32_t* columns = call.columns;
   for (int64_t s = 0; s < call.n_slices; s++) {
-    V even = {}, odd = {};
+    F even = {}, odd = {};
     int64_t k = 0;
-    for (; k + 2 <= call.n_steps[s]; k += 2, weights += 2 * lanes, columns += 2 * lanes) {
-      V a, b;
-      for (int i = 0; i < lanes; i++) a[i] = call.input[columns[i]];
-      for (int i = 0; i < lanes; i++) b[i] = call.input[columns[lanes + i]];
+    for (; k + 2 <= call.n_steps[s]; k += 2, weights += 2 * floats, columns += 2 * floats) {
+      F a, b;
+      for (int i = 0; i < floats; i++) a[i] = call.input[columns[i]];
+      for (int i = 0; i < floats; i++) b[i] = call.input[columns[floats + i]];
       even += a * load_plain(weights);
-      odd += b * load_plain(weights + lanes);
+      odd += b * load_plain(weights + floats);
     }
     if (k < call.n_steps[s]) {
-      V a;
-      for (int i = 0; i < lanes; i++) a[i] = call.input[columns[i]];
+      F a;
+      for (int i = 0; i < floats; i++) a[i] = call.input[columns[i]];
       even += a * load_plain(weights);
-      weights += lanes;
-      columns += lanes;
+      weights += floats;
+      columns += floats;
     }
     even += odd;
-    const int32_t* rows = call.rows + s * lanes;
-    V extra = {};
-    for (int i = 0; i < lanes; i++)
+    const int32_t* rows = call.rows + s * floats;
+    F extra = {};
+    for (int i = 0; i < floats; i++)
       if (rows[i] >= 0) extra[i] = call.bias[rows[i]] + (call.residual ? call.residual[rows[i]] : 0.0f);
-    const V result = activated(even + extra, call.activation);
-    for (int i = 0; i < lanes; i++)
+    const F result = activated(even + extra, call.activation);
+    for (int i = 0; i < floats; i++)
       if (rows[i] >= 0) call.output[rows[i]] = result[i];
   }
 }

@@ -35,10 +35,20 @@ constexpr DenseKernel dense_entry() {
 static constexpr RowsKernel rows_kernels[] = {SECATEUR_TILES(SECATEUR_ROWS)};
 static constexpr DenseKernel dense_kernels[] = {SECATEUR_TILES(SECATEUR_DENSE)};
 
+static WeightBits weight_bits(float weight) {
+  const Number number = Number(weight);
+  WeightBits bits = 0;
+  __builtin_memcpy(&bits, &number, sizeof number);
+  return sizeof number == 2 ? bits << 16 | bits : bits;
+}
+
 extern const KernelTable table;
 const KernelTable table = {
     SECATEUR_ISA_NAME,
     lanes,
+    sizeof(Number),
+    floats,
+    weight_bits,
     rows_kernels,
     sizeof rows_kernels / sizeof *rows_kernels,
     dense_kernels,

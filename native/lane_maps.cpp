@@ -35,7 +35,7 @@ bool LaneBuilder::pool(const Op& op) {
     const Share share = share_of(call.n_channels, task, tasks);
     PoolCall part = call;
     part.input = at_channel(input.view(context.buffer(from)), share.begin);
-    part.input.data -= window.top * part.input.row + window.left * input.lanes * 4;
+    part.input.data -= window.top * part.input.row + window.left * input.vector_bytes();
     part.output = at_channel(output.view(context.buffer(to)), share.begin);
     part.n_channels = share.end - share.begin;
     kernel(part);
@@ -56,7 +56,7 @@ bool LaneBuilder::mean(const Op& op) {
   }
   if (!has_lanes(value) || session_.forms_[size_t(value)].layout.tokens) return false;
   const LaneLayout input = session_.forms_[size_t(value)].layout;
-  LaneLayout output = image_layout(input.lanes, input.images, input.channels, 1, 1);
+  LaneLayout output = image_layout(session_.table_, input.images, input.channels, 1, 1);
   if (layout_of(op.output).lanes) output = layout_of(op.output);
   const int from = session_.forms_[size_t(value)].lane, to = session_.new_buffer(output.bytes());
   const auto valid = std::make_shared<std::vector<float>>();
@@ -165,8 +165,8 @@ bool LaneBuilder::binary(const Op& op) {
     call.left = at_channel(left_layout.view(context.buffer(from_left)), share.begin);
     call.right = at_channel(right_layout.view(context.buffer(from_right)), share.begin);
     call.output = at_channel(layout.view(context.buffer(to)), share.begin);
-    call.left_step = left_one ? 0 : layout.lanes * 4;
-    call.right_step = right_one ? 0 : layout.lanes * 4;
+    call.left_step = left_one ? 0 : layout.vector_bytes();
+    call.right_step = right_one ? 0 : layout.vector_bytes();
     if (left_one) call.left.row = 0;
     if (right_one) call.right.row = 0;
     call.n_channels = share.end - share.begin;
@@ -196,8 +196,8 @@ bool LaneBuilder::layer_norm(const Op& op) {
     NormCall call{};
     call.input = layout.view(context.buffer(from));
     call.output = layout.view(context.buffer(to));
-    call.input.data += share.begin * layout.lanes * 4;
-    call.output.data += share.begin * layout.lanes * 4;
+    call.input.data += share.begin * layout.vector_bytes();
+    call.output.data += share.begin * layout.vector_bytes();
     call.n_channels = layout.channels;
     call.width = share.end - share.begin;
     call.scale = scale->empty() ? nullptr : scale->data();

@@ -75,7 +75,7 @@ void LaneBuilder::plan_margins() {
   for (const Shape& shape : session_.shapes_) {
     LaneLayout layout;
     if (shape.size() == 4 && shape[0] == session_.batch_ && session_.batch_ <= session_.table_.lanes)
-      layout = image_layout(session_.table_.lanes, session_.images_, shape[1], shape[2], shape[3]);
+      layout = image_layout(session_.table_, session_.images_, shape[1], shape[2], shape[3]);
     layouts.push_back(layout);
   }
   for (const Op& op : session_.program_.ops) {
@@ -160,7 +160,7 @@ void LaneBuilder::add_moves(const LaneLayout& from, int from_buffer, const LaneL
   const bool same = from_buffer == to_buffer;
   auto moves = std::make_shared<Moves>(moves_between(from, to, same, window));
   if (moves->moves.empty()) return;
-  const int64_t tasks = shares(to.channels, int64_t(moves->moves.size()) * to.channels * to.lanes * 4);
+  const int64_t tasks = shares(to.channels, int64_t(moves->moves.size()) * to.channels * to.vector_bytes());
   const auto move = session_.table_.move;
   session_.add_stage(tasks, {from_buffer, to_buffer}, [=](Context& context, int64_t task, int) {
     const Share share = share_of(to.channels, task, tasks);
@@ -250,8 +250,8 @@ bool LaneBuilder::linear(const Op& op) {
   for (const auto& [batch, kernel] : op.kernels)
     if (batch <= session_.total_) choice = kernel;
   if (choice == KernelChoice::gather) return false;
-  const LaneLayout input = token_layout(session_.table_.lanes, rows, x.back());
-  const LaneLayout output = token_layout(session_.table_.lanes, rows, op.weight->shape[0]);
+  const LaneLayout input = token_layout(session_.table_, rows, x.back());
+  const LaneLayout output = token_layout(session_.table_, rows, op.weight->shape[0]);
   const int buffer = lane(op.inputs[0], input);
   add_conv(op, {x.back(), op.weight->shape[0], 1, {1, 1, 1, 1, 1, 1, 0, 0}}, buffer, input, output);
   return true;

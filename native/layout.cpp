@@ -29,7 +29,7 @@ Place place_of(const LaneLayout& layout, int32_t image, Pixel pixel) {
   const int64_t by = layout.pitch_y ? pixel.y / layout.pitch_y : 0, bx = layout.pitch_x ? pixel.x / layout.pitch_x : 0;
   const int64_t y = pixel.y - by * layout.pitch_y + layout.top, x = pixel.x - bx * layout.pitch_x + layout.left;
   const int64_t lane = (int64_t(image) * layout.grid_y + by) * layout.grid_x + bx;
-  return {y * layout.row() + x * layout.lanes * 4, int32_t(lane)};
+  return {y * layout.row() + x * layout.vector_bytes(), int32_t(lane)};
 }
 
 }  // namespace
@@ -47,14 +47,15 @@ bool LaneLayout::same_blocks(const LaneLayout& o) const {
          height == o.height && width == o.width && tokens == o.tokens;
 }
 
-LaneLayout image_layout(int32_t lanes, int32_t images, int64_t channels, int64_t height, int64_t width) {
+LaneLayout image_layout(const KernelTable& table, int32_t images, int64_t channels, int64_t height, int64_t width) {
   LaneLayout layout;
-  layout.lanes = lanes;
+  layout.lanes = table.lanes;
+  layout.number_bytes = table.number_bytes;
   layout.images = images;
   layout.channels = channels;
   layout.height = height;
   layout.width = width;
-  const int32_t blocks = lanes / images;
+  const int32_t blocks = table.lanes / images;
   if (height == 1 && width > 1) {
     layout.grid_x = blocks;
   } else if (width == 1 && height > 1) {
@@ -78,15 +79,16 @@ LaneLayout image_layout(int32_t lanes, int32_t images, int64_t channels, int64_t
   return layout;
 }
 
-LaneLayout token_layout(int32_t lanes, int64_t n, int64_t features) {
+LaneLayout token_layout(const KernelTable& table, int64_t n, int64_t features) {
   LaneLayout layout;
-  layout.lanes = lanes;
+  layout.lanes = table.lanes;
+  layout.number_bytes = table.number_bytes;
   layout.channels = features;
   layout.height = 1;
   layout.width = n;
-  layout.grid_x = lanes;
+  layout.grid_x = table.lanes;
   layout.block_height = 1;
-  layout.block_width = divide_up(n, lanes);
+  layout.block_width = divide_up(n, table.lanes);
   layout.pitch_x = layout.block_width;
   layout.tokens = true;
   return layout;
@@ -148,9 +150,9 @@ Moves moves_between(const LaneLayout& from, const LaneLayout& to, bool same, con
     if (!same && !is_read(y + to.top, window.height, window.stride_y, window.dilation_y)) continue;
     for (int64_t x = -to.left; x < to.block_width + to.right; x++) {
       if (!same && !is_read(x + to.left, window.width, window.stride_x, window.dilation_x)) continue;
-      const int64_t target = (y + to.top) * to.row() + (x + to.left) * to.lanes * 4;
+      const int64_t target = (y + to.top) * to.row() + (x + to.left) * to.vector_bytes();
       std::map<int64_t, std::vector<int32_t>> sources;  // byte offset in `from` → pattern
-      std::vector<int32_t> floats(size_t(to.lanes), -1);
+      std::vector<int32_t> numbers(size_t(to.lanes), -1);
       bool identity = true;
       for (int32_t lane = 0; lane < to.lanes; lane++) {
         const Pixel start = origin(to, lane), pixel{start.y + y, start.x + x};
@@ -163,12 +165,12 @@ Moves moves_between(const LaneLayout& from, const LaneLayout& to, bool same, con
         auto& pattern = sources[place.offset];
         pattern.resize(size_t(to.lanes), -1);
         pattern[size_t(lane)] = place.lane;
-        floats[size_t(lane)] = int32_t(place.offset / 4) + place.lane;
+        numbers[size_t(lane)] = int32_t(place.offset / from.number_bytes) + place.lane;
         identity = identity && place.offset == target && place.lane == lane;
       }
       if (same && identity) continue;
       if (sources.size() > most_permutes) {
-        list.add(target, from_many, floats, true);
+        list.add(target, from_many, numbers, true);
         continue;
       }
       if (sources.empty()) list.result.moves.push_back({int32_t(target), from_none, 0, 1});

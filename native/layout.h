@@ -11,7 +11,7 @@ namespace secateur {
 
 struct LaneLayout {
   int64_t channels = 0, height = 0, width = 0;  // of the value: what is outside is margin
-  int32_t lanes = 0;
+  int32_t lanes = 0, number_bytes = 4;
   int32_t images = 1, grid_y = 1, grid_x = 1;   // their product is `lanes`
   int64_t pitch_y = 0, pitch_x = 0;             // pixels from a block to the next; 0 if all begin at the same pixel
   int64_t block_height = 0, block_width = 0;    // without margins
@@ -19,7 +19,8 @@ struct LaneLayout {
   float fill = 0;                               // of the margin, and of what is outside the image
   bool tokens = false;                          // channels are the last dimension, not the second
 
-  int64_t row() const { return (left + block_width + right) * lanes * 4; }
+  int64_t vector_bytes() const { return int64_t(lanes) * number_bytes; }
+  int64_t row() const { return (left + block_width + right) * vector_bytes(); }
   int64_t plane() const;
   int64_t bytes() const { return plane() * channels; }
   bool has_margin() const { return top || left || bottom || right; }
@@ -27,14 +28,14 @@ struct LaneLayout {
   bool same_blocks(const LaneLayout& other) const;
 
   // Where pixel (0, 0) of channel 0 lies in a buffer.
-  LaneView view(char* buffer) const { return {buffer + top * row() + left * lanes * 4, plane(), row()}; }
+  LaneView view(char* buffer) const { return {buffer + top * row() + left * vector_bytes(), plane(), row()}; }
 };
 
-// `images` images (a power of two, at most `lanes`) of `channels` × `height` × `width`, without margin.
-LaneLayout image_layout(int32_t lanes, int32_t images, int64_t channels, int64_t height, int64_t width);
+// `images` images (a power of two, at most as many as lanes) of `channels` × `height` × `width`, without margin.
+LaneLayout image_layout(const KernelTable& table, int32_t images, int64_t channels, int64_t height, int64_t width);
 
 // `n` rows of `features` numbers: the rows run through the lanes.
-LaneLayout token_layout(int32_t lanes, int64_t n, int64_t features);
+LaneLayout token_layout(const KernelTable& table, int64_t n, int64_t features);
 
 // Where a window operation finds its input: `from` as it is, with margins; or a copy, if the blocks of `from` do not
 // begin where windows of the blocks of `to` do.

@@ -107,11 +107,11 @@ void PlainBuilder::convolution(const Op& op) {
   });
 }
 
-// Slices of as many outputs as there are lanes, the longest rows together.
+// Slices of as many outputs as floats in a vector, the longest rows together.
 void PlainBuilder::gather_linear(const Op& op) {
   const Shape& x = session_.shapes_[size_t(op.inputs[0])];
   const int64_t inputs = x.back(), outputs = op.weight->shape[0], n_rows = count(x) / inputs;
-  const int64_t lanes = session_.table_.lanes;
+  const int64_t lanes = session_.table_.floats;
   const SparseRows rows = sparse_rows(*op.weight, 1);
   struct Packed {
     std::vector<float> weights, bias;

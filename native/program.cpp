@@ -325,6 +325,7 @@ Program read_program(std::string_view text, std::map<std::string, Weight> weight
   const Json json = Json::parse(text);
   Program program;
   program.weights = std::move(weights);
+  program.half = json.at("precision").text("precision") == "fp16";
   check_weights(json.at("weights"), program.weights);
   if (json.at("values").list("values").size() > 2 * most_ops) throw PlanError("it has too many values");
   for (const Json& value : json.at("values").list("values")) {

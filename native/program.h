@@ -68,6 +68,7 @@ struct Program {
   std::vector<int> inputs, outputs;
   std::vector<Op> ops;
   std::map<std::string, Weight> weights;
+  bool half = false;  // of precision fp16: convolutions may compute in it
   std::vector<std::pair<int64_t, int64_t>> working_set;  // batch, bytes
 
   // What an operation may read and write at a time, where images can be taken a few at a time.

@@ -9,7 +9,7 @@ namespace {
 constexpr int64_t worth_a_cut = 4;
 
 Section part(const Program& program, size_t first, size_t end, int input, int output, int64_t chunk) {
-  Section section{{program.values, program.inputs, program.outputs, {}, {}, {}}, first, chunk};
+  Section section{{program.values, program.inputs, program.outputs, {}, {}, program.half, {}}, first, chunk};
   if (input >= 0) section.program.inputs = {input};
   if (output >= 0) section.program.outputs = {output};
   section.program.ops.assign(program.ops.begin() + ptrdiff_t(first), program.ops.begin() + ptrdiff_t(end));

@@ -1,16 +1,29 @@
-// One vector of floats of the instruction set this file is compiled for. Included inside its namespace, by
-// kernels_*.cpp only: SECATEUR_LANES is set there.
-typedef float V __attribute__((vector_size(SECATEUR_LANES * 4)));
+// Vectors of the instruction set this file is compiled for. Included inside its namespace, by kernels_*.cpp only:
+// SECATEUR_LANES is set there, and SECATEUR_HALF where lane tensors hold _Float16.
+
+// Floats: in plain arrays, and for all that needs their range or precision.
+typedef float F __attribute__((vector_size(SECATEUR_LANES * 4)));
 typedef int32_t I __attribute__((vector_size(SECATEUR_LANES * 4)));
 // The same without the promise of alignment, for plain arrays.
 typedef float U __attribute__((vector_size(SECATEUR_LANES * 4), aligned(4)));
 
-constexpr int lanes = SECATEUR_LANES;
-constexpr ptrdiff_t vector_bytes = lanes * 4;
+// Numbers of lane tensors, in vectors just as wide: convolutions compute in them.
+#ifdef SECATEUR_HALF
+typedef _Float16 Number;
+typedef int16_t Place;
+typedef _Float16 Part __attribute__((vector_size(SECATEUR_LANES * 2)));
+#else
+typedef float Number;
+typedef int32_t Place;
+typedef F Part;
+#endif
+typedef Number V __attribute__((vector_size(SECATEUR_LANES * 4)));
+typedef Place Places __attribute__((vector_size(SECATEUR_LANES * 4)));
 
-
-
-
+constexpr int floats = SECATEUR_LANES;
+constexpr ptrdiff_t vector_bytes = floats * 4;
+constexpr int lanes = vector_bytes / int(sizeof(Number));
+constexpr ptrdiff_t part_bytes = floats * int(sizeof(Number));  // what is widened to one F
 
 #define SECATEUR_INLINE static inline __attribute__((always_inline))
 
@@ -30,14 +43,73 @@ constexpr ptrdiff_t vector_bytes = lanes * 4;
 
 SECATEUR_INLINE V load(const void* p) { return *static_cast<const V*>(p); }
 SECATEUR_INLINE void store(void* p, V v) { *static_cast<V*>(p) = v; }
-SECATEUR_INLINE V load_plain(const float* p) { return *reinterpret_cast<const U*>(p); }
-SECATEUR_INLINE void store_plain(float* p, V v) { *reinterpret_cast<U*>(p) = v; }
-SECATEUR_INLINE V spread(float x) { return x - V{}; }
-SECATEUR_INLINE V at_least(V v, V low) { return v < low ? low : v; }  // a NaN stays
-SECATEUR_INLINE V at_most(V v, V high) { return v > high ? high : v; }
-SECATEUR_INLINE V as_float(I i) { return __builtin_convertvector(i, V); }
+SECATEUR_INLINE F load_plain(const float* p) { return *reinterpret_cast<const U*>(p); }
+SECATEUR_INLINE void store_plain(float* p, F v) { *reinterpret_cast<U*>(p) = v; }
 
-SECATEUR_INLINE V permute(V v, I places) {
+template <typename Vector, typename Element>
+SECATEUR_INLINE Vector spread_as(Element x) { return x - Vector{}; }
+SECATEUR_INLINE F spread(float x) { return spread_as<F>(x); }
+SECATEUR_INLINE V spread_number(float x) { return spread_as<V>(Number(x)); }
+
+// The weight of a step in every lane (see Step): a broadcast of 32 bits, which costs a load and nothing more.
+SECATEUR_INLINE V spread_weight(WeightBits bits) {
+#ifdef SECATEUR_HALF
+  typedef WeightBits Bits __attribute__((vector_size(SECATEUR_LANES * 4)));
+  return (V)(spread_as<Bits>(bits));
+#else
+  float weight;
+  __builtin_memcpy(&weight, &bits, sizeof weight);
+  return spread(weight);
+#endif
+}
+
+template <typename Vector>
+SECATEUR_INLINE Vector at_least(Vector v, Vector low) { return v < low ? low : v; }  // a NaN stays
+template <typename Vector>
+SECATEUR_INLINE Vector at_most(Vector v, Vector high) { return v > high ? high : v; }
+
+// As many numbers of a lane tensor as there are floats in a vector, widened; and back, rounded.
+SECATEUR_INLINE F load_part(const void* p) {
+#if defined(SECATEUR_HALF) && defined(__AVX512FP16__)
+  // GCC 12 would convert one by one; with a mask, because its form without one reads an uninitialized variable
+  return _mm512_maskz_cvtph_ps(__mmask16(-1), _mm256_load_si256(static_cast<const __m256i*>(p)));
+#else
+  return __builtin_convertvector(*static_cast<const Part*>(p), F);
+#endif
+}
+SECATEUR_INLINE void store_part(void* p, F v) { *static_cast<Part*>(p) = __builtin_convertvector(v, Part); }
+
+// A whole vector widened to floats, in which sums are kept that grow long.
+struct Wide {
+  F part[lanes / floats];
+};
+constexpr bool is_half = sizeof(Number) == 2;
+constexpr ptrdiff_t wide_bytes = lanes * 4;
+
+SECATEUR_INLINE Wide widened(V v) {
+  Wide wide;
+#pragma GCC unroll 2
+  for (int i = 0; i < lanes / floats; i++) wide.part[i] = load_part(reinterpret_cast<const char*>(&v) + i * part_bytes);
+  return wide;
+}
+SECATEUR_INLINE V narrowed(const Wide& wide) {
+  V v;
+#pragma GCC unroll 2
+  for (int i = 0; i < lanes / floats; i++) store_part(reinterpret_cast<char*>(&v) + i * part_bytes, wide.part[i]);
+  return v;
+}
+SECATEUR_INLINE Wide sum_of(const char* kept, V v) {
+  Wide wide = widened(v);
+#pragma GCC unroll 2
+  for (int i = 0; i < lanes / floats; i++) wide.part[i] += reinterpret_cast<const F*>(kept)[i];
+  return wide;
+}
+SECATEUR_INLINE void store_wide(char* kept, const Wide& wide) {
+#pragma GCC unroll 2
+  for (int i = 0; i < lanes / floats; i++) reinterpret_cast<F*>(kept)[i] = wide.part[i];
+}
+
+SECATEUR_INLINE V permute(V v, Places places) {
 #if defined(__clang__)
   V result;
   for (int i = 0; i < lanes; i++) result[i] = v[places[i] & (lanes - 1)];
@@ -47,33 +119,33 @@ SECATEUR_INLINE V permute(V v, I places) {
 #endif
 }
 
-// Place p < lanes takes a[p], others b[p − lanes].
-SECATEUR_INLINE V permute_two(V a, V b, I places) {
+// Place p < floats takes a[p], others b[p − floats].
+SECATEUR_INLINE F permute_two(F a, F b, I places) {
 #if defined(__clang__)
-  V result;
-  for (int i = 0; i < lanes; i++) result[i] = places[i] < lanes ? a[places[i]] : b[places[i] - lanes];
+  F result;
+  for (int i = 0; i < floats; i++) result[i] = places[i] < floats ? a[places[i]] : b[places[i] - floats];
   return result;
 #else
   return __builtin_shuffle(a, b, places);
 #endif
 }
 
-SECATEUR_INLINE float sum_lanes(V v) {
+SECATEUR_INLINE float sum_of(F v) {
   float sum = 0;
-  for (int i = 0; i < lanes; i++) sum += v[i];
+  for (int i = 0; i < floats; i++) sum += v[i];
   return sum;
 }
 
 // e^x, relative error below 2 ulp where the result is a normal number: 2^n · polynomial (Cephes expf) with the
 // reduction x = n·ln2 + r, ln2 in two parts.
-SECATEUR_INLINE V exponential(V x) {
-  const V clipped = at_most(at_least(x, spread(-87.3f)), spread(88.3f));
-  const V scaled = clipped * 1.44269504f;
-  const V rounder = spread(12582912.0f);  // 1.5 · 2^23: adding it rounds to the nearest integer
-  const V n = (scaled + rounder) - rounder;  // never folded: -ffast-math is off
-  V r = clipped - n * 0.693359375f;
+SECATEUR_INLINE F exponential(F x) {
+  const F clipped = at_most(at_least(x, spread(-87.3f)), spread(88.3f));
+  const F scaled = clipped * 1.44269504f;
+  const F rounder = spread(12582912.0f);  // 1.5 · 2^23: adding it rounds to the nearest integer
+  const F n = (scaled + rounder) - rounder;  // never folded: -ffast-math is off
+  F r = clipped - n * 0.693359375f;
   r = r + n * 2.12194440e-4f;
-  V p = spread(1.9875691500e-4f);
+  F p = spread(1.9875691500e-4f);
   p = p * r + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
   p = p * r + 4.1665795894e-2f;
@@ -81,49 +153,49 @@ SECATEUR_INLINE V exponential(V x) {
   p = p * r + 5.0000001201e-1f;
   p = p * r * r + r + 1.0f;
   I bits = (__builtin_convertvector(n, I) + 127) << 23;
-  V power;
+  F power;
   __builtin_memcpy(&power, &bits, sizeof power);
-  V result = p * power;
+  F result = p * power;
   return x != x ? x : result;
 }
 
-SECATEUR_INLINE V sigmoid(V x) { return 1.0f / (1.0f + exponential(-x)); }
+SECATEUR_INLINE F sigmoid(F x) { return 1.0f / (1.0f + exponential(-x)); }
 
-SECATEUR_INLINE V hyperbolic_tangent(V x) {
+SECATEUR_INLINE F hyperbolic_tangent(F x) {
   // near 0 the quotient cancels: the Taylor series to x^7 is exact to float there
-  V magnitude = x < 0 ? -x : x;
-  V e = exponential(-2.0f * magnitude);
-  V far = (1.0f - e) / (1.0f + e);
+  F magnitude = x < 0 ? -x : x;
+  F e = exponential(-2.0f * magnitude);
+  F far = (1.0f - e) / (1.0f + e);
   far = x < 0 ? -far : far;
-  V s = x * x;
-  V near = x * (1.0f + s * (-0.333333333f + s * (0.133333333f + s * -0.0539682540f)));
+  F s = x * x;
+  F near = x * (1.0f + s * (-0.333333333f + s * (0.133333333f + s * -0.0539682540f)));
   return magnitude < spread(0.15f) ? near : far;
 }
 
 // erf by Abramowitz & Stegun 7.1.26, absolute error below 1.5e-7.
-SECATEUR_INLINE V error_function(V x) {
-  V magnitude = x < 0 ? -x : x;
-  V t = 1.0f / (1.0f + 0.3275911f * magnitude);
-  V p = spread(1.061405429f);
+SECATEUR_INLINE F error_function(F x) {
+  F magnitude = x < 0 ? -x : x;
+  F t = 1.0f / (1.0f + 0.3275911f * magnitude);
+  F p = spread(1.061405429f);
   p = p * t - 1.453152027f;
   p = p * t + 1.421413741f;
   p = p * t - 0.284496736f;
   p = p * t + 0.254829592f;
-  V result = 1.0f - p * t * exponential(-magnitude * magnitude);
+  F result = 1.0f - p * t * exponential(-magnitude * magnitude);
   return x < 0 ? -result : result;
 }
 
-SECATEUR_INLINE V activated(V x, Activation activation) {
+SECATEUR_INLINE F activated(F x, Activation activation) {
   switch (activation) {
     case Activation::none: return x;
-    case Activation::relu: return at_least(x, V{});
-    case Activation::relu6: return at_most(at_least(x, V{}), spread(6.0f));
+    case Activation::relu: return at_least(x, F{});
+    case Activation::relu6: return at_most(at_least(x, F{}), spread(6.0f));
     case Activation::silu: return x * sigmoid(x);
     case Activation::gelu: return 0.5f * x * (1.0f + error_function(x * 0.70710678f));
     case Activation::gelu_tanh:
       return 0.5f * x * (1.0f + hyperbolic_tangent(0.79788456f * (x + 0.044715f * x * x * x)));
-    case Activation::hardswish: return x * at_most(at_least(x + 3.0f, V{}), spread(6.0f)) / 6.0f;
-    case Activation::hardsigmoid: return at_most(at_least(x + 3.0f, V{}), spread(6.0f)) / 6.0f;
+    case Activation::hardswish: return x * at_most(at_least(x + 3.0f, F{}), spread(6.0f)) / 6.0f;
+    case Activation::hardsigmoid: return at_most(at_least(x + 3.0f, F{}), spread(6.0f)) / 6.0f;
     case Activation::sigmoid: return sigmoid(x);
     case Activation::tanh: return hyperbolic_tangent(x);
   }

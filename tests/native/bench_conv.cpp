@@ -1,6 +1,6 @@
 // How fast the kernels run on one thread, as lines of JSON: first what they reach when all they read lies in one cache,
 // then layer by layer; GFLOP/s count non-zeros only. benchmarks/kernels.py keeps them.
-//   bench_conv [images] [zeros …]
+//   bench_conv [fp32|fp16] [images] [zeros …]
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -38,8 +38,7 @@ struct Memory {
   char* data;
   explicit Memory(int64_t bytes)
       : data(static_cast<char*>(::operator new(size_t(bytes) + 4096, std::align_val_t(4096)))) {
-    float* numbers = reinterpret_cast<float*>(data);
-    for (int64_t i = 0; i < bytes / 4; i++) numbers[i] = float(i % 17) - 8.0f;
+    std::memset(data, 0, size_t(bytes) + 4096);
   }
   ~Memory() { ::operator delete(data, std::align_val_t(4096)); }
 };
@@ -70,12 +69,12 @@ void limit_of_rows(const KernelTable& table, int64_t kilobytes) {
   }
   if (!kernel) return;
   constexpr int32_t n_steps = 4096, n_rows = 64;
-  const int64_t vector = table.lanes * 4, tile = 16 * vector;
+  const int64_t vector = table.lanes * table.number_bytes, tile = 16 * vector;
   Memory input(kilobytes * 1024), output(tile);
   std::mt19937 random(1);
   std::vector<Step> steps(n_steps * n_rows + 8, Step{0, 0});  // kernels read ahead
   const auto places = uint32_t(kilobytes * 1024 / tile);
-  for (int32_t i = 0; i < n_steps * n_rows; i++) steps[size_t(i)] = {1.0f, int32_t(random() % places * tile)};
+  for (int32_t i = 0; i < n_steps * n_rows; i++) steps[size_t(i)] = {table.weight_bits(1.0f), int32_t(random() % places * tile)};
   const std::vector<RowRun> runs(n_rows, RowRun{0, n_steps});
   const float bias = 0.0f;
   RowsCall call{};
@@ -99,9 +98,10 @@ void limit_of_dense(const KernelTable& table) {
   for (int32_t i = 0; i < table.n_dense; i++) {
     const DenseKernel& kernel = table.dense[i];
     if (!kernel.run || kernel.stride_x != 1) continue;
-    const int64_t vector = table.lanes * 4, pixels = kernel.tile_height * kernel.tile_width;
+    const int64_t vector = table.lanes * table.number_bytes, pixels = kernel.tile_height * kernel.tile_width;
     Memory input(pixels * vector), output(pixels * vector);
-    const std::vector<float> weights(size_t(n_steps * kernel.channels), 1.0f), bias(size_t(kernel.channels), 0.0f);
+    const std::vector<WeightBits> weights(size_t(n_steps * kernel.channels), table.weight_bits(1.0f));
+    const std::vector<float> bias(size_t(kernel.channels), 0.0f);
     const std::vector<int32_t> offsets(n_steps, 0);
     DenseCall call{};
     call.weights = weights.data();
@@ -133,8 +133,8 @@ void measure(const KernelTable& table, const Layer& layer, int32_t images, doubl
   }
   const int64_t pad = layer.window / 2, size = (layer.size - 1) / layer.stride + 1;
   const Window window{layer.window, layer.window, layer.stride, layer.stride, 1, 1, pad, pad};
-  const LaneLayout output = image_layout(table.lanes, images, layer.outputs, size, size);
-  const LaneLayout whole = image_layout(table.lanes, images, layer.channels, layer.size, layer.size);
+  const LaneLayout output = image_layout(table, images, layer.outputs, size, size);
+  const LaneLayout whole = image_layout(table, images, layer.channels, layer.size, layer.size);
   const LaneLayout input = window_input(whole, output, window).layout;
   const ConvPlan plan(table, {layer.channels, layer.outputs, 1, window}, weight, nullptr, Activation::relu,
                       zeros == 0.0, input, output, 1);
@@ -154,10 +154,10 @@ void measure(const KernelTable& table, const Layer& layer, int32_t images, doubl
 }  // namespace
 
 int main(int argc, char** argv) {
-  const KernelTable& table = chosen_table();
-  const int32_t images = argc > 1 ? int32_t(std::atoi(argv[1])) : table.lanes;
+  const KernelTable& table = chosen_table(argc > 1 && std::strcmp(argv[1], "fp16") == 0);
+  const int32_t images = argc > 2 ? int32_t(std::atoi(argv[2])) : table.lanes;
   std::vector<double> zeros;
-  for (int i = 2; i < argc; i++) zeros.push_back(std::atof(argv[i]));
+  for (int i = 3; i < argc; i++) zeros.push_back(std::atof(argv[i]));
   if (zeros.empty()) zeros = {0.0, 0.8, 0.9, 0.95};
   std::printf("{\"isa\": \"%s\", \"images\": %d}\n", table.isa, images);
   limit_of_dense(table);

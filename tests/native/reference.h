@@ -10,6 +10,31 @@
 
 namespace reference {
 
+// The nearest number of half precision, ties to even.
+inline double rounded_to_half(double x) {
+  if (x == 0.0 || !std::isfinite(x)) return x;
+  const int exponent = std::max(std::ilogb(x), -14) - 10;
+  const double result = std::ldexp(std::nearbyint(std::ldexp(x, -exponent)), exponent);
+  return std::fabs(result) > 65504.0 ? std::copysign(HUGE_VAL, x) : result;
+}
+
+inline double value_of_half(uint16_t bits) {
+  const int exponent = bits >> 10 & 31, fraction = bits & 1023;
+  double value = exponent ? std::ldexp(fraction + 1024, exponent - 25) : std::ldexp(fraction, -24);
+  if (exponent == 31) value = fraction ? NAN : HUGE_VAL;
+  return bits >> 15 ? -value : value;
+}
+
+// Of a number that half precision has.
+inline uint16_t bits_of_half(double x) {
+  const uint16_t sign = std::signbit(x) ? 0x8000 : 0;
+  x = std::fabs(x);
+  if (std::isinf(x)) return sign | 0x7C00;
+  if (x < std::ldexp(1.0, -14)) return uint16_t(sign | int(std::ldexp(x, 24)));
+  const int exponent = std::ilogb(x);
+  return uint16_t(sign | (exponent + 15) << 10 | (int(std::ldexp(x, 10 - exponent)) - 1024));
+}
+
 inline double activated(double x, secateur::Activation activation) {
   using secateur::Activation;
   const double six = std::min(std::max(x + 3.0, 0.0), 6.0) / 6.0;

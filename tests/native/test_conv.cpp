@@ -11,21 +11,25 @@ namespace {
 
 // One tile of one kernel: two blocks of steps, so that partial sums are kept once and finished once.
 void check_rows(const KernelTable& table, const RowsKernel& kernel) {
-  const int64_t vector = table.lanes * 4, th = kernel.tile_height, tw = kernel.tile_width;
+  const int64_t vector = table.lanes * table.number_bytes, th = kernel.tile_height, tw = kernel.tile_width;
   const int64_t stride = kernel.stride_x ? kernel.stride_x : 3;
   const int64_t columns = (tw - 1) * stride + 3, rows = th + 2, n_rows = 3;
   const int64_t in_row = columns * vector, plane = rows * in_row + 64 * between(0, 2);
   Buffer input(2 * plane), residual(n_rows * th * tw * vector), output(n_rows * th * tw * vector);
   Buffer partial(n_rows * th * tw * vector);
   std::vector<Step> steps[2];
+  std::vector<double> weights[2];
   std::vector<RowRun> runs[2];
   for (int block = 0; block < 2; block++) {
     for (int32_t r = 0; r < n_rows; r++) {
       const auto n = int32_t(between(0, 9));
       runs[block].push_back({r, n});
-      for (int i = 0; i < n; i++)
-        steps[block].push_back(
-            {uniform(), int32_t(between(0, 1) * plane + between(0, 2) * in_row + between(0, 2) * vector)});
+      for (int i = 0; i < n; i++) {
+        const float weight = uniform();
+        weights[block].push_back(double(weight));
+        steps[block].push_back({table.weight_bits(weight),
+                                int32_t(between(0, 1) * plane + between(0, 2) * in_row + between(0, 2) * vector)});
+      }
     }
   }
   const float bias[] = {uniform(), uniform(), uniform()};
@@ -33,7 +37,7 @@ void check_rows(const KernelTable& table, const RowsKernel& kernel) {
   const auto view = [&](const Buffer& b) { return LaneView{b.data, th * tw * vector, tw * vector}; };
   for (int block = 0; block < 2; block++) {
     std::vector<Step> padded = steps[block];
-    padded.resize(padded.size() + 8, Step{0.0f, 0});
+    padded.resize(padded.size() + 8, Step{0, 0});
     RowsCall call{};
     call.runs = runs[block].data();
     call.n_runs = n_rows;
@@ -52,35 +56,39 @@ void check_rows(const KernelTable& table, const RowsKernel& kernel) {
     for (int64_t y = 0; y < th; y++)
       for (int64_t x = 0; x < tw; x++)
         for (int64_t lane = 0; lane < table.lanes; lane++) {
-          double sum = double(bias[r]);
+          double sum = double(bias[r]), magnitude = 0.0;
           for (int block = 0; block < 2; block++) {
             size_t at = 0;
             for (int64_t q = 0; q < r; q++) at += size_t(runs[block][size_t(q)].count);
             for (int32_t i = 0; i < runs[block][size_t(r)].count; i++) {
-              const Step& step = steps[block][at + size_t(i)];
-              sum += double(step.weight) *
-                     double(input.number(step.offset + y * in_row + x * stride * vector + lane * 4));
+              const int32_t offset = steps[block][at + size_t(i)].offset;
+              const double term = weights[block][at + size_t(i)] *
+                                  input.number(offset + y * in_row + x * stride * vector + lane * number_bytes);
+              sum += term;
+              magnitude += std::fabs(term);
             }
           }
-          const int64_t place = ((r * th + y) * tw + x) * vector + lane * 4;
-          sum += double(residual.number(place));
-          expect_near(double(output.number(place)), reference::activated(sum, activation), std::fabs(sum), "rows");
+          const int64_t place = ((r * th + y) * tw + x) * vector + lane * number_bytes;
+          sum += residual.number(place);
+          expect_near(output.number(place), reference::activated(sum, activation), magnitude, "rows");
         }
 }
 
 void check_dense(const KernelTable& table, const DenseKernel& kernel) {
-  const int64_t vector = table.lanes * 4, th = kernel.tile_height, tw = kernel.tile_width, m = kernel.channels;
-  const int64_t stride = kernel.stride_x ? kernel.stride_x : 3, n = between(0, 20);
+  const int64_t vector = table.lanes * table.number_bytes, th = kernel.tile_height, tw = kernel.tile_width, m = kernel.channels;
+  const int64_t stride = kernel.stride_x ? kernel.stride_x : 3, n = between(0, 3) ? between(0, 20) : between(250, 600);
   const int64_t columns = (tw - 1) * stride + 3, in_row = columns * vector;
   Buffer input((th + 2) * in_row), output(m * th * tw * vector);
   std::vector<int32_t> offsets;
   std::vector<float> weights, bias;
+  std::vector<WeightBits> bits;
   for (int64_t k = 0; k < n; k++) offsets.push_back(int32_t(between(0, 2) * in_row + between(0, 2) * vector));
   for (int64_t k = 0; k < n * m; k++) weights.push_back(uniform());
+  for (const float weight : weights) bits.push_back(table.weight_bits(weight));
   for (int64_t k = 0; k < m; k++) bias.push_back(uniform());
   const Activation activation = some_activation();
   DenseCall call{};
-  call.weights = weights.data();
+  call.weights = bits.data();
   call.offsets = offsets.data();
   call.n_steps = n;
   call.input = input.data;
@@ -93,12 +101,15 @@ void check_dense(const KernelTable& table, const DenseKernel& kernel) {
     for (int64_t y = 0; y < th; y++)
       for (int64_t x = 0; x < tw; x++)
         for (int64_t lane = 0; lane < table.lanes; lane++) {
-          double sum = double(bias[size_t(c)]);
-          for (int64_t k = 0; k < n; k++)
-            sum += double(weights[size_t(k * m + c)]) *
-                   double(input.number(offsets[size_t(k)] + y * in_row + x * stride * vector + lane * 4));
-          expect_near(double(output.number(((c * th + y) * tw + x) * vector + lane * 4)),
-                      reference::activated(sum, activation), std::fabs(sum), "dense");
+          double sum = double(bias[size_t(c)]), magnitude = 0.0;
+          for (int64_t k = 0; k < n; k++) {
+            const double term = double(weights[size_t(k * m + c)]) *
+                                input.number(offsets[size_t(k)] + y * in_row + x * stride * vector + lane * number_bytes);
+            sum += term;
+            magnitude += std::fabs(term);
+          }
+          expect_near(output.number(((c * th + y) * tw + x) * vector + lane * number_bytes),
+                      reference::activated(sum, activation), magnitude, "dense");
         }
 }
 
@@ -150,8 +161,8 @@ void check_conv(const KernelTable& table) {
 
   const Window window{p.kh, p.kw, p.sy, p.sx, p.dy, p.dx, p.top, p.left};
   const auto lanes = int32_t(images_lanes);
-  const LaneLayout output = image_layout(table.lanes, lanes, p.outputs, height, width);
-  LaneLayout whole = image_layout(table.lanes, lanes, channels, x.height, x.width);
+  const LaneLayout output = image_layout(table, lanes, p.outputs, height, width);
+  LaneLayout whole = image_layout(table, lanes, channels, x.height, x.width);
   const WindowInput needed = window_input(whole, output, window);
   Buffer from(whole.bytes()), in(needed.layout.bytes()), out(output.bytes()), add(output.bytes());
   if (needed.direct) {
@@ -175,8 +186,12 @@ void check_conv(const KernelTable& table) {
   convert(table, output, out.data, got, false);
   reference::Image wanted =
       reference::conv(x, p, weight.numbers, bias.numbers, with_residual ? &residual : nullptr, height, width, activation);
+  for (float& number : x.numbers) number = std::fabs(number);
+  for (float& number : weight.numbers) number = std::fabs(number);
+  const std::vector<float> none(size_t(p.outputs), 0.0f);
+  reference::Image magnitudes = reference::conv(x, p, weight.numbers, none, nullptr, height, width, Activation::none);
   for (size_t i = 0; i < got.numbers.size(); i++)
-    expect_near(double(got.numbers[i]), double(wanted.numbers[i]), std::fabs(double(wanted.numbers[i])), "conv");
+    expect_near(double(got.numbers[i]), double(wanted.numbers[i]), double(magnitudes.numbers[i]), "conv");
 }
 
 }  // namespace
@@ -184,6 +199,7 @@ void check_conv(const KernelTable& table) {
 int main(int argc, char** argv) {
   const int rounds = argc > 1 ? std::atoi(argv[1]) : 300;
   for (const KernelTable* table : usable_tables()) {
+    number_bytes = table->number_bytes;
     int kernels = 0;
     for (int round = 0; round < 3; round++) {
       for (int32_t i = 0; i < table->n_rows; i++)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from runtime.conftest import HAS_NATIVE
 from runtime.models import Attention, Encoder, MobileNet, SqueezeExcite, outputs_of, sparsify
 from runtime.test_ops import ACTIVATIONS, CONVS, FUNCTIONS, POOLS
-from secateur.runtime import Plan
+from secateur.runtime import Engine, Plan
 from secateur.runtime import compile as compile_model
 from secateur.runtime.attributes import ATTRIBUTES
 
@@ -71,6 +72,10 @@ MODELS = {
 }
 
 
+HALF = ("avx512fp16",)
+"""Instruction sets that compute in fp16; they run plans of that precision only."""
+
+
 @pytest.fixture(scope="module")
 def plans() -> dict[str, tuple[Plan, nn.Module]]:
     if not HAS_NATIVE:
@@ -78,6 +83,14 @@ def plans() -> dict[str, tuple[Plan, nn.Module]]:
     torch.manual_seed(0)
     models = {name: sparsify(build()) for name, (build, _) in MODELS.items()}
     return {name: (compile_model(model, MODELS[name][1]), model) for name, model in models.items()}
+
+
+@pytest.fixture(scope="module")
+def half_plans(plans: dict[str, tuple[Plan, nn.Module]]) -> dict[str, tuple[Plan, nn.Module]]:
+    return {
+        name: (compile_model(model, MODELS[name][1], precision="fp16"), model)
+        for name, (_, model) in plans.items()
+    }
 
 
 def test_the_models_hold_every_operation(plans: dict[str, tuple[Plan, nn.Module]]) -> None:
@@ -89,30 +102,72 @@ def test_the_models_hold_every_operation(plans: dict[str, tuple[Plan, nn.Module]
 def test_every_instruction_set_gives_what_torch_gives(
     isa: str, plans: dict[str, tuple[Plan, nn.Module]], tmp_path: Path
 ) -> None:
+    assert worst_errors(isa, plans, tmp_path) < 1e-5
+
+
+@pytest.mark.parametrize("isa", ["avx512", *HALF])
+def test_plans_of_fp16_run_with_and_without_arithmetic_in_it(
+    isa: str, half_plans: dict[str, tuple[Plan, nn.Module]], tmp_path: Path
+) -> None:
+    """Were the forced instruction set not obeyed, both would be as exact."""
+    rounded = {
+        name: (replace(plan, program=replace(plan.program, precision="fp32")), model)
+        for name, (plan, model) in half_plans.items()
+    }
+    error = worst_errors(isa, half_plans, tmp_path, expected=rounded)
+    assert (1e-5 if isa in HALF else 0.0) <= error < (2e-2 if isa in HALF else 1e-6)
+
+
+def test_arithmetic_in_fp16_is_refused_to_other_plans(
+    plans: dict[str, tuple[Plan, nn.Module]], tmp_path: Path
+) -> None:
+    done = run_plans("avx512fp16", {"encoder": plans["encoder"][0]}, {"encoder": {}}, tmp_path)
+    assert "SECATEUR_ISA is 'avx512fp16', this machine has" in done.stderr
+
+
+def worst_errors(
+    isa: str,
+    plans: dict[str, tuple[Plan, nn.Module]],
+    folder: Path,
+    *,
+    expected: dict[str, tuple[Plan, nn.Module]] | None = None,
+) -> float:
+    """Largest difference from torch, or from other plans run as usual, relative to the largest number."""
     inputs: dict[str, dict[str, np.ndarray]] = {}
-    for name, (plan, _) in plans.items():
-        plan.save(tmp_path / f"{name}.plan")
+    for name in plans:
         shape, words = MODELS[name][1].shape[1:], MODELS[name][1].dtype == torch.int64
         drawn = [torch.randint(0, 50, (n, *shape)) if words else torch.randn(n, *shape) for n in BATCHES]
         inputs[name] = {f"batch{len(x)}": x.numpy() for x in drawn}
-        np.savez(tmp_path / f"{name}.npz", **inputs[name])
-    done = subprocess.run(
-        [sys.executable, "-c", PROCESS, *plans],
-        cwd=tmp_path,
-        env={**os.environ, "SECATEUR_ISA": isa},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_plans(isa, {name: plan for name, (plan, _) in plans.items()}, inputs, folder)
     if "this machine has" in done.stderr:
         assert isa != "baseline"
         pytest.skip(done.stderr.splitlines()[-1])
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == isa
+    errors: list[float] = []
     for name, (_, model) in plans.items():
+        other = None if expected is None else Engine(expected[name][0], threads=2)
         for key, x in inputs[name].items():
-            with np.load(tmp_path / f"{name}-{key}.npz") as file:
+            with np.load(folder / f"{name}-{key}.npz") as file:
                 found = [file[f"arr_{i}"] for i in range(len(file))]
-            for i, expected in enumerate(outputs_of(model, [torch.from_numpy(x)])):
-                error = np.abs(found[i] - expected).max() / max(np.abs(expected).max(), 1e-6)
-                assert error < 1e-5, (name, key, i)
+            wanted = outputs_of(model, [torch.from_numpy(x)]) if other is None else other(x)
+            for y, z in zip(found, wanted if isinstance(wanted, (list, tuple)) else [wanted], strict=True):
+                errors.append(float(np.abs(y - z).max() / max(np.abs(z).max(), 1e-6)))
+    return max(errors)
+
+
+def run_plans(
+    isa: str, plans: dict[str, Plan], inputs: dict[str, dict[str, np.ndarray]], folder: Path
+) -> subprocess.CompletedProcess[str]:
+    """Run each plan with its inputs in a process of its own: the instruction set is chosen once."""
+    for name, plan in plans.items():
+        plan.save(folder / f"{name}.plan")
+        np.savez(folder / f"{name}.npz", **inputs[name])
+    return subprocess.run(
+        [sys.executable, "-c", PROCESS, *plans],
+        cwd=folder,
+        env={**os.environ, "SECATEUR_ISA": isa},
+        capture_output=True,
+        text=True,
+        check=False,
+    )

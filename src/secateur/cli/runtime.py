@@ -33,7 +33,7 @@ class Compile:
     out: Path | None = None
     """The plan file; by default student.plan in the run folder."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Type to store weights in; computing stays fp32."""
+    """Type to store weights in; with fp16, layers also compute in it where the processor can."""
     batch: str = "1,16"
     """Batch sizes to choose kernels for."""
     threads: int | None = None

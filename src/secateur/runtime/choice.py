@@ -26,7 +26,7 @@ _REPEATS = (5, 40)
 def choose_kernels(
     plan: Plan, inputs: Sequence[NDArray[Any]], *, batches: Iterable[int], threads: int | None
 ) -> Plan:
-    """The plan with the fastest kernel for each layer and batch size, and the times measured.
+    """The plan with the fastest kernel for each layer and batch size, and what they were measured with.
 
     First, for each batch size, the working set with which whole calls take the least time. Then the
     network runs whole, with every kernel in turn, so that each layer finds the caches as it will find
@@ -47,7 +47,9 @@ def choose_kernels(
     working_set = tuple((batch, _working_set(plan, arrays[batch], threads)) for batch in sizes if batch > 1)
     plan = replace(plan, program=replace(plan.program, working_set=working_set))
     measured = [(batch, _measure(plan, arrays[batch], native.kernels, threads)) for batch in sizes]
-    return _with_ops(plan, [_chosen(op, place, measured) for place, op in enumerate(plan.program.ops)])
+    chosen = _with_ops(plan, [_chosen(op, place, measured) for place, op in enumerate(plan.program.ops)])
+    about = {**plan.program.provenance, "isa": native.isa(plan.program.precision)}
+    return replace(chosen, program=replace(chosen.program, provenance=about))
 
 
 def _working_set(plan: Plan, arrays: Sequence[NDArray[Any]], threads: int | None) -> int:

@@ -40,7 +40,8 @@ def compile_model(
     Args:
         model: On the CPU, in float32.
         example: Its input, or a sequence of its inputs, the batch first; float32 or int64.
-        precision: Type to store weights in; "bf16" and "fp16" halve them. Computing stays fp32.
+        precision: Type to store weights in; "bf16" and "fp16" halve them. With "fp16", convolutions and
+            linear layers also compute in it where the processor can (AVX512-FP16), else in fp32.
         fallback: "torch" runs operators that a plan has no operation for in torch, which is then
             needed to run the plan.
         batches: Batch sizes to choose kernels for; None for 1 and that of the example.

@@ -38,7 +38,7 @@ class Native(Protocol):
         self, program: str, weights: Mapping[str, Array | tuple[Array, Array]], threads: int
     ) -> Any: ...  # noqa: ANN401
 
-    def isa(self) -> str: ...  # noqa: D102
+    def isa(self, precision: str) -> str: ...  # noqa: D102
 
     def kernels(self, op: str) -> list[str]: ...  # noqa: D102
 
@@ -75,7 +75,7 @@ class Engine:
         self._dtypes = [_DTYPES[program.values[value].dtype] for _, value in program.inputs]
         self._program = program
         native = find_native()
-        self.isa = "numpy" if native is None else _isa(native)
+        self.isa = "numpy" if native is None else _isa(native, program.precision)
         if native is None and os.environ.get(ENGINE_VARIABLE) != "reference":
             warnings.warn(
                 "secateur was installed without its native engine, so this plan runs in NumPy, many times "
@@ -231,10 +231,10 @@ def _checked(x: object, name: str, shape: Sequence[int], dtype: np.dtype[Any]) -
     return np.ascontiguousarray(array)
 
 
-def _isa(native: Native) -> str:
-    """The instruction set in use, which SECATEUR_ISA may have asked for."""
+def _isa(native: Native, precision: str) -> str:
+    """The instruction set for a plan of this precision, which SECATEUR_ISA may have asked for."""
     try:
-        return native.isa()
+        return native.isa(precision)
     except ValueError as error:
         raise InvalidArgument(f"{error}. Unset it, or name one of these.") from error
 

@@ -108,6 +108,8 @@ class Plan:
             f"{len(self.program.ops)} operations, {n_layers} of them layers; {self.n_nonzero:,} of "
             f"{self.n_weights:,} weights are not zero; {self.program.precision}"
         )
+        if "isa" in self.program.provenance:
+            summary += f", timed with {self.program.provenance['isa']}"
         in_torch = sorted({op.attributes["target"] for op in self.program.ops if op.kind == "torch"})
         notes = [f"in torch, so torch is needed to run it: {', '.join(in_torch)}"] if in_torch else []
         return "\n".join((text_table(head, rows, left=(0, 1, 4, 7)), summary, *notes))

@@ -17,6 +17,8 @@ from secateur.runtime.rivals import Rival, build_rival
 
 Array = NDArray[Any]
 _BLOCKS = 10
+_HALF_TOLERANCE = 0.1
+"""How far outputs of a plan that computes in fp16 may lie from those of an engine that computes in fp32."""
 _PAUSE = 0.1
 """Seconds in which the threads of the engine before go to sleep."""
 
@@ -109,6 +111,7 @@ def time_plan(
     differences = {c.name: _difference(c.run(inputs), expected) for c in contenders}
     calls = {c.name: _bound(c.run, inputs) for c in contenders}
     blocks = time_in_turn(calls, seconds=seconds)
+    own = _HALF_TOLERANCE if engine.isa.endswith("fp16") else 0.0
     best = {name: min(found, key=statistics.median) for name, found in blocks.items()}
     batch = inputs[0].shape[0]
     return [
@@ -120,7 +123,7 @@ def time_plan(
             per_second=batch / statistics.median(best[c.name]),
             n_runs=sum(map(len, blocks[c.name])),
             difference=differences[c.name],
-            agrees=differences[c.name] <= c.tolerance,
+            agrees=differences[c.name] <= max(c.tolerance, own),
         )
         for c in contenders
     ]
