@@ -1,4 +1,4 @@
-"""Plans of fp16 against those of fp32 where the processor computes in it: time by turns, and what outputs lose.
+"""Plans of fp16 against fp32 where the processor computes in it: time by turns, and what outputs lose.
 
 Also what a core multiplies and adds in each precision, by tests/native/bench_arithmetic.cpp; needs CMake
 and a C++ compiler.

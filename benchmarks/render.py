@@ -206,6 +206,7 @@ def precision() -> str:
     rows = [
         [
             f"{row['run']}, {row['precision']}",
+            row["isa"],
             f"{row['plan_bytes'] / row['n_nonzero']:.2f}",
             percent(row["accuracy_engine"]),
             f"{row['n_differing']} of {row['n_samples']:,}",
@@ -215,6 +216,7 @@ def precision() -> str:
     ]
     header = [
         "run, weights",
+        "computed with",
         "bytes a non-zero",
         "test accuracy %",
         "other class than torch",

@@ -55,7 +55,8 @@ const KernelTable& chosen_table(bool half) {
     if (!wanted || !*wanted || std::string(wanted) == table->isa) return *table;
     names += (names.empty() ? "" : ", ") + std::string(table->isa);
   }
-  throw PlanError(std::string("SECATEUR_ISA is '") + wanted + "', this machine has " + names + " for a plan of this precision");
+  throw PlanError(std::string("SECATEUR_ISA is '") + wanted + "', this machine has " + names +
+                  " for a plan of this precision");
 }
 
 }  // namespace secateur

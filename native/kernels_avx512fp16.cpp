@@ -1,5 +1,5 @@
-// Kernels for AVX-512 with FP16: lane tensors hold halves, and convolutions compute in them. This file alone is compiled
-// with those flags, if the compiler knows them.
+// Kernels for AVX-512 with FP16: lane tensors hold halves, and convolutions compute in them. This file alone is
+// compiled with those flags, if the compiler knows them.
 #include <immintrin.h>
 
 #include "kernels.h"

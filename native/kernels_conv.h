@@ -171,7 +171,7 @@ static void small_rows_kernel(const RowsCall& call) {
 constexpr int prefetch_weights = 1024;
 
 // Halves lose what is added to a sum that has grown: after so many steps, sums are kept in floats and begin anew. Rows
-// are cut short by blocks of channels, and half of their time would go into widening (docs/runtime.md).
+// are cut short by blocks of channels; widening their partial sums costs more than it gains (docs/runtime.md).
 constexpr int64_t half_steps = 256;
 
 template <int n>
