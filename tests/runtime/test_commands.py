@@ -167,8 +167,8 @@ def test_the_grid_has_every_cell_once() -> None:
 def test_calls_are_timed_in_turn() -> None:
     order: list[str] = []
     times = time_in_turn({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, seconds=0)
-    assert order == ["a", "a", "a", "b", "b", "b"] * 5  # the first of a block does not count
-    assert [[len(block) for block in blocks] for blocks in times.values()] == [[2] * 5] * 2
+    assert order == ["a", "a", "a", "b", "b", "b"] * 10  # the first of a block does not count
+    assert [[len(block) for block in blocks] for blocks in times.values()] == [[2] * 10] * 2
 
 
 def test_a_narrow_plan_keeps_its_precision(run_folder: Path, tmp_path: Path) -> None:
