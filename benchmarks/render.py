@@ -138,11 +138,11 @@ def checkpoint_size() -> str:
     return table(header, rows) + "\n" + origin(result)
 
 
-def runtime(zeros: float | None = None) -> str:
+def runtime(zeros: float | None = None, name: str = "runtime") -> str:
     """Milliseconds of the engine, and how many times longer the others take; at one sparsity, or at all."""
-    if not (RESULTS / "runtime.json").is_file():
+    if not (RESULTS / f"{name}.json").is_file():
         return "not measured yet"
-    result = load("runtime")
+    result = load(name)
     result["cells"] = [cell for cell in result["cells"] if zeros in (None, cell["sparsity"])]
     names = list(dict.fromkeys(t["name"] for cell in result["cells"] for t in cell["timings"][1:]))
     rows = []
@@ -267,6 +267,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "curvature-steps": partial(curvature.steps, table),
     "runtime": runtime,
     "runtime-90": partial(runtime, 0.9),
+    "runtime-zen5": partial(runtime, name="runtime_zen5"),
     "kernel-limits": kernel_limits,
     "kernel-layers": kernel_layers,
     "precision": precision,
