@@ -41,7 +41,8 @@ class CalibrationRecovery:
 
     Attributes:
         steps: After each stage but the last, ≥ 0.
-        final_steps: After the last stage, ≥ 0; None takes `steps`.
+        final_steps: After the last stage, ≥ 0. Most of the steps belong here: the stages before only have to
+            choose well, and what their steps repair the next cut breaks again.
         batch_size: Inputs a step, ≥ 2, drawn in passes without replacement; all where there are fewer.
         lr: Peak learning rate, > 0.
         momentum: In [0, 1).
@@ -56,8 +57,8 @@ class CalibrationRecovery:
         InvalidArgument: for a number out of range or an unknown name.
     """
 
-    steps: int = 60
-    final_steps: int | None = None
+    steps: int = 30
+    final_steps: int = 600
     batch_size: int = 128
     lr: float = 0.01
     momentum: float = 0.9
@@ -77,7 +78,7 @@ class CalibrationRecovery:
             ("final_steps", self.final_steps, 0),
             ("batch_size", self.batch_size, 2),
         ):
-            if number is not None and number < least:
+            if number < least:
                 raise InvalidArgument(f"{name} must be at least {least}, got {number!r}.")
         for name, choice, allowed in (
             ("batchnorm", self.batchnorm, ("train", "fixed")),
@@ -97,11 +98,11 @@ class CalibrationRecovery:
 
     def steps_after(self, stage: int, stages: int) -> int:
         """How many steps follow stage `stage` of `stages`, from 1."""
-        return self.steps if stage < stages or self.final_steps is None else self.final_steps
+        return self.steps if stage < stages else self.final_steps
 
     def total_steps(self, stages: int) -> int:
         """The whole budget of a cut in `stages`."""
-        return sum(self.steps_after(stage, stages) for stage in range(1, stages + 1))
+        return (stages - 1) * self.steps + self.final_steps
 
 
 def answers_of(teacher: nn.Module, inputs: Tensor, recipe: CalibrationRecovery) -> Tensor:

@@ -134,9 +134,9 @@ class CalibrationOptions:
     """Distillation on the calibration inputs after each stage of the cut, without labels or training set."""
 
     steps: int = 0
-    """Steps after each stage but the last; 0 = none. 60 are a good start."""
-    final_steps: int | None = None
-    """Steps after the last stage; by default as many as after the others."""
+    """Steps after each stage but the last; 0 = none, also after the last. 30 are a good start."""
+    final_steps: int = CalibrationRecovery.final_steps
+    """Steps after the last stage, where most of them belong."""
     batch_size: int = CalibrationRecovery.batch_size
     """Calibration inputs a step."""
     lr: float = CalibrationRecovery.lr
@@ -160,13 +160,13 @@ class CalibrationOptions:
         self._recipe(0)
         if not self.runs and any(getattr(self, f.name) != f.default for f in fields(self)):
             raise InvalidArgument(
-                "options of calibration without steps would do nothing: set calibration.steps, such as 60."
+                "options of calibration without steps would do nothing: set calibration.steps, such as 30."
             )
 
     @property
     def runs(self) -> bool:
         """Whether there is any step."""
-        return bool(self.steps or self.final_steps)
+        return self.steps > 0
 
     def recovery(self, seed: int, train: Batches) -> CalibrationRecovery | None:
         """The recipe that the options make for data with the training part `train`; None without steps."""

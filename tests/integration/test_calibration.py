@@ -24,7 +24,7 @@ from secateur.scores import AbstractCriterion, Magnitude, Random, TeacherCurvatu
 from secateur.stages import Stage
 from secateur.strategies import OneShot, carry_out
 
-STEPS = CalibrationRecovery(steps=40, batch_size=16, lr=0.003, precision="fp32")
+STEPS = CalibrationRecovery(steps=40, final_steps=40, batch_size=16, lr=0.003, precision="fp32")
 
 
 def inputs() -> list[Tensor]:
@@ -105,10 +105,10 @@ def test_the_teacher_answers_once_a_cut_unless_the_inputs_change() -> None:
     asked: list[int] = []
     teacher = network()
     teacher.register_forward_hook(lambda module, args, out: asked.append(len(args[0])))
-    as_they_are = replace(STEPS, steps=5)
+    as_they_are = replace(STEPS, steps=5, final_steps=5)
     once, _, _ = cut_copy(Magnitude(), stages=3, recovery=as_they_are, teacher=teacher)
     n_once = len(asked)
-    longer = replace(STEPS, steps=6)
+    longer = replace(STEPS, steps=6, final_steps=6)
     cut_copy(Magnitude(), stages=3, recovery=longer, teacher=teacher)
     assert len(asked) == 2 * n_once
 

@@ -25,7 +25,7 @@ from secateur.stages import Stage
 from secateur.targets import select_targets
 
 T = 3.0
-STEPS = CalibrationRecovery(steps=3, batch_size=8, lr=0.05, precision="fp32")
+STEPS = CalibrationRecovery(steps=3, final_steps=3, batch_size=8, lr=0.05, precision="fp32")
 
 
 def slow_draw(rows: list[list[float]], generator: torch.Generator) -> list[int]:
