@@ -31,11 +31,12 @@ def calibration_only(table: Table, name: str, goals: dict[float, str]) -> str:
             rows.append([label, *(_accuracy(own, z) for z in zeros), f"{_steps(own[0]):,}"])
     commits = ", ".join(sorted({str(cell["commit"])[:10] for cell in cells}))
     cpus = ", ".join(sorted({cell["hardware"]["cpu"] for cell in cells}))
-    about = cells[0]
+    dense = sorted({f"{100 * cell['accuracy']['dense']:.2f}" for cell in cells})
+    torch = cells[0]["versions"]["torch"]
     origin = (
         f"<sub>`benchmarks/results/{path.name}`: test accuracy in %, mean ± standard deviation over seeds "
-        f"(how many where not 3); dense {100 * about['accuracy']['dense']:.2f}; {cpus}, "
-        f"torch {about['versions']['torch']}, commit {commits}.</sub>"
+        f"(how many where not 3); dense {' to '.join(dict.fromkeys((dense[0], dense[-1])))}; {cpus}, "
+        f"torch {torch}, commit {commits}.</sub>"
     )
     return table(["zeros", *(f"{z:.0%}" for z in zeros), "KD steps"], rows) + "\n\n" + origin
 
