@@ -239,7 +239,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "calibration-digits": partial(curvature.calibration_only, table, "calibration-digits", {}),
     "curvature-tries": partial(curvature.tries, table, "curvature_tries"),
     "calibration-tries": partial(curvature.tries, table, "calibration_tries"),
-    "calibration-cost": curvature.cost,
+    "calibration-cost": partial(curvature.cost, table),
     "curvature-steps": partial(curvature.steps, table),
     "runtime": runtime,
     "runtime-90": partial(runtime, 0.9),
