@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from statistics import fmean, median, stdev
+from statistics import fmean, stdev
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
@@ -27,17 +27,28 @@ def calibration_only(table: Table, name: str, goals: dict[float, str]) -> str:
     for key, method in result["suite"]["methods"].items():
         own = [cell for cell in cells if cell["method"] == key]
         if own:
-            seconds = median(cell["cost"]["total_s"] for cell in own)
             label = method.get("label") or key
-            rows.append([label, *(_accuracy(own, z) for z in zeros), f"{seconds:.0f} s"])
-    about = cells[0]
+            rows.append([label, *(_accuracy(own, z) for z in zeros), f"{_steps(own[0]):,}"])
     commits = ", ".join(sorted({str(cell["commit"])[:10] for cell in cells}))
+    cpus = ", ".join(sorted({cell["hardware"]["cpu"] for cell in cells}))
+    dense = sorted({f"{100 * cell['accuracy']['dense']:.2f}" for cell in cells})
+    torch = cells[0]["versions"]["torch"]
     origin = (
         f"<sub>`benchmarks/results/{path.name}`: test accuracy in %, mean ± standard deviation over seeds "
-        f"(how many where not 3); dense {100 * about['accuracy']['dense']:.2f}; {about['hardware']['cpu']}, "
-        f"one thread beside other work, torch {about['versions']['torch']}, commit {commits}.</sub>"
+        f"(how many where not 3); dense {' to '.join(dict.fromkeys((dense[0], dense[-1])))}; {cpus}, "
+        f"torch {torch}, commit {commits}.</sub>"
     )
-    return table(["zeros", *(f"{z:.0%}" for z in zeros), "median time"], rows) + "\n\n" + origin
+    return table(["zeros", *(f"{z:.0%}" for z in zeros), "KD steps"], rows) + "\n\n" + origin
+
+
+def _steps(cell: dict[str, Any]) -> int:
+    """Distillation steps in all; in older results null means as many after the last stage as after each."""
+    strategy = cell["about"]["strategy"]
+    recovery = strategy.get("recovery")
+    if recovery is None:
+        return 0
+    final = recovery["steps"] if recovery["final_steps"] is None else recovery["final_steps"]
+    return (strategy["stages"] - 1) * recovery["steps"] + final
 
 
 def _accuracy(cells: list[dict[str, Any]], zeros: float) -> str:
@@ -50,9 +61,9 @@ def _accuracy(cells: list[dict[str, Any]], zeros: float) -> str:
     return f"{fmean(found):.2f} ± {stdev(found):.2f}{number}"
 
 
-def tries(table: Table) -> str:
+def tries(table: Table, name: str) -> str:
     """Validation accuracy and loss of what was tried, by schedule."""
-    result = json.loads((RESULTS / "curvature_tries.json").read_text())
+    result = json.loads((RESULTS / f"{name}.json").read_text())
     parts: list[str] = []
     for schedule in dict.fromkeys(row["schedule"] for row in result["rows"]):
         own = [row for row in result["rows"] if row["schedule"] == schedule]
@@ -62,7 +73,7 @@ def tries(table: Table) -> str:
         parts.append(table([schedule, *(f"{z:.1%}" for z in zeros), "CPU time"], rows))
     about = result["provenance"]
     origin = (
-        f"<sub>`benchmarks/results/curvature_tries.json`: accuracy in % / loss. {result['about']} "
+        f"<sub>`benchmarks/results/{name}.json`: accuracy in % / loss. {result['about']} "
         f"{about['hardware']['cpu']}, commit {about['commit'][:10]}, {about['date']}.</sub>"
     )
     return "\n\n".join([*parts, origin])
@@ -73,6 +84,26 @@ def _stage(row: dict[str, Any], zeros: float) -> str:
         if stage["zeros"] == zeros:
             return f"{100 * stage['val_accuracy']:.2f} / {stage['val_loss']:.2f}"
     return ""
+
+
+def cost(table: Table) -> str:
+    """What one cut at the defaults takes."""
+    result = json.loads((RESULTS / "calibration_cost.json").read_text())
+    row = [
+        f"{result['sparsity']:.0%}",
+        f"{result['n_steps']:,}",
+        str(result["threads"]),
+        f"{result['seconds']:.0f} s",
+        f"{result['cpu_seconds']:.0f} s",
+        f"{result['score_seconds']:.0f} s",
+    ]
+    about = result["provenance"]
+    origin = (
+        f"<sub>`benchmarks/results/calibration_cost.json`: {about['hardware']['cpu']}, one run, seed 0, "
+        f"commit {about['commit'][:10]}.</sub>"
+    )
+    head = ["zeros", "KD steps", "threads", "time of the cut", "CPU time", "of it scoring"]
+    return f"{table(head, [row])}\n\n{origin}"
 
 
 def steps(table: Table) -> str:

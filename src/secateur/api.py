@@ -17,7 +17,7 @@ from secateur.allocate import (
 )
 from secateur.calibration import (
     CalibrationRecovery as CalibrationRecovery,
-    flip_and_shift as flip_and_shift,
+    FlipShift as FlipShift,
     mix as mix,
 )
 from secateur.checkpoint import (
@@ -106,6 +106,7 @@ from secateur.scores import (
     TaskGradient as TaskGradient,
     Taylor as Taylor,
     TeacherCurvature as TeacherCurvature,
+    TeacherFisher as TeacherFisher,
     TeacherGuided as TeacherGuided,
     Wanda as Wanda,
     score as score,

@@ -18,6 +18,7 @@ from secateur.layout import image_layout
 from secateur.losses import check_temperature, kd_loss, logits_of
 from secateur.masks import Masks
 from secateur.modules import modes_kept
+from secateur.naming import Named
 from secateur.recovery import resolve_precision
 from secateur.schedules import cosine_with_warmup
 
@@ -40,13 +41,14 @@ class CalibrationRecovery:
 
     Attributes:
         steps: After each stage but the last, ≥ 0.
-        final_steps: After the last stage, ≥ 0; None takes `steps`.
+        final_steps: After the last stage, ≥ 0. Most of the steps belong here: the stages before only have to
+            choose well, and what their steps repair the next cut breaks again.
         batch_size: Inputs a step, ≥ 2, drawn in passes without replacement; all where there are fewer.
         lr: Peak learning rate, > 0.
         momentum: In [0, 1).
         temperature: T > 0.
         batchnorm: train: batch statistics in the steps, and their running average after; fixed: as it was.
-        augment: Changes each batch before student and teacher see it: none; flip-shift (`flip_and_shift`);
+        augment: Changes each batch before student and teacher see it: none; flip-shift (`FlipShift`);
             mix (`mix`); or a function of your own.
         precision: Of the passes; auto takes bf16 where the hardware has it.
         seed: Of the order, the augmentation and dropout.
@@ -55,8 +57,8 @@ class CalibrationRecovery:
         InvalidArgument: for a number out of range or an unknown name.
     """
 
-    steps: int = 60
-    final_steps: int | None = None
+    steps: int = 30
+    final_steps: int = 600
     batch_size: int = 128
     lr: float = 0.01
     momentum: float = 0.9
@@ -76,7 +78,7 @@ class CalibrationRecovery:
             ("final_steps", self.final_steps, 0),
             ("batch_size", self.batch_size, 2),
         ):
-            if number is not None and number < least:
+            if number < least:
                 raise InvalidArgument(f"{name} must be at least {least}, got {number!r}.")
         for name, choice, allowed in (
             ("batchnorm", self.batchnorm, ("train", "fixed")),
@@ -96,11 +98,11 @@ class CalibrationRecovery:
 
     def steps_after(self, stage: int, stages: int) -> int:
         """How many steps follow stage `stage` of `stages`, from 1."""
-        return self.steps if stage < stages or self.final_steps is None else self.final_steps
+        return self.steps if stage < stages else self.final_steps
 
     def total_steps(self, stages: int) -> int:
         """The whole budget of a cut in `stages`."""
-        return sum(self.steps_after(stage, stages) for stage in range(1, stages + 1))
+        return (stages - 1) * self.steps + self.final_steps
 
 
 def answers_of(teacher: nn.Module, inputs: Tensor, recipe: CalibrationRecovery) -> Tensor:
@@ -125,7 +127,7 @@ def distil_on_inputs(
     steps: int,
     stage: int = 1,
     on_step: Callable[[], None] = lambda: None,
-) -> None:
+) -> Named | None:
     """Train `student` in place for `steps` steps towards the teacher's outputs; modes are left as they were.
 
     Args:
@@ -139,6 +141,10 @@ def distil_on_inputs(
         stage: Of the cut: each draws its own batches.
         on_step: Called after each step.
 
+    Returns:
+        The mean over the steps of the squared gradient of each weight under `masks`, float32, 0 where it is
+        gone: the curvature that `TeacherFisher` needs, which the steps leave behind. None without steps.
+
     Raises:
         InvalidArgument: if answers are given for inputs that the recipe changes.
         TrainingError: if there are fewer than 2 inputs, or a loss is not finite.
@@ -150,7 +156,7 @@ def distil_on_inputs(
             "augment changes the inputs that the teacher answered; pass the teacher itself."
         )
     if not steps:
-        return
+        return None
     if len(inputs) < 2:
         raise TrainingError(
             f"distillation steps need at least 2 inputs, got {len(inputs)}. Pass more batches."
@@ -170,6 +176,8 @@ def distil_on_inputs(
             network.eval()
         stack.enter_context(keep_masks(student, optimizer, masks))
         student.train(recipe.batchnorm == "train")
+        masked = {n: p for n, p in masks.match(student).items() if p.requires_grad}
+        squares = {n: torch.zeros_like(p, dtype=torch.float32) for n, p in masked.items()}
         batches = _Batches(len(inputs), recipe.batch_size, order)
         for step in range(steps):
             for group in optimizer.param_groups:
@@ -190,10 +198,20 @@ def distil_on_inputs(
                 )
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
+            _add_squares(squares, masked, 1 / steps)
             optimizer.step()
             on_step()
         for parameter in parameters:
             parameter.grad = None
+    return squares
+
+
+def _add_squares(squares: dict[str, Tensor], weights: Mapping[str, nn.Parameter], share: float) -> None:
+    """Add `share` of each squared gradient; a weight that the loss did not reach has none."""
+    for name, weight in weights.items():
+        if weight.grad is not None:
+            gradient = weight.grad.float()
+            squares[name].addcmul_(gradient, gradient, value=share)
 
 
 def _autocast(recipe: CalibrationRecovery, device: torch.device) -> torch.autocast:
@@ -215,32 +233,37 @@ class _Batches:
         return found
 
 
-def flip_and_shift(pixels: int = 4, *, flip: bool = True) -> Augment:
+@dataclass(frozen=True)
+class FlipShift:
     """Mirrors half of the images left to right, and moves each by up to `pixels`, zeros coming in.
 
     For images of shape (batch, C, H, W) whose meaning that does not change: photographs, not digits (`flip`).
 
-    Args:
+    Attributes:
         pixels: Most pixels in each direction, ≥ 0.
         flip: Whether to mirror.
 
     Raises:
         InvalidArgument: if `pixels` is negative.
     """
-    if pixels < 0:
-        raise InvalidArgument(f"pixels must be at least 0, got {pixels}.")
 
-    def augment(images: Tensor, generator: torch.Generator) -> Tensor:
+    pixels: int = 4
+    flip: bool = True
+
+    def __post_init__(self) -> None:
+        if self.pixels < 0:
+            raise InvalidArgument(f"pixels must be at least 0, got {self.pixels}.")
+
+    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """Another look of each image."""
         n, _, height, width = images.shape
-        corner = torch.randint(0, 2 * pixels + 1, (2, n), generator=generator).to(images.device)
+        corner = torch.randint(0, 2 * self.pixels + 1, (2, n), generator=generator).to(images.device)
         mirrored = (torch.rand(n, generator=generator) < 0.5).to(images.device)
-        if flip:
+        if self.flip:
             images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
-        padded = torch.nn.functional.pad(images, (pixels,) * 4)
+        padded = torch.nn.functional.pad(images, (self.pixels,) * 4)
         windows = padded.unfold(2, height, 1).unfold(3, width, 1)
         return windows[torch.arange(n, device=images.device), :, corner[0], corner[1]]
-
-    return augment
 
 
 def mix(images: Tensor, generator: torch.Generator) -> Tensor:
@@ -256,4 +279,4 @@ def mix(images: Tensor, generator: torch.Generator) -> Tensor:
     return share * images + (1 - share) * images[torch.randperm(n, generator=generator).to(images.device)]
 
 
-_AUGMENTS: Mapping[str, Augment | None] = {"none": None, "flip-shift": flip_and_shift(), "mix": mix}
+_AUGMENTS: Mapping[str, Augment | None] = {"none": None, "flip-shift": FlipShift(), "mix": mix}

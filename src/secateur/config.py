@@ -14,11 +14,12 @@ from torch import nn
 
 from secateur.allocate import AbstractScope, Unstructured
 from secateur.building import build_criterion_from, build_pattern_from, build_scope_from, wants_teacher
-from secateur.calibration import CalibrationRecovery
+from secateur.calibration import CalibrationRecovery, FlipShift
 from secateur.counts import check_fraction
 from secateur.cutting import check_no_regrow
-from secateur.data import DataOptions
+from secateur.data import DataOptions, ImageLoader
 from secateur.errors import InvalidArgument
+from secateur.naming import Batches
 from secateur.recovery import Recovery
 from secateur.scores import AbstractCriterion
 from secateur.stages import check_stages
@@ -133,9 +134,9 @@ class CalibrationOptions:
     """Distillation on the calibration inputs after each stage of the cut, without labels or training set."""
 
     steps: int = 0
-    """Steps after each stage but the last; 0 = none. 60 are a good start."""
-    final_steps: int | None = None
-    """Steps after the last stage; by default as many as after the others."""
+    """Steps after each stage but the last; 0 = none, also after the last. 30 are a good start."""
+    final_steps: int = CalibrationRecovery.final_steps
+    """Steps after the last stage, where most of them belong."""
     batch_size: int = CalibrationRecovery.batch_size
     """Calibration inputs a step."""
     lr: float = CalibrationRecovery.lr
@@ -146,9 +147,10 @@ class CalibrationOptions:
     """Temperature T > 0 of the teacher's loss."""
     batchnorm: Literal["train", "fixed"] = CalibrationRecovery.batchnorm
     """train: batch statistics in the steps, their running average after; fixed: as it was."""
-    augment: Literal["none", "flip-shift", "mix"] = "none"
+    augment: Literal["auto", "none", "flip-shift", "mix"] = "auto"
     """What is done to each batch: nothing; mirror and move images by up to 4 pixels, for photographs; mix
-    half of the inputs with others."""
+    half of the inputs with others. auto mirrors and moves as the training images of the data set are, if
+    they are."""
     precision: Literal["auto", "fp32", "bf16"] = CalibrationRecovery.precision
     """Arithmetic of the forward and backward pass; auto takes bf16 where the hardware has it."""
     teacher: Literal["student", "teacher"] = "student"
@@ -158,21 +160,31 @@ class CalibrationOptions:
         self._recipe(0)
         if not self.runs and any(getattr(self, f.name) != f.default for f in fields(self)):
             raise InvalidArgument(
-                "options of calibration without steps would do nothing: set calibration.steps, such as 60."
+                "options of calibration without steps would do nothing: set calibration.steps, such as 30."
             )
 
     @property
     def runs(self) -> bool:
         """Whether there is any step."""
-        return bool(self.steps or self.final_steps)
+        return self.steps > 0
 
-    def recovery(self, seed: int) -> CalibrationRecovery | None:
-        """The recipe that the options make; None without steps."""
-        return self._recipe(seed) if self.runs else None
+    def recovery(self, seed: int, train: Batches) -> CalibrationRecovery | None:
+        """The recipe that the options make for data with the training part `train`; None without steps."""
+        return self._recipe(seed, _look_of(train)) if self.runs else None
 
-    def _recipe(self, seed: int) -> CalibrationRecovery:
+    def _recipe(self, seed: int, look: FlipShift | None = None) -> CalibrationRecovery:
         shared = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "teacher"}
+        if self.augment == "auto":
+            shared["augment"] = look or "none"
         return CalibrationRecovery(**shared, seed=seed)
+
+
+def _look_of(train: Batches) -> FlipShift | None:
+    """What images are moved by in training, where that is known and anything at all."""
+    found = train.augmentation if isinstance(train, ImageLoader) else None
+    if found is None or not (found.crop_padding or found.flip):
+        return None
+    return FlipShift(found.crop_padding, flip=found.flip)
 
 
 @dataclass(frozen=True)

@@ -123,6 +123,7 @@ def cut(
     inputs = torch.cat([x for x, _ in split_batches(batches, next(iter(targets.values())).device)])
     schedule = geometric_sparsities(sparsity, stages)
     masks: Masks | None = None
+    squared: Named | None = None
     with _as_it_was_on_errors(student), torch.enable_grad():
         measure = _Measure(teacher, inputs, recovery)
         teaching = teacher
@@ -131,7 +132,15 @@ def cut(
         loss = measure(student)
         for number, asked in enumerate(schedule, start=1):
             started = time.perf_counter()
-            scores = score(student, batches, criterion, task_loss=task_loss, include=include, exclude=exclude)
+            scores = score(
+                student,
+                batches,
+                criterion,
+                task_loss=task_loss,
+                include=include,
+                exclude=exclude,
+                squared_gradients=squared,
+            )
             scored = time.perf_counter()
             before, masks = masks, _next_masks(scores, masks, scope, schedule, number)
             predicted = _put_solution(targets, scores, masks)
@@ -152,7 +161,7 @@ def cut(
             else:
                 started = time.perf_counter()
                 n_steps = recovery.steps_after(number, stages)
-                distil_on_inputs(
+                squared = distil_on_inputs(
                     student, inputs, teaching, masks, recovery, steps=n_steps, stage=number, on_step=on_step
                 )
                 stage = replace(stage, n_steps=n_steps, recovery_s=time.perf_counter() - started)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from secateur.calibration import CalibrationRecovery, answers_of, distil_on_inputs, flip_and_shift, mix
+from secateur.calibration import CalibrationRecovery, FlipShift, answers_of, distil_on_inputs, mix
 from secateur.counts import n_prune
 from secateur.cutting import cut
 from secateur.data import DataOptions, load_data
@@ -24,7 +24,7 @@ from secateur.scores import AbstractCriterion, Magnitude, Random, TeacherCurvatu
 from secateur.stages import Stage
 from secateur.strategies import OneShot, carry_out
 
-STEPS = CalibrationRecovery(steps=40, batch_size=16, lr=0.003, precision="fp32")
+STEPS = CalibrationRecovery(steps=40, final_steps=40, batch_size=16, lr=0.003, precision="fp32")
 
 
 def inputs() -> list[Tensor]:
@@ -105,10 +105,10 @@ def test_the_teacher_answers_once_a_cut_unless_the_inputs_change() -> None:
     asked: list[int] = []
     teacher = network()
     teacher.register_forward_hook(lambda module, args, out: asked.append(len(args[0])))
-    as_they_are = replace(STEPS, steps=5)
+    as_they_are = replace(STEPS, steps=5, final_steps=5)
     once, _, _ = cut_copy(Magnitude(), stages=3, recovery=as_they_are, teacher=teacher)
     n_once = len(asked)
-    longer = replace(STEPS, steps=6)
+    longer = replace(STEPS, steps=6, final_steps=6)
     cut_copy(Magnitude(), stages=3, recovery=longer, teacher=teacher)
     assert len(asked) == 2 * n_once
 
@@ -138,7 +138,7 @@ def test_the_budget_is_explicit() -> None:
 
 
 def test_the_same_seed_gives_the_same_bits_and_the_callers_random_state_stays() -> None:
-    recipe = replace(STEPS, augment=flip_and_shift(1))
+    recipe = replace(STEPS, augment=FlipShift(1))
     state = torch.random.get_rng_state()
     first, _, _ = cut_copy(Magnitude(), stages=2, recovery=recipe)
     assert torch.equal(torch.random.get_rng_state(), state)
@@ -229,19 +229,19 @@ def test_refusals() -> None:
 def test_flip_and_shift_moves_whole_images() -> None:
     x = torch.arange(2 * 1 * 4 * 4.0).view(2, 1, 4, 4) + 1
     generator = torch.Generator().manual_seed(0)
-    seen = [flip_and_shift(1)(x, generator) for _ in range(50)]
+    seen = [FlipShift(1)(x, generator) for _ in range(50)]
     assert all(y.shape == x.shape for y in seen)
     assert any(torch.equal(y[0], x[0]) for y in seen)
     assert any(torch.equal(y[0], x[0].flip(-1)) for y in seen)
     assert any(torch.equal(y[0, 0, :, :3], x[0, 0, :, 1:]) and bool((y[0, 0, :, 3] == 0).all()) for y in seen)
     with pytest.raises(InvalidArgument, match="pixels"):
-        flip_and_shift(-1)
+        FlipShift(-1)
 
 
 def test_augmentations_go_by_name() -> None:
     x = torch.arange(8 * 4 * 4.0).view(8, 1, 4, 4)
     assert CalibrationRecovery().look is None
-    for name, by_hand in (("flip-shift", flip_and_shift()), ("mix", mix)):
+    for name, by_hand in (("flip-shift", FlipShift()), ("mix", mix)):
         look = CalibrationRecovery(augment=name).look  # type: ignore[arg-type]
         assert look is not None
         changed = [f(x, torch.Generator().manual_seed(0)) for f in (look, by_hand)]

@@ -31,7 +31,8 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[object, 
 
 
 def test_a_cut_without_a_training_set(weights: Any, tmp_path: Path, capsys: Any) -> None:
-    steps = ("--calibration.steps", 12, "--calibration.batch-size", 32, "--calibration.precision", "fp32")
+    budget = ("--calibration.steps", 10, "--calibration.final-steps", 16)
+    steps = (*budget, "--calibration.batch-size", 32, "--calibration.precision", "fp32")
     how = ("--criterion", "magnitude", "--sparsity", 0.9, "--stages", 3, *NO_TRAINING)
     assert run("prune", *QUICK, *weights, *how, "--out", tmp_path / "bare") == 0
     assert run("prune", *QUICK, *weights, *how, *steps, "--out", tmp_path / "taught") == 0
@@ -41,7 +42,7 @@ def test_a_cut_without_a_training_set(weights: Any, tmp_path: Path, capsys: Any)
     bare, taught = (read_json(tmp_path / name / "result.json") for name in ("bare", "taught"))
     assert bare["calibration_recovery"] is None
     assert taught["calibration_recovery"]["batch_size"] == 32
-    assert [row["n_steps"] for row in taught["stages"]["rows"]] == [12] * 3
+    assert [row["n_steps"] for row in taught["stages"]["rows"]] == [10, 10, 16]
     assert taught["accuracy"]["cut"] > bare["accuracy"]["cut"]
     assert taught["models"]["teacher"] is None
     assert not (tmp_path / "taught" / "log.jsonl").exists(), "nothing was trained"
@@ -58,7 +59,17 @@ def test_a_cut_without_a_training_set(weights: Any, tmp_path: Path, capsys: Any)
 def test_the_student_can_be_its_own_teacher(weights: Any, tmp_path: Path, capsys: Any) -> None:
     own = ("--criterion", "teacher-curvature", "--criterion-options", "rows=64", "damping=10")
     out = tmp_path / "own"
-    flags = ("--teacher", "student", "--stages", 2, "--calibration.steps", 4, *NO_TRAINING)
+    flags = (
+        "--teacher",
+        "student",
+        "--stages",
+        2,
+        "--calibration.steps",
+        4,
+        "--calibration.final-steps",
+        4,
+        *NO_TRAINING,
+    )
     capsys.readouterr()
     assert run("prune", *QUICK, *weights, *own, *flags, "--json", "--out", out) == 0
     result = json.loads(capsys.readouterr().out)

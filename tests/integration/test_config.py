@@ -1,11 +1,13 @@
 """Configuration: YAML in and out, strictness, and what flags build."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import tyro
 
 from secateur.allocate import ERK, Global, Layerwise, PerTensor, SmartRatios
-from secateur.calibration import CalibrationRecovery
+from secateur.calibration import CalibrationRecovery, FlipShift
 from secateur.config import (
     CalibrationOptions,
     RunConfig,
@@ -18,7 +20,7 @@ from secateur.config import (
     dump_config,
     load_config,
 )
-from secateur.data import DataOptions
+from secateur.data import Augmentation, DataOptions, ImageLoader, ImageSplit
 from secateur.errors import InvalidArgument
 from secateur.recovery import Recovery
 from secateur.scores import Magnitude, Random, TaskGradient, TeacherGuided
@@ -226,11 +228,32 @@ def test_recoveries_end_with_the_teacher(recover, weights):
 
 
 def test_options_of_calibration_make_its_recipe():
-    assert CalibrationOptions().recovery(3) is None
-    assert CalibrationOptions(steps=60).recovery(0) == CalibrationRecovery()
-    made = CalibrationOptions(final_steps=9, batchnorm="fixed", augment="mix").recovery(3)
-    expected = CalibrationRecovery(steps=0, final_steps=9, batchnorm="fixed", augment="mix", seed=3)
+    assert CalibrationOptions().recovery(3, []) is None
+    assert CalibrationOptions(steps=30).recovery(0, []) == CalibrationRecovery()
+    made = CalibrationOptions(steps=5, final_steps=9, batchnorm="fixed", augment="mix").recovery(
+        3, moved_by(4)
+    )
+    expected = CalibrationRecovery(steps=5, final_steps=9, batchnorm="fixed", augment="mix", seed=3)
     assert made == expected
+
+
+def moved_by(pixels, *, flip=True):
+    images = ImageSplit(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.zeros(2, dtype=torch.int64))
+    moves = Augmentation(crop_padding=pixels, flip=flip)
+    return ImageLoader(images, batch_size=2, mean=(0.5,), std=(0.5,), augmentation=moves)
+
+
+def test_calibration_looks_at_images_as_training_does_unless_told_otherwise():
+    for train, look in (
+        (moved_by(2), FlipShift(2, flip=True)),
+        (moved_by(3, flip=False), FlipShift(3, flip=False)),
+        (moved_by(0), FlipShift(0, flip=True)),
+        (moved_by(0, flip=False), "none"),
+        (replace(moved_by(2), augmentation=None), "none"),
+        ([], "none"),
+    ):
+        assert CalibrationOptions(steps=6).recovery(0, train).augment == look
+        assert CalibrationOptions(steps=6, augment="none").recovery(0, train).augment == "none"
 
 
 def test_who_needs_a_teacher():

@@ -24,7 +24,7 @@ from secateur.schedules import geometric_sparsities
 from secateur.scores import CRITERIA
 from secateur.stages import Stage, staged_masks
 
-STEPS = sc.CalibrationRecovery(steps=20, batch_size=16, lr=0.003, precision="fp32")
+STEPS = sc.CalibrationRecovery(steps=20, final_steps=20, batch_size=16, lr=0.003, precision="fp32")
 FIRST = "0.weight"
 """Of one input channel: no pattern fits it."""
 

@@ -74,12 +74,14 @@ def _calibration(run: Run) -> str:
     recipe = run.get("calibration_recovery")
     if recipe is None:
         return "none"
-    usual = {"steps": None, "seed": None, "teacher": "student"}
+    usual = {"steps": None, "final_steps": None, "seed": None, "teacher": "student"}
     usual = {f.name: f.default for f in fields(CalibrationRecovery)} | usual
     unusual = [
         f"{key} {value(key, item)}" for key, item in recipe.items() if usual.get(key) not in (None, item)
     ]
-    return " ".join([f"{recipe['steps']} steps", *unusual])
+    each, final = recipe["steps"], recipe["final_steps"]
+    same = final in (None, each)  # older results say None for as many as after the other stages
+    return " ".join([f"{each} steps" if same else f"{each} steps, {final} at the end", *unusual])
 
 
 def grouped(runs: Sequence[Run]) -> dict[str, list[Cell]]:

@@ -21,6 +21,7 @@ from secateur.scores.sensitivity import Platon, Snip, Taylor
 from secateur.scores.synflow import SynFlow
 from secateur.scores.teacher import GuidedScores, TeacherGuided
 from secateur.scores.teacher_curvature import TeacherCurvature
+from secateur.scores.teacher_fisher import TeacherFisher
 from secateur.scores.wanda import Wanda
 from secateur.targets import select_targets
 
@@ -47,6 +48,7 @@ __all__ = [
     "TaskGradient",
     "Taylor",
     "TeacherCurvature",
+    "TeacherFisher",
     "TeacherGuided",
     "Wanda",
     "score",
@@ -54,6 +56,7 @@ __all__ = [
 
 CRITERIA: dict[str, type[AbstractCriterion]] = {
     "teacher-guided": TeacherGuided,
+    "teacher-fisher": TeacherFisher,
     "teacher-curvature": TeacherCurvature,
     "layer-reconstruction": LayerReconstruction,
     "magnitude": Magnitude,
@@ -82,6 +85,7 @@ def score(
     include: Sequence[str] = ("*",),
     exclude: Sequence[str] = (),
     weights: Named | None = None,
+    squared_gradients: Named | None = None,
 ) -> Named:
     """Score every prunable weight of `model`; higher = keep.
 
@@ -97,6 +101,8 @@ def score(
         exclude: Shell patterns of weights to leave dense.
         weights: Values that scores multiply with, by name; the model's own by default. A cut in stages
             gives the unmasked ones here, while gradients are those of the masked model.
+        squared_gradients: What `distil_on_inputs` returned, if the student has just been distilled; for
+            `TeacherFisher`, which then needs no pass of its own.
 
     Returns:
         One tensor a weight, by state-dict name; `GuidedScores` for a separate `TeacherGuided`.
@@ -116,8 +122,10 @@ def score(
                 "Give the unmasked values of every weight that is scored."
             )
     values = {name: values[name].detach() for name in targets}
+    if squared_gradients is not None and (missing := sorted(targets.keys() - squared_gradients.keys())):
+        raise ScoreError(f"squared_gradients has nothing for {missing[0]!r}. Give those of every weight.")
     with preserving(model), torch.enable_grad():
-        scores = criterion(ScoreInputs(model, targets, batches, task_loss, values))
+        scores = criterion(ScoreInputs(model, targets, batches, task_loss, values, squared_gradients))
     for name, weight in targets.items():
         got = tuple(scores[name].shape) if name in scores else "nothing"
         if got != tuple(weight.shape):

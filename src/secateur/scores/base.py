@@ -27,6 +27,8 @@ class ScoreInputs:
         weights: The values by which a score that depends on the weights multiplies, detached: those of
             `targets`, or in a cut in stages the original, unmasked ones, so that a weight that an earlier
             stage removed can earn its place back.
+        squared_gradients: Mean squared gradient of the teacher's loss over the distillation steps that the
+            student has just had, by name; None where it has had none.
     """
 
     model: nn.Module
@@ -34,6 +36,7 @@ class ScoreInputs:
     batches: Batches | None
     task_loss: Loss
     weights: Named
+    squared_gradients: Named | None = None
 
     @property
     def device(self) -> torch.device:

@@ -19,6 +19,7 @@ from secateur.scores.base import AbstractCriterion, ScoreInputs, Solution, Solvi
 from secateur.scores.block_curvature import BlockQuadratic, add_outer
 from secateur.scores.functional import Functional, gradients_of
 from secateur.scores.gauss_newton import Quadratic
+from secateur.scores.teacher_fisher import draw_classes
 
 _DAMPINGS = (1.0, 10.0, 100.0, 1e3, 1e4)
 """What is tried, in units of the mean curvature of a weight."""
@@ -245,10 +246,9 @@ class TeacherCurvature(AbstractCriterion):
             n = min(len(x), max(1, most // n_classes))
             pulls = (p[:n, None] - classes) * (p[:n, :, None] / n).sqrt()
             return x[:n].repeat_interleave(n_classes, dim=0)[:, None], pulls.reshape(-1, 1, n_classes)
-        q = p if self.draw == "student" else (taught.to(p.dtype) / self.temperature).softmax(dim=1)
+        q = logits if self.draw == "student" else taught
         generator = torch.Generator().manual_seed(self.seed)
-        dice = torch.rand((len(x), 1), generator=generator, dtype=torch.float64).to(x.device)
-        drawn = (q.double().cumsum(dim=1) < dice).sum(dim=1).clamp_(max=n_classes - 1)
+        drawn = draw_classes(q / self.temperature, generator)
         size = -(-len(x) // most)
         n_rows = len(x) // size
         groups = x[: n_rows * size].view(n_rows, size, *x.shape[1:])

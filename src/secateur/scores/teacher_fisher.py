@@ -1,0 +1,99 @@
+"""Magnitude weighed by the squared gradients of the teacher's loss, a curvature that steps leave behind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from secateur.counts import check_fraction
+from secateur.errors import ScoreError
+from secateur.losses import check_finite, check_outputs, check_temperature, logits_of
+from secateur.naming import Named
+from secateur.scores.base import AbstractCriterion, ScoreInputs, preserving
+from secateur.scores.gradient import Accumulation, Accumulator, backward_to
+
+
+@dataclass(frozen=True)
+class TeacherFisher(AbstractCriterion):
+    """``S_w = |w|·F_w^p``, F the mean over batches of the squared gradient of the teacher's loss.
+
+    ``w²·F`` is the saliency of optimal brain damage (LeCun 1989) with the Fisher information as curvature
+    (https://arxiv.org/abs/1801.05787), here of ``L = T²·KL(softmax(z_T/T) ‖ softmax(z_S/T))``. p = ½ ranks by
+    it, p = 0 by magnitude, and ¼ by their geometric mean: the curvature of a cut that is not small is
+    known by its order only, and magnitude has to take part.
+
+    Distillation steps compute such gradients anyway. So in a cut in stages with `CalibrationRecovery`, F is
+    what the steps of the stage before left behind, at no pass. Where there were none, in the first stage or
+    without steps, it takes one pass over the batches, by the gradients of ``T²·CE(z_S/T, ŷ)`` with ŷ drawn
+    from softmax(z_T/T): that of L in expectation, but not 0 where the student agrees with its teacher.
+
+    Attributes:
+        teacher: A frozen network over the same inputs and classes, such as a copy of the student.
+        temperature: T > 0, in that pass; the steps have their own.
+        power: p, in [0, 1].
+        seed: Of the draws.
+
+    Raises:
+        InvalidArgument: for a number out of range.
+    """
+
+    teacher: nn.Module
+    temperature: float = 4.0
+    power: float = 0.25
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_temperature(self.temperature)
+        check_fraction("power", self.power)
+
+    def __call__(self, inputs: ScoreInputs) -> Named:
+        """Scores from batches with or without labels, or without a look at them after distillation steps.
+
+        Raises:
+            ScoreError: if teacher and student outputs cannot be compared or are not logits of shape
+                (batch, classes), or if a loss is not finite.
+        """
+        squared = inputs.squared_gradients
+        if squared is None:
+            squared = self._from_pass(inputs)
+        return {
+            name: weight.abs().to(squared[name].dtype) * squared[name] ** self.power
+            for name, weight in inputs.weights.items()
+        }
+
+    def _from_pass(self, inputs: ScoreInputs) -> Named:
+        """F over the batches."""
+        teacher = self.teacher
+        generator = torch.Generator().manual_seed(self.seed)
+        squares = Accumulator(inputs.weights, Accumulation("grad^2", "mean", 0.0))
+        with preserving(teacher):
+            for index, (x, _) in enumerate(inputs.stream(teacher)):
+                with torch.no_grad():
+                    taught = logits_of(teacher(x))
+                logits = logits_of(inputs.model(x))
+                check_outputs(logits, taught)
+                loss = self._loss(logits, taught, generator)
+                check_finite("teacher's", loss, index)
+                backward_to(squares.add, inputs.targets, loss)
+                squares.end_batch()
+        return squares.result()
+
+    def _loss(self, logits: Tensor, taught: Tensor, generator: torch.Generator) -> Tensor:
+        """T²·CE(z_S/T, ŷ), averaged over the batch."""
+        if logits.ndim != 2 or logits.shape[1] < 2:
+            raise ScoreError(
+                "the teacher's loss is drawn from logits of shape (batch, classes), with 2 classes or more, "
+                f"got {tuple(logits.shape)}."
+            )
+        drawn = draw_classes(taught / self.temperature, generator)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return self.temperature**2 * torch.nn.functional.cross_entropy(logits / self.temperature, drawn)
+
+
+def draw_classes(logits: Tensor, generator: torch.Generator) -> Tensor:
+    """A class for each row of `logits` by its softmax, int64, shape (N,); the same on any device."""
+    dice = torch.rand((len(logits), 1), generator=generator, dtype=torch.float64).to(logits.device)
+    cumulative = logits.double().softmax(dim=1).cumsum(dim=1)
+    return (cumulative < dice).sum(dim=1).clamp_(max=logits.shape[1] - 1)
