@@ -16,7 +16,7 @@ from secateur.runtime.program import Op, Program
 
 SPARSE_BELOW = 0.35
 """Density below which a sparse kernel is assumed to win where nothing can be measured."""
-WORKING_SETS = (1 << 20, 2 << 20, 4 << 20, 8 << 20)
+WORKING_SETS: tuple[int, ...] = (1 << 20, 2 << 20, 4 << 20, 8 << 20)
 """Bytes that an operation may read and write at a time: between second- and third-level caches."""
 _ABOUT = 1.04
 _SECONDS = 0.3
