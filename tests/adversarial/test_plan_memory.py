@@ -52,6 +52,7 @@ def plan_of(values: list[list[int]], ops: list[dict[str, object]], weight: Weigh
     weights = {} if weight is None else {"w": weight}
     program = {
         "precision": "fp32",
+        "working_set": [],
         "values": [{"shape": shape, "dtype": "f32"} for shape in values],
         "inputs": [{"name": "x", "value": 0}],
         "outputs": [{"name": "y", "value": len(values) - 1}],
