@@ -201,6 +201,30 @@ def test_the_large_suite_has_every_method_that_it_owes() -> None:
     assert used == set(CRITERIA)
 
 
+def test_a_suite_extends_another_one(tmp_path: Path) -> None:
+    base = suite_of(SMALL, tmp_path)
+    (tmp_path / "longer.yaml").write_text(
+        "extends: suite.yaml\nname: longer\nrecovery: {epochs: 5}\n"
+        "methods:\n  imp: {strategy: imp, epochs: 9}\n  lamp: {criterion: lamp}\n"
+    )
+    longer = load_suite(str(tmp_path / "longer.yaml"))
+    assert longer.recovery is not None
+    assert (longer.name, longer.recovery.epochs, longer.sparsities) == ("longer", 5, base.sparsities)
+    assert list(longer.methods) == [*base.methods, "lamp"]
+    assert longer.methods["magnitude"] == base.methods["magnitude"]
+    assert longer.methods["imp"].epochs == 9
+    (tmp_path / "suite.yaml").write_text("extends: longer.yaml\n")
+    with pytest.raises(InvalidArgument, match="extends itself"):
+        load_suite(str(tmp_path / "longer.yaml"))
+
+
+def test_the_short_suite_trains_all_rows_for_the_same_time_but_one() -> None:
+    suite = load_suite("cifar10-resnet20-short")
+    assert suite.methods.keys() == load_suite("cifar10-resnet20").methods.keys()
+    longer = [key for key, method in suite.methods.items() if method.epochs is not None]
+    assert longer == ["imp-lr-long"]
+
+
 def test_mistakes_in_a_suite_are_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument, match=r"unknown suite 'digit-quick'.*digits-quick"):
         load_suite("digit-quick")

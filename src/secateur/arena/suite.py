@@ -143,19 +143,42 @@ def suite_names() -> list[str]:
 def load_suite(spec: str) -> Suite:
     """A suite by name, or from a YAML file.
 
+    A file may say ``extends: SUITE``, a name or a file beside it: what it does not say itself is taken from
+    there, method by method.
+
     Args:
         spec: One of `suite_names`, or the path of a file that ends in .yaml.
 
     Raises:
         InvalidArgument: if there is no such suite, or it holds an unknown key or a wrong value.
     """
-    if spec.endswith((".yaml", ".yml")):
-        return from_mapping(Suite, load_yaml(Path(spec)), where=spec)
-    names = suite_names()
-    if spec not in names:
-        raise InvalidArgument(unknown("suite", spec, dict.fromkeys(names)) + " Or give a .yaml file.")
-    with resources.as_file(resources.files("secateur.arena") / "suites" / f"{spec}.yaml") as path:
-        return from_mapping(Suite, load_yaml(path), where=spec)
+    return from_mapping(Suite, _read(spec, ()), where=spec)
+
+
+def _read(spec: str, extending: tuple[str, ...]) -> object:
+    """The content of a suite's file, with that of the suite that it extends."""
+    if spec in extending:
+        raise InvalidArgument(f"suite {spec!r} extends itself, by way of {' and '.join(extending)}.")
+    if not spec.endswith((".yaml", ".yml")):
+        names = suite_names()
+        if spec not in names:
+            raise InvalidArgument(unknown("suite", spec, dict.fromkeys(names)) + " Or give a .yaml file.")
+        with resources.as_file(resources.files("secateur.arena") / "suites" / f"{spec}.yaml") as path:
+            return _extended(load_yaml(path), Path(), (*extending, spec))
+    return _extended(load_yaml(Path(spec)), Path(spec).parent, (*extending, spec))
+
+
+def _extended(content: object, folder: Path, extending: tuple[str, ...]) -> object:
+    if not (isinstance(content, dict) and "extends" in content):
+        return content
+    other = str(content.pop("extends"))
+    base = _read(str(folder / other) if other.endswith((".yaml", ".yml")) else other, extending)
+    if not isinstance(base, dict):
+        return base
+    merged = base | content
+    if isinstance(base.get("methods"), dict) and isinstance(content.get("methods"), dict):
+        merged["methods"] = base["methods"] | content["methods"]
+    return merged
 
 
 def narrowed(

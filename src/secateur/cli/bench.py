@@ -68,8 +68,10 @@ class BenchAccuracy:
     def run(self) -> int:
         """Run what is missing, collect, and print the table."""
         if self.list:
-            for name in suite_names():
-                out.print(f"{name:<20} {load_suite(name).description}")
+            names = suite_names()
+            width = max(map(len, names))
+            for name in names:
+                out.print(f"{name:<{width}}  {load_suite(name).description}")
             return 0
         whole = self._suite()
         part = self._part(whole)
