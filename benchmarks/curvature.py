@@ -52,7 +52,11 @@ def _steps(cell: dict[str, Any]) -> int:
 
 
 def _accuracy(cells: list[dict[str, Any]], zeros: float) -> str:
-    found = [100 * c["accuracy"]["cut"] for c in cells if c["sparsity"]["asked"] == zeros]
+    return _spread([100 * c["accuracy"]["cut"] for c in cells if c["sparsity"]["asked"] == zeros])
+
+
+def _spread(found: list[float]) -> str:
+    """Mean and standard deviation over seeds, and how many where they are not 3."""
     if not found:
         return "–"
     if len(found) == 1:
@@ -104,6 +108,24 @@ def cost(table: Table) -> str:
     )
     head = ["zeros", "KD steps", "threads", "time of the cut", "CPU time", "of it scoring"]
     return f"{table(head, [row])}\n\n{origin}"
+
+
+def targets(table: Table) -> str:
+    """What the steps aim at, and the test accuracy that is left."""
+    path = RESULTS / "calibration_targets.json"
+    if not path.is_file():
+        return "not measured yet"
+    result = json.loads(path.read_text())
+    found: dict[str, list[float]] = {}
+    for row in result["rows"]:
+        found.setdefault(row["target"], []).append(100 * row["test_accuracy"])
+    rows = [[target, _spread(values)] for target, values in found.items()]
+    about = result["provenance"]
+    origin = (
+        f"<sub>`benchmarks/results/{path.name}`: test accuracy in %, mean ± standard deviation over seeds "
+        f"(how many where not 3); {about['hardware']['cpu']}, commit {about['commit'][:10]}.</sub>"
+    )
+    return table(["target of the steps", f"{result['sparsity']:.0%} zeros"], rows) + "\n\n" + origin
 
 
 def steps(table: Table) -> str:

@@ -10,7 +10,16 @@ from statistics import fmean
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
-TRAINED, ONE_SHOT, PAPER = "cifar10-resnet20", "one-shot", "paper"
+ONE_SHOT, PAPER = "one-shot", "paper"
+TRAINED = next(
+    (
+        name
+        for name in ("cifar10-resnet20", "cifar10-resnet20-short")
+        if (RESULTS / f"arena_{name}.json").is_file()
+    ),
+    "cifar10-resnet20",
+)
+"""The suite with recovery: the whole one where it has been run, else the one of a single epoch."""
 DENSE = "dense"
 """In place of another method: the network before the cut."""
 
@@ -79,8 +88,10 @@ def difference(suite: str, method: str, other: str) -> str:
             seeds.add(estimate.n)
     if not phrases:
         return missing(suite)
+    recovery = result["suite"]["recovery"]
+    trained = "" if recovery is None else f"recovery of {recovery['epochs']} ep., "
     return (
-        f"`{method}` less `{other}`, points, {'–'.join(str(n) for n in sorted(seeds))} seeds: "
+        f"`{method}` less `{other}`, points, {trained}{'–'.join(str(n) for n in sorted(seeds))} seeds: "
         f"{'; '.join(phrases)} (`arena_{suite}.json`, {len(result['cells'])} of {result['n_planned']} cells)"
     )
 
