@@ -59,9 +59,8 @@ bool LaneBuilder::mean(const Op& op) {
   const LaneLayout input = session_.forms_[size_t(value)].layout;
   LaneLayout output = image_layout(session_.table_, input.images, input.channels, 1, 1, 1);
   if (layout_of(op.output).lanes) output = layout_of(op.output);
-  LaneLayout sums = output;  // of each group
-  sums.groups = input.groups;
-  const int from = session_.forms_[size_t(value)].lane, to = session_.new_buffer(sums.bytes());
+  // the sums of each group, which then become one
+  const int from = session_.forms_[size_t(value)].lane, to = session_.new_buffer(output.bytes() * input.groups);
   const auto valid = std::make_shared<std::vector<float>>();
   for (int64_t group = 0; group < input.groups; group++)
     for (int64_t y = 0; y < input.block_height; y++)
@@ -78,7 +77,7 @@ bool LaneBuilder::mean(const Op& op) {
     const auto [group, channels] = tasks[task];
     MeanCall call{};
     call.input = at_channel(input.view(context.buffer(from), group), channels.begin);
-    call.output = at_channel(sums.view(context.buffer(to), group), channels.begin);
+    call.output = at_channel(output.view(context.buffer(to) + group * output.bytes()), channels.begin);
     call.n_channels = channels.end - channels.begin;
     call.height = input.block_height;
     call.width = input.block_width;
@@ -87,14 +86,13 @@ bool LaneBuilder::mean(const Op& op) {
     call.scale = 1.0f / float(input.height * input.width);
     kernel(call);
   });
-  add_groups(sums, to);
+  if (input.groups > 1) add_up(output, to, input.groups);
   finish(op.output, to, output);
   return true;
 }
 
-// The sum of all groups of a value of one pixel, where the first group is.
-void LaneBuilder::add_groups(const LaneLayout& layout, int buffer) {
-  if (layout.groups == 1) return;
+// Adds to a value of one pixel those that lie behind it in its buffer.
+void LaneBuilder::add_up(const LaneLayout& layout, int buffer, int64_t n) {
   const auto kernel = session_.table_.binary;
   session_.add_stage(1, {buffer}, [=](Context& context, int64_t, int) {
     BinaryCall call{};
@@ -103,8 +101,8 @@ void LaneBuilder::add_groups(const LaneLayout& layout, int buffer) {
     call.n_channels = layout.channels;
     call.height = call.width = 1;
     call.operation = Binary::add;
-    for (int64_t group = 1; group < layout.groups; group++) {
-      call.right = layout.view(context.buffer(buffer), group);
+    for (int64_t i = 1; i < n; i++) {
+      call.right = layout.view(context.buffer(buffer) + i * layout.bytes());
       kernel(call);
     }
   });

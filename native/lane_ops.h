@@ -41,7 +41,7 @@ class LaneBuilder {
   Source window_source(const Op& op, const Window& window, float fill, bool copies);
   void finish(int value, int buffer, const LaneLayout& layout);  // the value is now to be had there
   void add_moves(const std::shared_ptr<const Mover>& mover);
-  void add_groups(const LaneLayout& layout, int buffer);
+  void add_up(const LaneLayout& layout, int buffer, int64_t n);
   int64_t shares(int64_t channels, int64_t bytes) const;
   LaneTasks tasks_for(const LaneLayout& layout) const;
   bool by_channels(const LaneLayout& output) const;
