@@ -59,7 +59,7 @@ def _working_set(plan: Plan, arrays: Sequence[NDArray[Any]], threads: int | None
     Of two that are about as fast the smaller one depends less on the third-level cache, which others use too.
     """
     plans = {size: _advised(plan, working_set=((1, size),)) for size in WORKING_SETS}
-    least = _least_seconds(plans, arrays, threads)
+    least = _least_seconds(plans, arrays, threads, seconds=_SECONDS * len(plans))
     return next(size for size in WORKING_SETS if least[size] <= _ABOUT * min(least.values()))
 
 
@@ -69,9 +69,11 @@ def _one_thread(plan: Plan, arrays: Mapping[int, Sequence[NDArray[Any]]], thread
     Threads that work on one image wait for each other, and for what the other has in its cache.
     """
     largest = 0
+    if threads == 1:
+        return largest
     for batch, inputs in arrays.items():
         plans = {number: _advised(plan, one_thread=number) for number in (0, batch)}
-        least = _least_seconds(plans, inputs, threads)
+        least = _least_seconds(plans, inputs, threads, seconds=_SECONDS)
         if least[0] <= least[batch]:
             break
         largest = batch
@@ -79,12 +81,12 @@ def _one_thread(plan: Plan, arrays: Mapping[int, Sequence[NDArray[Any]]], thread
 
 
 def _least_seconds(
-    plans: Mapping[int, Plan], arrays: Sequence[NDArray[Any]], threads: int | None
+    plans: Mapping[int, Plan], arrays: Sequence[NDArray[Any]], threads: int | None, *, seconds: float
 ) -> dict[int, float]:
     """The least time of a call of each plan, all called by turns."""
     engines = {key: Engine(plan, threads=threads) for key, plan in plans.items()}
     least = dict.fromkeys(engines, float("inf"))
-    end = time.perf_counter() + _SECONDS * len(engines)
+    end = time.perf_counter() + seconds
     while time.perf_counter() < end or not all(map(np.isfinite, least.values())):
         for key, engine in engines.items():
             engine(*arrays)  # what it needs is in the caches again
