@@ -66,7 +66,8 @@ bool LaneBuilder::mean(const Op& op) {
     for (int64_t y = 0; y < input.block_height; y++)
       for (int64_t x = 0; x < input.block_width; x++)
         for (int32_t lane = 0; lane < input.lanes; lane++) {
-          const int64_t block = lane % (input.grid_y * input.grid_x), down = group * input.grid_y + block / input.grid_x;
+          const int64_t block = lane % (input.grid_y * input.grid_x);
+          const int64_t down = group * input.grid_y + block / input.grid_x;
           const bool copy = input.spread() && block > 0;
           valid->push_back(!copy && down * input.pitch_y + y < input.height &&
                            block % input.grid_x * input.pitch_x + x < input.width);

@@ -121,7 +121,8 @@ WindowInput window_input(const LaneLayout& from, const LaneLayout& to, const Win
   WindowInput input{true, from};
   LaneLayout& in = input.layout;
   const int64_t pitch_y = to.pitch_y * w.stride_y, pitch_x = to.pitch_x * w.stride_x;
-  if (from.groups != to.groups || from.grid_y != to.grid_y || from.grid_x != to.grid_x || from.pitch_y != pitch_y || from.pitch_x != pitch_x) {
+  if (from.groups != to.groups || from.grid_y != to.grid_y || from.grid_x != to.grid_x ||
+      from.pitch_y != pitch_y || from.pitch_x != pitch_x) {
     input.direct = false;
     in.groups = to.groups;
     in.grid_y = to.grid_y;
