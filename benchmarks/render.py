@@ -242,6 +242,23 @@ def half() -> str:
     return table(header, rows) + "\n" + origin(result)
 
 
+def threads() -> str:
+    """Small batches on one thread and on several."""
+    result = load("threads")
+    rows = [
+        [
+            f"{row['model']}, batch {row['batch']}, {100 * row['sparsity']:.0f}%",
+            f"{row['ms']['one']:.3g}",
+            f"{row['ms']['several']:.3g}",
+            f"{row['ms']['advised']:.3g}",
+            f"{row['ms']['onnxruntime'] / row['ms']['advised']:.2f}×",
+        ]
+        for row in result["rows"]
+    ]
+    header = ["network, zeros", "one thread, ms", "all threads", "as the plan advises", "onnxruntime takes"]
+    return table(header, rows) + "\n" + origin(result)
+
+
 def arithmetic() -> str:
     """What one core multiplies and adds, by instruction."""
     result = load("half")
@@ -278,6 +295,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "precision": precision,
     "half": half,
     "arithmetic": arithmetic,
+    "threads": threads,
     **paper.OUTCOMES,
     **{f"arena-{path.stem[6:]}": partial(arena, path) for path in sorted(RESULTS.glob("arena_*.json"))},
 }

@@ -50,6 +50,11 @@ double row_cycles(int pixels, double non_zeros, bool in_cache) {
   return non_zeros * (1.4 + load * pixels) + 6.0 + 1.1 * pixels;
 }
 
+// Input pixels from the first to the last that the windows of `pixels` outputs read, in one direction.
+int64_t extent(int64_t pixels, int64_t stride, int64_t window, int64_t dilation) {
+  return (pixels - 1) * stride + (window - 1) * dilation + 1;
+}
+
 }  // namespace
 
 SparseRows sparse_rows(const Weight& weight, int64_t groups) {
@@ -76,16 +81,17 @@ SparseRows sparse_rows(const Weight& weight, int64_t groups) {
 }
 
 ConvPlan::ConvPlan(const KernelTable& table, const ConvShape& shape, const Weight& weight, const Weight* bias,
-                   Activation activation, bool dense, const LaneLayout& input, const LaneLayout& output, int parts)
+                   Activation activation, bool dense, const LaneLayout& input, const LaneLayout& output,
+                   const Sharing& sharing)
     : dense_(dense && shape.groups == 1),
-      far_(parts > 1 || input.bytes() > near_bytes),
+      far_(sharing.threads > 1 || input.group_bytes() > near_bytes),
       channels_(shape.channels),
       outputs_(shape.outputs),
       activation_(activation),
       window_(shape.window),
       lane_bytes_(input.vector_bytes()),
       weight_bits_(table.weight_bits) {
-  if (input.bytes() > std::numeric_limits<int32_t>::max())
+  if (input.group_bytes() > std::numeric_limits<int32_t>::max())
     throw PlanError("its input needs more than 2 GB for one group of images");
   const SparseRows rows = sparse_rows(weight, shape.groups);  // first: it asks whether there is memory
   bias_.assign(size_t(shape.outputs), 0.0f);
@@ -93,7 +99,9 @@ ConvPlan::ConvPlan(const KernelTable& table, const ConvShape& shape, const Weigh
   const double per_channel =
       double(rows.entries.size()) / double(shape.outputs) / double(shape.channels / shape.groups);
   choose(table, shape, output, per_channel);
-  split_tiles(parts, shape.outputs);
+  split_tiles(sharing, shape.outputs);
+  fed_ = sharing.copies && !dense_ && tiles_.size() == 1;
+  far_ = far_ && !fed_;
   if (dense_)
     pack_dense(rows, shape, input);
   else
@@ -104,19 +112,18 @@ ConvPlan::ConvPlan(const KernelTable& table, const ConvShape& shape, const Weigh
 double ConvPlan::cost_of_tile(const ConvShape& shape, int64_t height, int64_t width, double per_channel,
                               double block) const {
   if (height == 0 || width == 0) return 0.0;
-  const double bytes = input_bytes(shape.window, height, width), blocks = double(shape.channels / shape.groups) / block;
+  const double bytes = input_bytes(height, width), blocks = double(shape.channels / shape.groups) / block;
   const double fetch = bytes / 64 * 1.5 * block / double(shape.outputs);  // the tile comes from the next cache
   const bool in_cache = block * bytes <= block_bytes;
   return std::max(1.0, blocks) * (row_cycles(int(height * width), per_channel * block, in_cache) + fetch);
 }
 
-// Bytes of one input channel that a tile reads.
-double ConvPlan::input_bytes(const Window& w, int64_t height, int64_t width) const {
-  const auto lines = [](int64_t tile, int64_t stride, int64_t window, int64_t dilation) {
-    return std::min(double((tile - 1) * stride + (window - 1) * dilation + 1), double(tile * window));
-  };
-  return lines(height, w.stride_y, w.height, w.dilation_y) * lines(width, w.stride_x, w.width, w.dilation_x) *
-         double(lane_bytes_);
+// Bytes of one input channel that a tile reads: all of its rectangle, or less if windows do not touch.
+double ConvPlan::input_bytes(int64_t height, int64_t width) const {
+  const Window& w = window_;
+  const int64_t rows = std::min(extent(height, w.stride_y, w.height, w.dilation_y), height * w.height);
+  const int64_t columns = std::min(extent(width, w.stride_x, w.width, w.dilation_x), width * w.width);
+  return double(rows * columns * lane_bytes_);
 }
 
 // The tile that costs least, and what goes with it.
@@ -134,7 +141,7 @@ void ConvPlan::choose(const KernelTable& table, const ConvShape& shape, const La
       if (!dense_ && rows_kernel(table, th, tw, stride)) {
         const auto channels = double(shape.channels / shape.groups);
         for (const double factor : {1.0, 1.4, 2.0, 4.0, 1e6}) {
-          const double most = double(int64_t(block_bytes * factor / input_bytes(shape.window, th, tw)));
+          const double most = double(int64_t(block_bytes * factor / input_bytes(th, tw)));
           const double blocks = std::ceil(channels / std::max(1.0, std::min(channels, most)));
           const double block = std::ceil(channels / blocks);
           const double cost = cover_cost(
@@ -181,15 +188,14 @@ std::string ConvPlan::describe() const {
 }
 
 // Tiles are shared out; with few of them, output channels are.
-void ConvPlan::split_tiles(int parts, int64_t outputs) {
-  const auto tiles = int64_t(tiles_.size());
+void ConvPlan::split_tiles(const Sharing& sharing, int64_t outputs) {
+  const auto tiles = int64_t(tiles_.size()), threads = int64_t(sharing.threads);
   int64_t spans = 1;
-  if (parts > 1) {
-    spans = std::min<int64_t>(tiles, parts * 8);
-    if (tiles < parts * 4 && tiles % parts != 0) {
-      n_parts_ = std::min<int64_t>(parts, outputs);
-      spans = 1;
-    }
+  if (threads > 1) {
+    if (sharing.by_channels || (tiles < threads * 4 && tiles % threads != 0))
+      n_parts_ = std::min(threads, outputs);
+    else
+      spans = std::min(tiles, threads * 8);
   }
   for (int64_t i = 0; i <= spans; i++) spans_.push_back(i * tiles / spans);
 }
@@ -223,7 +229,8 @@ void ConvPlan::pack_rows(const SparseRows& rows, const ConvShape& shape, const L
         int64_t& from = at[size_t(runs_[i].row)];
         for (int32_t n = 0; n < runs_[i].count; n++, from++) {
           const auto& e = rows.entries[size_t(from)];
-          steps_.push_back({weight_bits_(e.weight), int32_t(e.channel * plane + e.ky * window_.dilation_y * row +
+          const int64_t channel = fed_ ? e.channel - block * channels : e.channel;  // in the copy
+          steps_.push_back({weight_bits_(e.weight), int32_t(channel * plane + e.ky * window_.dilation_y * row +
                                                             e.kx * window_.dilation_x * lane_bytes_)});
         }
       }
@@ -266,35 +273,36 @@ const char* ConvPlan::first_input(const Tile& tile, const LaneView& input) const
          (tile.x * window_.stride_x - window_.left) * lane_bytes_;
 }
 
-// The part of each input channel that a tile reads; of no channel yet.
-Ahead ConvPlan::rectangle(const Tile& tile, const LaneView& input) const {
-  constexpr int64_t line = 64;
-  const auto extent = [](int64_t pixels, int64_t stride, int64_t window, int64_t dilation) {
-    return (pixels - 1) * stride + (window - 1) * dilation + 1;
-  };
+// What a tile reads after the present block: the next block, or the first one of the next tile.
+Ahead ConvPlan::ahead_of(const Tile& tile, const LaneView& input, const char* next_tile, int64_t block,
+                         int64_t n_runs) const {
   Ahead ahead{};
+  if (!far_) return ahead;
+  constexpr int64_t line = 64;
+  const bool last = block + 1 == n_blocks_;
+  const int64_t channel = last ? 0 : (block + 1) * block_channels_;
+  ahead.data = last ? next_tile : first_input(tile, input) + channel * input.plane;
   ahead.plane = input.plane;
   ahead.row = input.row;
   ahead.height = int32_t(extent(tile.rows->tile_height, window_.stride_y, window_.height, window_.dilation_y));
   const int64_t width = extent(tile.rows->tile_width, window_.stride_x, window_.width, window_.dilation_x);
   ahead.lines = int32_t((width * lane_bytes_ + line - 1) / line);
+  ahead.n_channels = int32_t(std::min(block_channels_, channels_ - channel));
+  const int64_t lines = int64_t(ahead.n_channels) * ahead.height * ahead.lines;
+  ahead.per_run = int32_t(lines / std::max<int64_t>(1, n_runs) + 1);
   return ahead;
 }
 
-void ConvPlan::run_rows(int64_t part, const Tile& tile, RowsCall& call, const char* next_tile, Ahead ahead) const {
+void ConvPlan::run_rows(int64_t part, const Tile& tile, RowsCall& call, const char* next_tile, const Call& all) const {
   for (int64_t b = 0; b < n_blocks_; b++) {
     const Block& block = blocks_[size_t(part * n_blocks_ + b)];
+    if (fed_) all.fill({b * block_channels_, std::min(channels_, (b + 1) * block_channels_)});
     call.runs = runs_.data() + block.first_run;
     call.n_runs = block.n_runs;
     call.steps = steps_.data() + block.first_step;
     call.first = b == 0;
     call.last = b + 1 == n_blocks_;
-    const int64_t after = call.last ? 0 : (b + 1) * block_channels_;  // the channel that the next block begins with
-    ahead.data = call.last ? next_tile : call.input + after * ahead.plane;
-    ahead.n_channels = int32_t(far_ ? std::min(block_channels_, channels_ - after) : 0);
-    const int64_t lines = int64_t(ahead.n_channels) * ahead.height * ahead.lines;
-    ahead.per_run = int32_t(lines / std::max<int64_t>(1, block.n_runs) + 1);
-    call.ahead = ahead;
+    call.ahead = ahead_of(tile, all.input, next_tile, b, block.n_runs);
     tile.rows->run(call);
   }
 }
@@ -312,17 +320,17 @@ void ConvPlan::run_dense(int64_t part, const Tile& tile, DenseCall& call) const 
   call.finish = all;
 }
 
-void ConvPlan::run(int64_t task, const LaneView& input, const LaneView& output, const LaneView* residual,
-                   char* scratch) const {
+void ConvPlan::run(int64_t task, const Call& all) const {
   const int64_t part = task % n_parts_, span = task / n_parts_;
+  if (all.fill && !fed_) all.fill({0, channels_});
   for (int64_t i = spans_[size_t(span)]; i < spans_[size_t(span) + 1]; i++) {
     const Tile& tile = tiles_[size_t(i)];
     const auto at = [&](const LaneView& view) {
       return LaneView{view.data + tile.y * view.row + tile.x * lane_bytes_, view.plane, view.row};
     };
-    const char* first = first_input(tile, input);
-    const ptrdiff_t input_row = window_.stride_y * input.row, input_step = window_.stride_x * lane_bytes_;
-    const Finish finish{at(output), residual ? at(*residual) : LaneView{}, activation_};
+    const char* first = first_input(tile, all.input);
+    const ptrdiff_t input_row = window_.stride_y * all.input.row, input_step = window_.stride_x * lane_bytes_;
+    const Finish finish{at(all.output), all.residual.data ? at(all.residual) : LaneView{}, activation_};
     if (dense_) {
       DenseCall call{};
       call.offsets = offsets_.data();
@@ -337,12 +345,11 @@ void ConvPlan::run(int64_t task, const LaneView& input, const LaneView& output, 
       call.input = first;
       call.input_row = input_row;
       call.input_step = input_step;
-      call.partial = scratch;
+      call.partial = all.scratch;
       call.bias = bias_.data();
       call.finish = finish;
       const bool more = i + 1 < spans_[size_t(span) + 1];
-      const char* next = more ? first_input(tiles_[size_t(i) + 1], input) : nullptr;
-      run_rows(part, tile, call, next, rectangle(tile, input));
+      run_rows(part, tile, call, more ? first_input(tiles_[size_t(i) + 1], all.input) : nullptr, all);
     }
   }
 }

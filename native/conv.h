@@ -3,12 +3,14 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
 #include "kernels.h"
 #include "layout.h"
 #include "program.h"
+#include "share.h"
 
 namespace secateur {
 
@@ -28,18 +30,35 @@ struct ConvShape {
   Window window;
 };
 
+// How many threads share a convolution; whether each takes some of the output channels, whatever the tiles are; and
+// whether each then has a copy of the input that is filled while it runs, some channels at a time.
+struct Sharing {
+  int threads;
+  bool by_channels, copies;
+};
+
 class ConvPlan {
  public:
-  // `dense`: use all weights. `parts`: how many threads will share the work.
+  // `dense`: use all weights.
   ConvPlan(const KernelTable& table, const ConvShape& shape, const Weight& weight, const Weight* bias,
-           Activation activation, bool dense, const LaneLayout& input, const LaneLayout& output, int parts);
+           Activation activation, bool dense, const LaneLayout& input, const LaneLayout& output,
+           const Sharing& sharing);
 
   int64_t n_tasks() const { return n_parts_ * int64_t(spans_.size() - 1); }
   int64_t scratch_bytes() const { return scratch_bytes_; }
   std::string describe() const;  // tile and blocks, for benchmarks
 
-  // `residual` may be null; `scratch` is this thread's. Layouts as given, the input's with at least its margins.
-  void run(int64_t task, const LaneView& input, const LaneView& output, const LaneView* residual, char* scratch) const;
+  // How many input channels a copy has room for.
+  int64_t channels_at_a_time() const { return fed_ ? block_channels_ : channels_; }
+
+  // Layouts as given, the input's with at least its margins.
+  struct Call {
+    LaneView input, output;
+    LaneView residual;  // data == nullptr: none
+    char* scratch;      // of this thread
+    std::function<void(const Share& channels)> fill;  // the copy, from its begin on
+  };
+  void run(int64_t task, const Call& call) const;
 
  private:
   struct Tile {
@@ -58,18 +77,19 @@ class ConvPlan {
 
   void choose(const KernelTable& table, const ConvShape& shape, const LaneLayout& output, double per_channel);
   double cost_of_tile(const ConvShape& shape, int64_t height, int64_t width, double per_channel, double block) const;
-  double input_bytes(const Window& window, int64_t height, int64_t width) const;
+  double input_bytes(int64_t height, int64_t width) const;
   void cover(const KernelTable& table, const LaneLayout& output, int32_t height, int32_t width);
-  void split_tiles(int parts, int64_t outputs);
+  void split_tiles(const Sharing& sharing, int64_t outputs);
   void pack_rows(const SparseRows& rows, const ConvShape& shape, const LaneLayout& input);
   void pack_dense(const SparseRows& rows, const ConvShape& shape, const LaneLayout& input);
   const char* first_input(const Tile& tile, const LaneView& input) const;
-  Ahead rectangle(const Tile& tile, const LaneView& input) const;
-  void run_rows(int64_t part, const Tile& tile, RowsCall& call, const char* next_tile, Ahead ahead) const;
+  Ahead ahead_of(const Tile& tile, const LaneView& input, const char* next_tile, int64_t block, int64_t n_runs) const;
+  void run_rows(int64_t part, const Tile& tile, RowsCall& call, const char* next_tile, const Call& all) const;
   void run_dense(int64_t part, const Tile& tile, DenseCall& call) const;
 
   bool dense_;
   bool far_;                    // the input may lie in another core's cache, or the third level
+  bool fed_ = false;            // a copy of the input holds one block of channels at a time
   int64_t channels_, outputs_;
   Activation activation_;
   Window window_;

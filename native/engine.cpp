@@ -173,7 +173,8 @@ void Engine::run(const std::vector<const void*>& inputs, const std::vector<void*
 
 void Engine::run_section(const Section& section, const Pointers& inputs, const Pointers& outputs, int64_t batch,
                          double* seconds) {
-  const int64_t chunk = section.chunk, n_chunks = batch / chunk, threads = pool_.size();
+  const int64_t chunk = section.chunk, n_chunks = batch / chunk;
+  const int64_t threads = batch <= program_.one_thread ? 1 : pool_.size();
   const size_t n_ops = section.program.ops.size();
   int64_t done = 0;
   if (threads > 1 && n_chunks >= threads) {

@@ -36,8 +36,6 @@ class Engine {
   void run(const std::vector<const void*>& inputs, const std::vector<void*>& outputs, int64_t batch, double* seconds);
 
  private:
-  // Of two threads, each with a quarter of 32 MB; measured best of 4, 8 and 16 MB on networks for images.
-
   struct Ready {
     std::unique_ptr<Session> session;
     std::vector<std::unique_ptr<Context>> contexts;  // one for each thread that runs it alone

@@ -1,29 +1,39 @@
 // Everything but convolutions in the lane layout. Included inside the namespace of one instruction set, after vector.h.
 // Lane tensors may hold halves: all that computes here widens them to floats, a part of a vector at a time.
 
+// A move for some channels at a time: its pattern then stays in registers, and what it reads in the first-level cache.
 static void move_kernel(const MoveCall& call) {
+  constexpr int64_t channels_at_a_time = 8;
   const V fill = spread_number(call.fill);
-  for (int64_t c = 0; c < call.n_channels; c++) {
-    char* to = call.to + c * call.to_plane;
-    const char* from = call.from + c * call.from_plane;
+  for (int64_t first = 0; first < call.n_channels; first += channels_at_a_time) {
+    const int64_t n = call.n_channels - first < channels_at_a_time ? call.n_channels - first : channels_at_a_time;
     for (int64_t i = 0; i < call.n_moves; i++) {
       const Move& move = call.moves[i];
+      char* to = call.to + first * call.to_plane + move.to;
       if (move.from == from_none) {
-        store(to + move.to, fill);
+        for (int64_t c = 0; c < n; c++) store(to + c * call.to_plane, fill);
         continue;
       }
       const int32_t* pattern = call.patterns + int64_t(move.pattern) * lanes;
+      const char* from = call.from + first * call.from_plane;
       if (move.from == from_many) {
-        auto* target = reinterpret_cast<Number*>(to + move.to);
-        for (int lane = 0; lane < lanes; lane++)
-          target[lane] = pattern[lane] < 0 ? fill[0] : reinterpret_cast<const Number*>(from)[pattern[lane]];
+        for (int64_t c = 0; c < n; c++) {
+          auto* target = reinterpret_cast<Number*>(to + c * call.to_plane);
+          const auto* plane = reinterpret_cast<const Number*>(from + c * call.from_plane);
+          for (int lane = 0; lane < lanes; lane++) target[lane] = pattern[lane] < 0 ? fill[0] : plane[pattern[lane]];
+        }
         continue;
       }
+      from += move.from;
       Places places;
       for (int lane = 0; lane < lanes; lane++) places[lane] = Place(pattern[lane]);
-      const V old = move.first ? fill : load(to + move.to);
-      const V taken = permute(load(from + move.from), places);
-      store(to + move.to, places < 0 ? old : taken);
+      const Places keep = places < 0;
+      for (int64_t c = 0; c < n; c++) {
+        __builtin_prefetch(from + (c + channels_at_a_time) * call.from_plane);  // it may lie in another core's cache
+        const V old = move.first ? fill : load(to + c * call.to_plane);
+        const V taken = permute(load(from + c * call.from_plane), places);
+        store(to + c * call.to_plane, keep ? old : taken);
+      }
     }
   }
 }

@@ -3,7 +3,6 @@
 #include <limits>
 
 #include "lane_ops.h"
-#include "share.h"
 
 namespace secateur {
 
@@ -18,10 +17,9 @@ bool LaneBuilder::pool(const Op& op) {
   float fill;
   const LaneLayout output = layout_of(op.output);
   if (!output.lanes || !window_of(op, window, fill)) return false;
-  LaneLayout input;
-  const int from = window_buffer(op, window, fill, input), to = session_.new_buffer(output.bytes());
+  const Source source = window_source(op, window, fill, false);
+  const int to = session_.new_buffer(output.bytes());
   PoolCall call{};
-  call.n_channels = output.channels;
   call.height = output.block_height;
   call.width = output.block_width;
   call.window_y = int32_t(window.height);
@@ -29,15 +27,18 @@ bool LaneBuilder::pool(const Op& op) {
   call.stride_y = int32_t(window.stride_y);
   call.stride_x = int32_t(window.stride_x);
   call.scale = 1.0f / float(window.height * window.width);
-  const int64_t tasks = shares(output.channels, output.bytes());
+  const LaneTasks tasks = tasks_for(output);
   const auto kernel = op.kind == OpKind::max_pool ? session_.table_.max_pool : session_.table_.mean_pool;
-  session_.add_stage(tasks, {from, to}, [=](Context& context, int64_t task, int) {
-    const Share share = share_of(call.n_channels, task, tasks);
+  session_.add_stage(tasks.count(), {source.buffer, source.mover ? source.mover->from_buffer : -1, to},
+                     [=](Context& context, int64_t i, int) {
+    const auto [group, channels] = tasks[i];
+    char* const from = context.buffer(source.buffer) + channels.begin * source.layout.plane();
+    if (source.mover) source.mover->run(context.buffer(source.mover->from_buffer), tasks[i], from);
     PoolCall part = call;
-    part.input = at_channel(input.view(context.buffer(from)), share.begin);
-    part.input.data -= window.top * part.input.row + window.left * input.vector_bytes();
-    part.output = at_channel(output.view(context.buffer(to)), share.begin);
-    part.n_channels = share.end - share.begin;
+    part.input = source.layout.view(from, group);
+    part.input.data -= window.top * part.input.row + window.left * output.vector_bytes();
+    part.output = at_channel(output.view(context.buffer(to), group), channels.begin);
+    part.n_channels = channels.end - channels.begin;
     kernel(part);
   });
   finish(op.output, to, output);
@@ -56,35 +57,56 @@ bool LaneBuilder::mean(const Op& op) {
   }
   if (!has_lanes(value) || session_.forms_[size_t(value)].layout.tokens) return false;
   const LaneLayout input = session_.forms_[size_t(value)].layout;
-  LaneLayout output = image_layout(session_.table_, input.images, input.channels, 1, 1);
+  LaneLayout output = image_layout(session_.table_, input.images, input.channels, 1, 1, 1);
   if (layout_of(op.output).lanes) output = layout_of(op.output);
-  const int from = session_.forms_[size_t(value)].lane, to = session_.new_buffer(output.bytes());
+  // the sums of each group, which then become one
+  const int from = session_.forms_[size_t(value)].lane, to = session_.new_buffer(output.bytes() * input.groups);
   const auto valid = std::make_shared<std::vector<float>>();
-  for (int64_t y = 0; y < input.block_height; y++)
-    for (int64_t x = 0; x < input.block_width; x++)
-      for (int32_t lane = 0; lane < input.lanes; lane++) {
-        const int32_t block = lane % (input.grid_y * input.grid_x);
-        const bool copy = input.spread() && block > 0;
-        valid->push_back(!copy && block / input.grid_x * input.pitch_y + y < input.height &&
-                         block % input.grid_x * input.pitch_x + x < input.width);
-      }
-  const int64_t tasks = shares(input.channels, input.bytes());
+  for (int64_t group = 0; group < input.groups; group++)
+    for (int64_t y = 0; y < input.block_height; y++)
+      for (int64_t x = 0; x < input.block_width; x++)
+        for (int32_t lane = 0; lane < input.lanes; lane++) {
+          const int64_t block = lane % (input.grid_y * input.grid_x);
+          const int64_t down = group * input.grid_y + block / input.grid_x;
+          const bool copy = input.spread() && block > 0;
+          valid->push_back(!copy && down * input.pitch_y + y < input.height &&
+                           block % input.grid_x * input.pitch_x + x < input.width);
+        }
+  const LaneTasks tasks = tasks_for(input);
   const auto kernel = session_.table_.mean;
-  session_.add_stage(tasks, {from, to}, [=](Context& context, int64_t task, int) {
-    const Share share = share_of(input.channels, task, tasks);
+  session_.add_stage(tasks.count(), {from, to}, [=](Context& context, int64_t task, int) {
+    const auto [group, channels] = tasks[task];
     MeanCall call{};
-    call.input = at_channel(input.view(context.buffer(from)), share.begin);
-    call.output = at_channel(output.view(context.buffer(to)), share.begin);
-    call.n_channels = share.end - share.begin;
+    call.input = at_channel(input.view(context.buffer(from), group), channels.begin);
+    call.output = at_channel(output.view(context.buffer(to) + group * output.bytes()), channels.begin);
+    call.n_channels = channels.end - channels.begin;
     call.height = input.block_height;
     call.width = input.block_width;
-    call.valid = valid->data();
+    call.valid = valid->data() + group * input.block_height * input.block_width * input.lanes;
     call.lanes_per_image = input.grid_y * input.grid_x;
     call.scale = 1.0f / float(input.height * input.width);
     kernel(call);
   });
+  if (input.groups > 1) add_up(output, to, input.groups);
   finish(op.output, to, output);
   return true;
+}
+
+// Adds to a value of one pixel those that lie behind it in its buffer.
+void LaneBuilder::add_up(const LaneLayout& layout, int buffer, int64_t n) {
+  const auto kernel = session_.table_.binary;
+  session_.add_stage(1, {buffer}, [=](Context& context, int64_t, int) {
+    BinaryCall call{};
+    call.left = call.output = layout.view(context.buffer(buffer));
+    call.left_step = call.right_step = layout.vector_bytes();
+    call.n_channels = layout.channels;
+    call.height = call.width = 1;
+    call.operation = Binary::add;
+    for (int64_t i = 1; i < n; i++) {
+      call.right = layout.view(context.buffer(buffer) + i * layout.bytes());
+      kernel(call);
+    }
+  });
 }
 
 // Activation, clip and scale_shift: on lanes if the value is there already.
@@ -97,7 +119,6 @@ bool LaneBuilder::elementwise(const Op& op) {
   if (!layout.tokens && layout_of(op.output).lanes) layout = layout_of(op.output);
   const int from = session_.forms_[size_t(value)].lane, to = session_.new_buffer(layout.bytes());
   MapCall call{};
-  call.n_channels = layout.channels;
   call.height = layout.block_height;
   call.width = layout.block_width;
   call.activation = op.activation;
@@ -108,16 +129,16 @@ bool LaneBuilder::elementwise(const Op& op) {
     *scale = op.weight->all();
     *shift = op.bias->all();
   }
-  const int64_t tasks = shares(layout.channels, layout.bytes());
+  const LaneTasks tasks = tasks_for(layout);
   const auto kernel = session_.table_.map;
-  session_.add_stage(tasks, {from, to}, [=](Context& context, int64_t task, int) {
-    const Share share = share_of(call.n_channels, task, tasks);
+  session_.add_stage(tasks.count(), {from, to}, [=](Context& context, int64_t task, int) {
+    const auto [group, channels] = tasks[task];
     MapCall part = call;
-    part.input = at_channel(from_layout.view(context.buffer(from)), share.begin);
-    part.output = at_channel(layout.view(context.buffer(to)), share.begin);
-    part.n_channels = share.end - share.begin;
-    part.scale = scale->empty() ? nullptr : scale->data() + share.begin;
-    part.shift = shift->empty() ? nullptr : shift->data() + share.begin;
+    part.input = at_channel(from_layout.view(context.buffer(from), group), channels.begin);
+    part.output = at_channel(layout.view(context.buffer(to), group), channels.begin);
+    part.n_channels = channels.end - channels.begin;
+    part.scale = scale->empty() ? nullptr : scale->data() + channels.begin;
+    part.shift = shift->empty() ? nullptr : shift->data() + channels.begin;
     kernel(part);
   });
   finish(op.output, to, layout);
@@ -155,21 +176,21 @@ bool LaneBuilder::binary(const Op& op) {
   if (from_right < 0) return false;
   const int to = session_.new_buffer(layout.bytes());
   const bool left_one = a != y, right_one = b != y;
-  const int64_t tasks = shares(layout.channels, layout.bytes());
+  const LaneTasks tasks = tasks_for(layout);
   const auto kernel = session_.table_.binary;
   const Binary operation = op.binary;
   const Activation activation = op.activation;
-  session_.add_stage(tasks, {from_left, from_right, to}, [=](Context& context, int64_t task, int) {
-    const Share share = share_of(layout.channels, task, tasks);
+  session_.add_stage(tasks.count(), {from_left, from_right, to}, [=](Context& context, int64_t task, int) {
+    const auto [group, channels] = tasks[task];
     BinaryCall call{};
-    call.left = at_channel(left_layout.view(context.buffer(from_left)), share.begin);
-    call.right = at_channel(right_layout.view(context.buffer(from_right)), share.begin);
-    call.output = at_channel(layout.view(context.buffer(to)), share.begin);
+    call.left = at_channel(left_layout.view(context.buffer(from_left), left_one ? 0 : group), channels.begin);
+    call.right = at_channel(right_layout.view(context.buffer(from_right), right_one ? 0 : group), channels.begin);
+    call.output = at_channel(layout.view(context.buffer(to), group), channels.begin);
     call.left_step = left_one ? 0 : layout.vector_bytes();
     call.right_step = right_one ? 0 : layout.vector_bytes();
     if (left_one) call.left.row = 0;
     if (right_one) call.right.row = 0;
-    call.n_channels = share.end - share.begin;
+    call.n_channels = channels.end - channels.begin;
     call.height = layout.block_height;
     call.width = layout.block_width;
     call.operation = operation;

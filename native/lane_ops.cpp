@@ -3,8 +3,6 @@
 #include <algorithm>
 #include <limits>
 
-#include "error.h"
-#include "share.h"
 
 namespace secateur {
 
@@ -13,10 +11,18 @@ namespace {
 // Work of one stage below this is not worth a second thread: waking it costs about a microsecond.
 constexpr int64_t worth_sharing = 32 * 1024;
 
-ConvertCall convert_call(const LaneLayout& layout, int64_t n_images) {
+// Blocks of so many pixels are one tile.
+constexpr int64_t small_block = 16;
+
+// With more threads, copies for all of them would take longer than they save.
+constexpr int most_copies = 4;
+
+// A task that turns plain numbers into lanes, or back.
+ConvertCall convert_call(const LaneLayout& layout, int64_t n_images, const LaneTask& task, char* lanes, char* plain) {
+  const int64_t first_row = task.group * layout.grid_y * layout.block_height;  // of the group
   ConvertCall call{};
-  call.n_channels = layout.channels;
-  call.height = layout.height;
+  call.n_channels = task.channels.end - task.channels.begin;
+  call.height = layout.height - first_row;
   call.width = layout.width;
   call.n_images = int32_t(layout.tokens ? 1 : n_images);
   call.grid_y = layout.grid_y;
@@ -34,6 +40,8 @@ ConvertCall convert_call(const LaneLayout& layout, int64_t n_images) {
     call.y_step = layout.width;
     call.x_step = 1;
   }
+  call.lane = at_channel(layout.view(lanes, task.group), task.channels.begin);
+  call.plain = reinterpret_cast<float*>(plain) + task.channels.begin * call.channel_step + first_row * call.y_step;
   return call;
 }
 
@@ -46,6 +54,10 @@ LaneBuilder::LaneBuilder(Session& session) : session_(session) {
 int64_t LaneBuilder::shares(int64_t channels, int64_t bytes) const {
   if (session_.threads_ == 1 || bytes < worth_sharing) return 1;
   return std::min<int64_t>(channels, session_.threads_ * 2);
+}
+
+LaneTasks LaneBuilder::tasks_for(const LaneLayout& layout) const {
+  return {layout.groups, layout.channels, layout.groups > 1 ? 1 : shares(layout.channels, layout.bytes())};
 }
 
 LaneLayout LaneBuilder::layout_of(int value) const { return session_.layouts_[size_t(value)]; }
@@ -75,7 +87,8 @@ void LaneBuilder::plan_margins() {
   for (const Shape& shape : session_.shapes_) {
     LaneLayout layout;
     if (shape.size() == 4 && shape[0] == session_.batch_ && session_.batch_ <= session_.table_.lanes)
-      layout = image_layout(session_.table_, session_.images_, shape[1], shape[2], shape[3]);
+      layout = image_layout(session_.table_, session_.images_, shape[1], shape[2], shape[3],
+                            groups_for(session_.table_, session_.images_, shape[2], shape[3], session_.threads_));
     layouts.push_back(layout);
   }
   for (const Op& op : session_.program_.ops) {
@@ -83,7 +96,7 @@ void LaneBuilder::plan_margins() {
     float fill;
     if (!window_of(op, window, fill)) continue;
     LaneLayout &from = layouts[size_t(op.inputs[0])], &to = layouts[size_t(op.output)];
-    if (!from.lanes || !to.lanes) continue;
+    if (!from.lanes || !to.lanes || by_channels(to)) continue;
     const WindowInput input = window_input(from, to, window);
     if (!input.direct || !input.layout.has_margin()) continue;
     if (from.has_margin() && from.fill != fill) continue;  // two fills: the later reader makes itself a copy
@@ -93,6 +106,13 @@ void LaneBuilder::plan_margins() {
     from.bottom = std::max(from.bottom, input.layout.bottom);
     from.right = std::max(from.right, input.layout.right);
   }
+}
+
+// Whether threads share an operation by its channels, and each takes a copy of all that it reads: small batches of
+// planes so small that there is one tile.
+bool LaneBuilder::by_channels(const LaneLayout& output) const {
+  return session_.threads_ > 1 && session_.threads_ <= most_copies && output.groups == 1 && !output.tokens &&
+         output.images < output.lanes && output.block_height * output.block_width <= small_block;
 }
 
 bool LaneBuilder::build(const Op& op) {
@@ -116,16 +136,11 @@ int LaneBuilder::lane(int value, const LaneLayout& layout) {
   auto& form = session_.forms_[size_t(value)];
   if (form.lane >= 0 && form.layout.same_blocks(layout)) return form.lane;
   const int from = session_.plain(value), to = session_.new_buffer(layout.bytes());
-  const ConvertCall call = convert_call(layout, session_.batch_);
-  const int64_t tasks = shares(layout.channels, layout.bytes());
+  const LaneTasks tasks = tasks_for(layout);
   const auto pack = session_.table_.pack;
-  session_.add_stage(tasks, {from, to}, [=](Context& context, int64_t task, int) {
-    const Share share = share_of(call.n_channels, task, tasks);
-    ConvertCall part = call;
-    part.lane = at_channel(layout.view(context.buffer(to)), share.begin);
-    part.plain = reinterpret_cast<float*>(context.buffer(from)) + share.begin * call.channel_step;
-    part.n_channels = share.end - share.begin;
-    pack(part);
+  const int64_t batch = session_.batch_;
+  session_.add_stage(tasks.count(), {from, to}, [=](Context& context, int64_t task, int) {
+    pack(convert_call(layout, batch, tasks[task], context.buffer(to), context.buffer(from)));
   });
   finish(value, to, layout);
   return to;
@@ -135,16 +150,11 @@ void LaneBuilder::unpack(int value) {
   const auto& form = session_.forms_[size_t(value)];
   const LaneLayout layout = form.layout;
   const int from = form.lane, to = form.plain;
-  const ConvertCall call = convert_call(layout, session_.batch_);
-  const int64_t tasks = shares(layout.channels, layout.bytes());
+  const LaneTasks tasks = tasks_for(layout);
   const auto unpack = session_.table_.unpack;
-  session_.add_stage(tasks, {from, to}, [=](Context& context, int64_t task, int) {
-    const Share share = share_of(call.n_channels, task, tasks);
-    ConvertCall part = call;
-    part.lane = at_channel(layout.view(context.buffer(from)), share.begin);
-    part.plain = reinterpret_cast<float*>(context.buffer(to)) + share.begin * call.channel_step;
-    part.n_channels = share.end - share.begin;
-    unpack(part);
+  const int64_t batch = session_.batch_;
+  session_.add_stage(tasks.count(), {from, to}, [=](Context& context, int64_t task, int) {
+    unpack(convert_call(layout, batch, tasks[task], context.buffer(from), context.buffer(to)));
   });
 }
 
@@ -152,65 +162,71 @@ void LaneBuilder::finish(int value, int buffer, const LaneLayout& layout) {
   auto& form = session_.forms_[size_t(value)];
   form.lane = buffer;
   form.layout = layout;
-  if (layout.has_margin()) add_moves(layout, buffer, layout, buffer, every_pixel);
+  form.bare = layout.has_margin() && layout.groups > 1;
+  if (!layout.has_margin()) return;
+  const Region now = form.bare ? Region::blocks : Region::all;
+  add_moves(std::make_shared<const Mover>(session_.table_, layout, buffer, layout, buffer, every_pixel, now));
 }
 
-void LaneBuilder::add_moves(const LaneLayout& from, int from_buffer, const LaneLayout& to, int to_buffer,
-                            const Window& window) {
-  const bool same = from_buffer == to_buffer;
-  auto moves = std::make_shared<Moves>(moves_between(from, to, same, window));
-  if (moves->moves.empty()) return;
-  const int64_t tasks = shares(to.channels, int64_t(moves->moves.size()) * to.channels * to.vector_bytes());
-  const auto move = session_.table_.move;
-  session_.add_stage(tasks, {from_buffer, to_buffer}, [=](Context& context, int64_t task, int) {
-    const Share share = share_of(to.channels, task, tasks);
-    MoveCall call{};
-    call.to = context.buffer(to_buffer) + share.begin * to.plane();
-    call.to_plane = to.plane();
-    call.from = context.buffer(from_buffer) + share.begin * from.plane();
-    call.from_plane = from.plane();
-    call.moves = moves->moves.data();
-    call.n_moves = int64_t(moves->moves.size());
-    call.patterns = moves->patterns.data();
-    call.fill = to.fill;
-    call.n_channels = share.end - share.begin;
-    move(call);
+void LaneBuilder::add_moves(const std::shared_ptr<const Mover>& mover) {
+  if (mover->empty()) return;
+  const LaneTasks tasks{mover->to.groups, mover->to.channels,
+                        mover->to.groups > 1 ? 1 : shares(mover->to.channels, mover->bytes())};
+  session_.add_stage(tasks.count(), {mover->from_buffer, mover->to_buffer},
+                     [=](Context& context, int64_t i, int) {
+    const LaneTask task = tasks[i];
+    char* const target = context.buffer(mover->to_buffer) + task.channels.begin * mover->to.plane();
+    mover->run(context.buffer(mover->from_buffer), task, target);
   });
 }
 
-// Where a convolution or pool reads from: the value itself if its blocks and margins suit, else a copy.
-int LaneBuilder::window_buffer(const Op& op, const Window& window, float fill, LaneLayout& layout) {
+// The value itself if its blocks and margins suit, else a copy. Where tasks have groups or copies of their own, they
+// fill them themselves: each thread then has what it reads in its own cache, and threads need not meet in between.
+LaneBuilder::Source LaneBuilder::window_source(const Op& op, const Window& window, float fill, bool copies) {
   const int value = op.inputs[0];
-  const LaneLayout from = layout_of(value);
+  const LaneLayout from = layout_of(value), output = layout_of(op.output);
   const int buffer = lane(value, from);
-  WindowInput input = window_input(from, layout_of(op.output), window);
+  WindowInput input = window_input(from, output, window);
   const LaneLayout& need = input.layout;
   const bool fits = from.top >= need.top && from.left >= need.left && from.bottom >= need.bottom &&
                     from.right >= need.right && (from.fill == fill || !need.has_margin());
+  auto& form = session_.forms_[size_t(value)];
+  Source source{buffer, from, nullptr};
+  Window read = every_pixel;
+  Region region = Region::margins;
   if (input.direct && fits) {
-    layout = from;
-    return buffer;
+    if (!form.bare || !need.has_margin()) return source;
+    form.bare = false;
+  } else {
+    input.layout.fill = fill;
+    source.layout = input.layout;
+    source.buffer = copies ? -1 : session_.new_buffer(source.layout.bytes());
+    read = window;
+    region = Region::all;
   }
-  input.layout.fill = fill;
-  layout = input.layout;
-  if (layout.bytes() > std::numeric_limits<int32_t>::max()) throw PlanError("its input is too large");
-  const int copy = session_.new_buffer(layout.bytes());
-  add_moves(from, buffer, layout, copy, window);
-  return copy;
+  source.mover =
+      std::make_shared<const Mover>(session_.table_, from, buffer, source.layout, source.buffer, read, region);
+  if (output.groups == 1 && !by_channels(output)) {
+    add_moves(source.mover);
+    source.mover = nullptr;
+  }
+  return source;
 }
 
-void LaneBuilder::add_conv(const Op& op, const ConvShape& shape, int input, const LaneLayout& input_layout,
-                           const LaneLayout& output_layout) {
+void LaneBuilder::add_conv(const Op& op, const ConvShape& shape, Source input, const LaneLayout& output_layout) {
   KernelChoice choice = KernelChoice::rows;
   const double stored = double(op.weight->numbers.size()), all = double(count(op.weight->shape));
   if (stored > 0.7 * all) choice = KernelChoice::dense;
   if (!op.kernels.empty()) choice = op.kernels.front().second;
   for (const auto& [batch, kernel] : op.kernels)
     if (batch <= session_.total_) choice = kernel;
+  const bool grouped = output_layout.groups > 1, copies = input.buffer < 0;
+  const Sharing sharing{grouped ? 1 : session_.threads_, by_channels(output_layout), copies};
   const auto plan = std::make_shared<ConvPlan>(session_.table_, shape, *op.weight, op.bias, op.activation,
-                                               choice == KernelChoice::dense, input_layout, output_layout,
-                                               session_.threads_);
+                                               choice == KernelChoice::dense, input.layout, output_layout, sharing);
   session_.scratch_bytes_ = std::max(session_.scratch_bytes_, plan->scratch_bytes());
+  const int64_t copy_bytes = plan->channels_at_a_time() * input.layout.plane();
+  if (copies) input.buffer = session_.new_buffer(copy_bytes * plan->n_tasks());
   int residual = -1;
   LaneLayout residual_layout;
   if (op.inputs.size() == 2) {
@@ -220,11 +236,22 @@ void LaneBuilder::add_conv(const Op& op, const ConvShape& shape, int input, cons
     residual_layout = session_.forms_[size_t(op.inputs[1])].layout;
   }
   const int output = session_.new_buffer(output_layout.bytes());
-  session_.add_stage(plan->n_tasks(), {input, output, residual}, [=](Context& context, int64_t task, int thread) {
-    const LaneView from = input_layout.view(context.buffer(input)), to = output_layout.view(context.buffer(output));
-    LaneView add{};
-    if (residual >= 0) add = residual_layout.view(context.buffer(residual));
-    plan->run(task, from, to, residual >= 0 ? &add : nullptr, context.scratch(thread));
+  session_.add_stage(grouped ? output_layout.groups : plan->n_tasks(),
+                     {input.buffer, input.mover ? input.mover->from_buffer : -1, output, residual},
+                     [=](Context& context, int64_t task, int thread) {
+    const int64_t group = grouped ? task : 0;
+    char* const from = context.buffer(input.buffer) + (copies ? task * copy_bytes : 0);
+    const auto fill = [&](const Share& channels) {
+      input.mover->run(context.buffer(input.mover->from_buffer), {group, channels}, from);
+    };
+    if (input.mover && !copies) fill({0, shape.channels});
+    ConvPlan::Call call{};
+    call.input = input.layout.view(from, group);
+    call.output = output_layout.view(context.buffer(output), group);
+    if (residual >= 0) call.residual = residual_layout.view(context.buffer(residual), group);
+    call.scratch = context.scratch(thread);
+    if (copies) call.fill = fill;
+    plan->run(task - group, call);
   });
   finish(op.output, output, output_layout);
 }
@@ -235,10 +262,9 @@ bool LaneBuilder::conv(const Op& op) {
   Window window;
   float fill;
   window_of(op, window, fill);
-  LaneLayout input;
-  const int buffer = window_buffer(op, window, fill, input);
   const Shape& w = op.weight->shape;
-  add_conv(op, {w[1] * op.groups, w[0], op.groups, window}, buffer, input, output);
+  const Source input = window_source(op, window, fill, by_channels(output));
+  add_conv(op, {w[1] * op.groups, w[0], op.groups, window}, input, output);
   return true;
 }
 
@@ -253,7 +279,7 @@ bool LaneBuilder::linear(const Op& op) {
   const LaneLayout input = token_layout(session_.table_, rows, x.back());
   const LaneLayout output = token_layout(session_.table_, rows, op.weight->shape[0]);
   const int buffer = lane(op.inputs[0], input);
-  add_conv(op, {x.back(), op.weight->shape[0], 1, {1, 1, 1, 1, 1, 1, 0, 0}}, buffer, input, output);
+  add_conv(op, {x.back(), op.weight->shape[0], 1, {1, 1, 1, 1, 1, 1, 0, 0}}, {buffer, input, nullptr}, output);
   return true;
 }
 

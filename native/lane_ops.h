@@ -1,7 +1,9 @@
 // Stages that work on vectors of lanes: convolutions and what stands between them.
 #pragma once
 
+#include "mover.h"
 #include "session.h"
+#include "share.h"
 
 namespace secateur {
 
@@ -16,6 +18,13 @@ class LaneBuilder {
   void unpack(int value);
 
  private:
+  // Where a convolution or pool reads from. If there is a mover, the tasks that read it run it before.
+  struct Source {
+    int buffer;  // −1: a copy for each task, which add_conv makes
+    LaneLayout layout;
+    std::shared_ptr<const Mover> mover;
+  };
+
   bool conv(const Op& op);
   bool linear(const Op& op);
   bool pool(const Op& op);
@@ -28,12 +37,14 @@ class LaneBuilder {
   void plan_margins();
   bool window_of(const Op& op, Window& window, float& fill) const;
   int lane(int value, const LaneLayout& layout);  // the buffer, packed if need be
-  void add_conv(const Op& op, const ConvShape& shape, int input, const LaneLayout& input_layout,
-                const LaneLayout& output_layout);
-  int window_buffer(const Op& op, const Window& window, float fill, LaneLayout& layout);
+  void add_conv(const Op& op, const ConvShape& shape, Source input, const LaneLayout& output_layout);
+  Source window_source(const Op& op, const Window& window, float fill, bool copies);
   void finish(int value, int buffer, const LaneLayout& layout);  // the value is now to be had there
-  void add_moves(const LaneLayout& from, int from_buffer, const LaneLayout& to, int to_buffer, const Window& window);
+  void add_moves(const std::shared_ptr<const Mover>& mover);
+  void add_up(const LaneLayout& layout, int buffer, int64_t n);
   int64_t shares(int64_t channels, int64_t bytes) const;
+  LaneTasks tasks_for(const LaneLayout& layout) const;
+  bool by_channels(const LaneLayout& output) const;
   bool has_lanes(int value) const;
 
   Session& session_;

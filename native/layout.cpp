@@ -10,16 +10,29 @@ namespace {
 
 int64_t divide_up(int64_t n, int64_t by) { return (n + by - 1) / by; }
 
+// Blocks of fewer pixels make tiles too small for a kernel to run well.
+constexpr int64_t least_pixels = 8;
+
+// How much more may be computed, beyond the image, with more groups.
+constexpr double most_beyond = 1.25;
+
+// An odd number of cache lines, so that channels do not fall on the same few cache sets.
+int64_t odd_lines(int64_t bytes) {
+  const int64_t line = 64, lines = divide_up(bytes, line);
+  return (lines % 2 ? lines : lines + 1) * line;
+}
+
 struct Pixel {
   int64_t y, x;
 };
 
-Pixel origin(const LaneLayout& layout, int32_t lane) {
+Pixel origin(const LaneLayout& layout, int32_t group, int32_t lane) {
   const int32_t block = lane % (layout.grid_y * layout.grid_x);
-  return {block / layout.grid_x * layout.pitch_y, block % layout.grid_x * layout.pitch_x};
+  const int32_t down = group * layout.grid_y + block / layout.grid_x;
+  return {down * layout.pitch_y, block % layout.grid_x * layout.pitch_x};
 }
 
-// Lane and byte offset (from the plane's first vector) of a pixel of the image in `lane` of another layout.
+// Lane and byte offset (from the first group's first vector of a channel) of a pixel of an image.
 struct Place {
   int64_t offset;
   int32_t lane;
@@ -28,27 +41,27 @@ struct Place {
 Place place_of(const LaneLayout& layout, int32_t image, Pixel pixel) {
   const int64_t by = layout.pitch_y ? pixel.y / layout.pitch_y : 0, bx = layout.pitch_x ? pixel.x / layout.pitch_x : 0;
   const int64_t y = pixel.y - by * layout.pitch_y + layout.top, x = pixel.x - bx * layout.pitch_x + layout.left;
-  const int64_t lane = (int64_t(image) * layout.grid_y + by) * layout.grid_x + bx;
-  return {y * layout.row() + x * layout.vector_bytes(), int32_t(lane)};
+  const int64_t group = by / layout.grid_y, down = by % layout.grid_y;
+  const int64_t lane = (int64_t(image) * layout.grid_y + down) * layout.grid_x + bx;
+  return {group * layout.group_bytes() + y * layout.row() + x * layout.vector_bytes(), int32_t(lane)};
 }
 
 }  // namespace
 
-int64_t LaneLayout::plane() const {
-  // An odd number of cache lines, so that channels do not fall on the same few cache sets.
-  const int64_t bytes = (top + block_height + bottom) * row(), line = 64;
-  const int64_t lines = divide_up(bytes, line);
-  return (lines % 2 ? lines : lines + 1) * line;
-}
+int64_t LaneLayout::row() const { return groups > 1 ? odd_lines(line() * channels) : line(); }
+
+int64_t LaneLayout::plane() const { return groups > 1 ? line() : odd_lines((top + block_height + bottom) * line()); }
 
 bool LaneLayout::same_blocks(const LaneLayout& o) const {
-  return images == o.images && grid_y == o.grid_y && grid_x == o.grid_x && pitch_y == o.pitch_y &&
+  return groups == o.groups && images == o.images && grid_y == o.grid_y && grid_x == o.grid_x && pitch_y == o.pitch_y &&
          pitch_x == o.pitch_x && block_height == o.block_height && block_width == o.block_width &&
          height == o.height && width == o.width && tokens == o.tokens;
 }
 
-LaneLayout image_layout(const KernelTable& table, int32_t images, int64_t channels, int64_t height, int64_t width) {
+LaneLayout image_layout(const KernelTable& table, int32_t images, int64_t channels, int64_t height, int64_t width,
+                        int32_t groups) {
   LaneLayout layout;
+  layout.groups = groups;
   layout.lanes = table.lanes;
   layout.number_bytes = table.number_bytes;
   layout.images = images;
@@ -64,19 +77,29 @@ LaneLayout image_layout(const KernelTable& table, int32_t images, int64_t channe
     // as little beyond the image as may be; of equal ones the squarest
     int64_t least = std::numeric_limits<int64_t>::max();
     for (int32_t across = 1; across <= blocks; across *= 2) {
-      const int32_t down = blocks / across;
+      const int32_t down = groups * (blocks / across);
       const int64_t area = divide_up(height, down) * divide_up(width, across);
       const int64_t cost = area * 1000 + (down > across ? down / across : across / down);
-      if (cost < least) least = cost, layout.grid_x = across, layout.grid_y = down;
+      if (cost < least) least = cost, layout.grid_x = across, layout.grid_y = blocks / across;
     }
   }
-  layout.block_height = divide_up(height, layout.grid_y);
+  layout.block_height = divide_up(height, groups * layout.grid_y);
   layout.block_width = divide_up(width, layout.grid_x);
   if (!layout.spread()) {
-    if (layout.grid_y > 1) layout.pitch_y = layout.block_height;
+    if (groups * layout.grid_y > 1) layout.pitch_y = layout.block_height;
     if (layout.grid_x > 1) layout.pitch_x = layout.block_width;
   }
   return layout;
+}
+
+int32_t groups_for(const KernelTable& table, int32_t images, int64_t height, int64_t width, int threads) {
+  if (images == table.lanes || height == 1 || width == 1) return 1;
+  const auto area = [&](int32_t groups) {
+    const LaneLayout layout = image_layout(table, images, 1, height, width, groups);
+    return layout.block_height * layout.block_width;
+  };
+  const int64_t alone = area(threads), shared = area(1);
+  return alone >= least_pixels && double(alone * threads) <= most_beyond * double(shared) ? threads : 1;
 }
 
 LaneLayout token_layout(const KernelTable& table, int64_t n, int64_t features) {
@@ -98,8 +121,10 @@ WindowInput window_input(const LaneLayout& from, const LaneLayout& to, const Win
   WindowInput input{true, from};
   LaneLayout& in = input.layout;
   const int64_t pitch_y = to.pitch_y * w.stride_y, pitch_x = to.pitch_x * w.stride_x;
-  if (from.grid_y != to.grid_y || from.grid_x != to.grid_x || from.pitch_y != pitch_y || from.pitch_x != pitch_x) {
+  if (from.groups != to.groups || from.grid_y != to.grid_y || from.grid_x != to.grid_x ||
+      from.pitch_y != pitch_y || from.pitch_x != pitch_x) {
     input.direct = false;
+    in.groups = to.groups;
     in.grid_y = to.grid_y;
     in.grid_x = to.grid_x;
     in.pitch_y = pitch_y;
@@ -142,20 +167,24 @@ bool is_read(int64_t at, int64_t window, int64_t stride, int64_t dilation) {
 
 }  // namespace
 
-Moves moves_between(const LaneLayout& from, const LaneLayout& to, bool same, const Window& window) {
-  constexpr size_t most_permutes = 3;
+Moves moves_between(const LaneLayout& from, const LaneLayout& to, bool same, const Window& window, int32_t group,
+                    Region region) {
+  constexpr size_t most_permutes = 6;
   MoveList list;
   const int32_t per_image = to.grid_y * to.grid_x;
+  const int64_t base = group * to.group_bytes();
   for (int64_t y = -to.top; y < to.block_height + to.bottom; y++) {
     if (!same && !is_read(y + to.top, window.height, window.stride_y, window.dilation_y)) continue;
     for (int64_t x = -to.left; x < to.block_width + to.right; x++) {
       if (!same && !is_read(x + to.left, window.width, window.stride_x, window.dilation_x)) continue;
-      const int64_t target = (y + to.top) * to.row() + (x + to.left) * to.vector_bytes();
+      const bool inside = y >= 0 && y < to.block_height && x >= 0 && x < to.block_width;
+      if (region == (inside ? Region::margins : Region::blocks)) continue;
+      const int64_t target = base + (y + to.top) * to.row() + (x + to.left) * to.vector_bytes();
       std::map<int64_t, std::vector<int32_t>> sources;  // byte offset in `from` → pattern
       std::vector<int32_t> numbers(size_t(to.lanes), -1);
       bool identity = true;
       for (int32_t lane = 0; lane < to.lanes; lane++) {
-        const Pixel start = origin(to, lane), pixel{start.y + y, start.x + x};
+        const Pixel start = origin(to, group, lane), pixel{start.y + y, start.x + x};
         if (pixel.y < 0 || pixel.x < 0 || pixel.y >= from.height || pixel.x >= from.width) {
           identity = false;
           continue;

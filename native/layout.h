@@ -12,7 +12,8 @@ namespace secateur {
 struct LaneLayout {
   int64_t channels = 0, height = 0, width = 0;  // of the value: what is outside is margin
   int32_t lanes = 0, number_bytes = 4;
-  int32_t images = 1, grid_y = 1, grid_x = 1;   // their product is `lanes`
+  int32_t groups = 1;                           // of lanes, one after the other: strips of all images, from the top
+  int32_t images = 1, grid_y = 1, grid_x = 1;   // in a group; their product is `lanes`
   int64_t pitch_y = 0, pitch_x = 0;             // pixels from a block to the next; 0 if all begin at the same pixel
   int64_t block_height = 0, block_width = 0;    // without margins
   int64_t top = 0, left = 0, bottom = 0, right = 0;
@@ -20,19 +21,27 @@ struct LaneLayout {
   bool tokens = false;                          // channels are the last dimension, not the second
 
   int64_t vector_bytes() const { return int64_t(lanes) * number_bytes; }
-  int64_t row() const { return (left + block_width + right) * vector_bytes(); }
+  int64_t line() const { return (left + block_width + right) * vector_bytes(); }
+  int64_t row() const;
   int64_t plane() const;
-  int64_t bytes() const { return plane() * channels; }
+  int64_t group_bytes() const { return groups > 1 ? row() * (top + block_height + bottom) : plane() * channels; }
+  int64_t bytes() const { return group_bytes() * groups; }
   bool has_margin() const { return top || left || bottom || right; }
   bool spread() const { return height == 1 && width == 1; }
   bool same_blocks(const LaneLayout& other) const;
 
-  // Where pixel (0, 0) of channel 0 lies in a buffer.
-  LaneView view(char* buffer) const { return {buffer + top * row() + left * vector_bytes(), plane(), row()}; }
+  // Where pixel (0, 0) of channel 0 of a group lies in a buffer.
+  LaneView view(char* buffer, int64_t group = 0) const {
+    return {buffer + group * group_bytes() + top * row() + left * vector_bytes(), plane(), row()};
+  }
 };
 
 // `images` images (a power of two, at most as many as lanes) of `channels` × `height` × `width`, without margin.
-LaneLayout image_layout(const KernelTable& table, int32_t images, int64_t channels, int64_t height, int64_t width);
+LaneLayout image_layout(const KernelTable& table, int32_t images, int64_t channels, int64_t height, int64_t width,
+                        int32_t groups);
+
+// As many groups as threads, so that each thread has pixels of its own, if the plane is large enough for it; else one.
+int32_t groups_for(const KernelTable& table, int32_t images, int64_t height, int64_t width, int threads);
 
 // `n` rows of `features` numbers: the rows run through the lanes.
 LaneLayout token_layout(const KernelTable& table, int64_t n, int64_t features);
@@ -54,7 +63,10 @@ struct Moves {
   std::vector<Move> moves;
   std::vector<int32_t> patterns;
 };
-Moves moves_between(const LaneLayout& from, const LaneLayout& to, bool same, const Window& window);
+enum class Region { all, blocks, margins };
+// For one group of `to`; distances are from where channel 0 of the first group begins.
+Moves moves_between(const LaneLayout& from, const LaneLayout& to, bool same, const Window& window, int32_t group,
+                    Region region = Region::all);
 
 // A window that reads every pixel.
 constexpr Window every_pixel{1, 1, 1, 1, 1, 1, 0, 0};

@@ -342,6 +342,7 @@ Program read_program(std::string_view text, std::map<std::string, Weight> weight
     if (items.size() != 2) throw PlanError("working_set must be pairs of a batch size and a number of bytes");
     program.working_set.emplace_back(bounded(items[0], "batch", 1, largest), bounded(items[1], "bytes", 1, largest));
   }
+  program.one_thread = bounded(json.at("one_thread"), "one_thread", 0, largest);
   const auto& ops = json.at("ops").list("ops");
   if (ops.size() > most_ops) throw PlanError("it has more than 100,000 operations");
   for (const Json& op : ops) program.ops.push_back(read_op(op, program));

@@ -70,6 +70,7 @@ struct Program {
   std::map<std::string, Weight> weights;
   bool half = false;  // of precision fp16: convolutions may compute in it
   std::vector<std::pair<int64_t, int64_t>> working_set;  // batch, bytes
+  int64_t one_thread = 0;  // up to this batch size one thread is faster alone
 
   // What an operation may read and write at a time, where images can be taken a few at a time.
   int64_t working_set_for(int64_t batch) const;

@@ -71,6 +71,7 @@ class Session {
     int plain = -1;
     int lane = -1;
     LaneLayout layout;     // of `lane`
+    bool bare = false;     // its margins are yet to be filled, by the first who reads them
   };
 
   int new_buffer(int64_t bytes);

@@ -53,6 +53,7 @@ def plan_of(values: list[list[int]], ops: list[dict[str, object]], weight: Weigh
     program = {
         "precision": "fp32",
         "working_set": [],
+        "one_thread": 0,
         "values": [{"shape": shape, "dtype": "f32"} for shape in values],
         "inputs": [{"name": "x", "value": 0}],
         "outputs": [{"name": "y", "value": len(values) - 1}],

@@ -133,15 +133,15 @@ void measure(const KernelTable& table, const Layer& layer, int32_t images, doubl
   }
   const int64_t pad = layer.window / 2, size = (layer.size - 1) / layer.stride + 1;
   const Window window{layer.window, layer.window, layer.stride, layer.stride, 1, 1, pad, pad};
-  const LaneLayout output = image_layout(table, images, layer.outputs, size, size);
-  const LaneLayout whole = image_layout(table, images, layer.channels, layer.size, layer.size);
+  const LaneLayout output = image_layout(table, images, layer.outputs, size, size, 1);
+  const LaneLayout whole = image_layout(table, images, layer.channels, layer.size, layer.size, 1);
   const LaneLayout input = window_input(whole, output, window).layout;
   const ConvPlan plan(table, {layer.channels, layer.outputs, 1, window}, weight, nullptr, Activation::relu,
-                      zeros == 0.0, input, output, 1);
+                      zeros == 0.0, input, output, {1, false, false});
   Memory in(input.bytes()), out(output.bytes()), scratch(plan.scratch_bytes());
   const double best = best_seconds([&] {
     for (int64_t task = 0; task < plan.n_tasks(); task++)
-      plan.run(task, input.view(in.data), output.view(out.data), nullptr, scratch.data);
+      plan.run(task, {input.view(in.data), output.view(out.data), {}, scratch.data, {}});
   });
   const double useful = 2.0 * double(size * size * images);
   std::printf("{\"layer\": [%lld, %lld, %lld, %lld, %lld], \"zeros\": %.2f, \"us\": %.1f, \"gflops\": %.1f, "

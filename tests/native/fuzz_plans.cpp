@@ -19,7 +19,7 @@ size_t below(size_t n) { return size_t(generator() % n); }
 
 // "?" is any kernel.
 const char* const programs[] = {
-    R"({"precision":"fp32","working_set":[],"values":[{"shape":[-1,4,9,7],"dtype":"f32"},{"shape":[-1,6,5,4],"dtype":"f32"},
+    R"({"precision":"fp32","working_set":[],"one_thread":0,"values":[{"shape":[-1,4,9,7],"dtype":"f32"},{"shape":[-1,6,5,4],"dtype":"f32"},
 {"shape":[-1,6,5,4],"dtype":"f32"},{"shape":[-1,6,5,4],"dtype":"f32"},{"shape":[-1,6,2,2],"dtype":"f32"},
 {"shape":[-1,6],"dtype":"f32"},{"shape":[-1,3],"dtype":"f32"}],
 "inputs":[{"name":"x","value":0}],"outputs":[{"name":"y","value":6}],
@@ -34,7 +34,7 @@ const char* const programs[] = {
 {"op":"mean","name":"5","inputs":[4],"output":5,"dims":[2,3],"keep":false},
 {"op":"linear","name":"6","inputs":[5],"output":6,"weight":"c","bias":null,"activation":"none",
 "kernels":[[1,"?"],[2,"?"]],"measured":[]}],"provenance":{}})",
-    R"({"precision":"fp32","working_set":[],"values":[{"shape":[-1,5],"dtype":"i64"},{"shape":[-1,5,8],"dtype":"f32"},
+    R"({"precision":"fp32","working_set":[],"one_thread":0,"values":[{"shape":[-1,5],"dtype":"i64"},{"shape":[-1,5,8],"dtype":"f32"},
 {"shape":[-1,5,8],"dtype":"f32"},{"shape":[-1,5,2,4],"dtype":"f32"},{"shape":[-1,2,5,4],"dtype":"f32"},
 {"shape":[-1,2,5,4],"dtype":"f32"},{"shape":[-1,5,2,4],"dtype":"f32"},{"shape":[-5,8],"dtype":"f32"},
 {"shape":[-5,8],"dtype":"f32"},{"shape":[-1,5,8],"dtype":"f32"},{"shape":[-1,3,8],"dtype":"f32"},
@@ -135,14 +135,19 @@ std::string with_working_set(std::string text) {
   return below(2) ? text.replace(text.find(none), none.size(), some) : text;
 }
 
+std::string with_one_thread(std::string text) {
+  const std::string none = "\"one_thread\":0";
+  return below(4) ? text : text.replace(text.find(none), none.size(), "\"one_thread\":4");
+}
+
 // Every second program computes in half precision, where the processor can.
 std::string with_precision(std::string text) { return below(2) ? text.replace(text.find("fp32"), 4, "fp16") : text; }
 
 bool try_one(size_t program) {
-  const std::string text = damaged(with_precision(with_working_set(with_kernels(programs[program]))));
+  const std::string text = damaged(with_precision(with_one_thread(with_working_set(with_kernels(programs[program])))));
   const std::map<std::string, Weight> weights = some_weights(program);
   try {
-    Engine engine(text, weights, int(1 + below(2)));
+    Engine engine(text, weights, int(1 + below(3)));
     const auto batch = int64_t(1 + below(20));
     std::vector<std::vector<char>> memory;  // of the exact size, so that any read past it is seen
     std::vector<const void*> inputs;

@@ -2,6 +2,7 @@
 // against reference.h. Prints one line for each instruction set; exits with 1 at the first difference.
 #include "conv.h"
 #include "dispatch.h"
+#include "mover.h"
 #include "testing.h"
 
 using namespace secateur;
@@ -115,18 +116,9 @@ void check_dense(const KernelTable& table, const DenseKernel& kernel) {
 
 void move(const KernelTable& table, const LaneLayout& from, char* source, const LaneLayout& to, char* target,
           const Window& window) {
-  const Moves moves = moves_between(from, to, source == target, window);
-  MoveCall call{};
-  call.to = target;
-  call.to_plane = to.plane();
-  call.from = source;
-  call.from_plane = from.plane();
-  call.moves = moves.moves.data();
-  call.n_moves = int64_t(moves.moves.size());
-  call.patterns = moves.patterns.data();
-  call.fill = to.fill;
-  call.n_channels = to.channels;
-  table.move(call);
+  const bool same = source == target;
+  const Mover mover(table, from, 0, to, same ? 0 : 1, window, Region::all);
+  for (int32_t group = 0; group < to.groups; group++) mover.run(source, {group, {0, to.channels}}, target);
 }
 
 // A convolution of any geometry, dense and sparse, as the engine would run it.
@@ -161,8 +153,9 @@ void check_conv(const KernelTable& table) {
 
   const Window window{p.kh, p.kw, p.sy, p.sx, p.dy, p.dx, p.top, p.left};
   const auto lanes = int32_t(images_lanes);
-  const LaneLayout output = image_layout(table, lanes, p.outputs, height, width);
-  LaneLayout whole = image_layout(table, lanes, channels, x.height, x.width);
+  const auto groups = [](int64_t h, int64_t w) { return h == 1 && w == 1 ? 1 : int32_t(between(1, 3)); };
+  const LaneLayout output = image_layout(table, lanes, p.outputs, height, width, groups(height, width));
+  LaneLayout whole = image_layout(table, lanes, channels, x.height, x.width, groups(x.height, x.width));
   const WindowInput needed = window_input(whole, output, window);
   Buffer from(whole.bytes()), in(needed.layout.bytes()), out(output.bytes()), add(output.bytes());
   if (needed.direct) {
@@ -174,14 +167,22 @@ void check_conv(const KernelTable& table) {
   }
   convert(table, output, add.data, residual, true);
   const bool dense = between(0, 1);
-  const auto parts = int(between(1, 3));
+  const bool copies = !needed.direct && output.groups == 1 && between(0, 1);
+  const Sharing sharing{output.groups > 1 ? 1 : int(between(1, 3)), copies || between(0, 1), copies};
   const ConvPlan plan(table, {channels, p.outputs, p.groups, window}, weight, &bias, activation, dense, needed.layout,
-                      output, parts);
+                      output, sharing);
   Buffer scratch(std::max<int64_t>(plan.scratch_bytes(), 64));
-  const LaneView add_view = output.view(add.data);
-  for (int64_t task = 0; task < plan.n_tasks(); task++)
-    plan.run(task, needed.layout.view(in.data), output.view(out.data), with_residual ? &add_view : nullptr,
-             scratch.data);
+  const Mover mover(table, whole, 0, needed.layout, 1, window, Region::all);
+  const Buffer copy(std::max<int64_t>(plan.channels_at_a_time() * needed.layout.plane(), 64));
+  for (int64_t group = 0; group < output.groups; group++) {
+    ConvPlan::Call call{};
+    call.input = needed.layout.view(copies ? copy.data : in.data, group);
+    call.output = output.view(out.data, group);
+    if (with_residual) call.residual = output.view(add.data, group);
+    call.scratch = scratch.data;
+    if (copies) call.fill = [&](const Share& channels) { mover.run(from.data, {0, channels}, copy.data); };
+    for (int64_t task = 0; task < plan.n_tasks(); task++) plan.run(task, call);
+  }
   reference::Image got(images, p.outputs, height, width);
   convert(table, output, out.data, got, false);
   reference::Image wanted =

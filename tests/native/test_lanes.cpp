@@ -277,7 +277,8 @@ void check_convert(const KernelTable& table) {
   reference::Image image(images, channels, tokens || pixel ? 1 : between(1, 20), pixel ? 1 : between(1, 40));
   for (float& number : image.numbers) number = uniform();
   const LaneLayout layout = tokens ? token_layout(table, image.width, channels)
-                                   : image_layout(table, images_lanes, channels, image.height, image.width);
+                                   : image_layout(table, images_lanes, channels, image.height, image.width,
+                                                  pixel ? 1 : int32_t(between(1, 3)));
   const Buffer lanes(layout.bytes());
   convert(table, layout, lanes.data, image, true);
   reference::Image again(images, channels, image.height, image.width);
@@ -287,8 +288,9 @@ void check_convert(const KernelTable& table) {
       for (int64_t y = 0; y < image.height; y++)
         for (int64_t x = 0; x < image.width; x++) {
           const int64_t by = y / layout.block_height, bx = x / layout.block_width;
-          const int64_t lane = (n * layout.grid_y + by) * layout.grid_x + bx;
-          const int64_t at = c * layout.plane() + (y - by * layout.block_height) * layout.row() +
+          const int64_t group = by / layout.grid_y;
+          const int64_t lane = (n * layout.grid_y + by % layout.grid_y) * layout.grid_x + bx;
+          const int64_t at = group * layout.group_bytes() + c * layout.plane() + (y - by * layout.block_height) * layout.row() +
                              ((x - bx * layout.block_width) * table.lanes + lane) * number_bytes;
           const auto plain = size_t(tokens ? x * channels + c : ((n * channels + c) * image.height + y) * image.width + x);
           if (lanes.number(at) != double(image.numbers[plain]) || again.numbers[plain] != image.numbers[plain]) {

@@ -19,7 +19,7 @@ void expect(bool holds, const char* what) {
 
 // Two 3×3 convolutions of stride 2, a shortcut around the third, a mean: 2 × 16², 4 × 8², 4 × 4², 4 × 4², 4.
 const char* const text =
-    R"({"precision":"fp32","working_set":[],"values":[{"shape":[-1,2,16,16],"dtype":"f32"},{"shape":[-1,4,8,8],"dtype":"f32"},
+    R"({"precision":"fp32","working_set":[],"one_thread":0,"values":[{"shape":[-1,2,16,16],"dtype":"f32"},{"shape":[-1,4,8,8],"dtype":"f32"},
 {"shape":[-1,4,4,4],"dtype":"f32"},{"shape":[-1,4,4,4],"dtype":"f32"},{"shape":[-1,4,4,4],"dtype":"f32"},
 {"shape":[-1,4],"dtype":"f32"}],
 "inputs":[{"name":"x","value":0}],"outputs":[{"name":"y","value":5}],
@@ -72,7 +72,7 @@ int main() {
   expect(sections_of(program, 16, 16, 1 << 20).size() == 1, "no cut where all fits");
   expect(sections_of(program, 16, 16, 1 << 20)[0].chunk == 16, "where all fits, all lanes hold images");
   for (const int64_t batch : {1, 4, 9, 16, 37}) {
-    for (const int threads : {1, 2}) {
+    for (const int threads : {1, 2, 3}) {
       size_t n_timed;
       const std::vector<float> expected = run(1 << 20, batch, threads, &n_timed);
       for (const int64_t working_set : {3072, 1280, 600, 300, 1}) {

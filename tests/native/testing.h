@@ -62,18 +62,15 @@ inline void expect_near(double got, double wanted, double magnitude, const char*
   std::exit(1);
 }
 
-// Images [image][channel][y][x], or tokens [x][channel], to lanes (`pack`) or back.
+// Images [image][channel][y][x], or tokens [x][channel], to lanes (`pack`) or back, one group after the other.
 inline void convert(const secateur::KernelTable& table, const secateur::LaneLayout& layout, char* lanes,
                     reference::Image& image, bool pack) {
   secateur::ConvertCall call{};
-  call.lane = layout.view(lanes);
-  call.plain = image.numbers.data();
   call.image_step = image.channels * image.height * image.width;
   call.channel_step = layout.tokens ? 1 : image.height * image.width;
   call.y_step = image.width;
   call.x_step = layout.tokens ? image.channels : 1;
   call.n_channels = image.channels;
-  call.height = image.height;
   call.width = image.width;
   call.n_images = int32_t(image.n);
   call.grid_y = layout.grid_y;
@@ -82,7 +79,13 @@ inline void convert(const secateur::KernelTable& table, const secateur::LaneLayo
   call.block_width = int32_t(layout.block_width);
   call.spread = layout.spread() && !layout.tokens;
   call.tokens = layout.tokens;
-  (pack ? table.pack : table.unpack)(call);
+  for (int64_t group = 0; group < layout.groups; group++) {
+    const int64_t first_row = group * layout.grid_y * layout.block_height;
+    call.lane = layout.view(lanes, group);
+    call.plain = image.numbers.data() + first_row * call.y_step;
+    call.height = image.height - first_row;
+    (pack ? table.pack : table.unpack)(call);
+  }
 }
 
 }  // namespace testing

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +118,11 @@ class TestInputs:
         np.testing.assert_array_equal(images, before)
         np.testing.assert_array_equal(first, second)
         assert not np.shares_memory(first, second)
+
+    def test_a_plan_may_advise_against_several_threads(self, plan: Plan, images: np.ndarray) -> None:
+        alone = replace(plan, program=replace(plan.program, one_thread=4))
+        assert "one thread up to batch 4" in str(alone)
+        np.testing.assert_array_equal(Engine(alone, threads=3)(images), Engine(alone, threads=1)(images))
 
     def test_a_sample_does_not_depend_on_its_batch(self, plan: Plan, images: np.ndarray) -> None:
         engine = Engine(plan, threads=2)

@@ -28,9 +28,10 @@ def choose_kernels(
 ) -> Plan:
     """The plan with the fastest kernel for each layer and batch size, and what they were measured with.
 
-    First, for each batch size, the working set with which whole calls take the least time. Then the
-    network runs whole, with every kernel in turn, so that each layer finds the caches as it will find
-    them later. Where there is no native engine nothing is measured, and density decides.
+    First, for each batch size, the working set with which whole calls take the least time, and whether
+    one thread takes less than several. Then the network runs whole, with every kernel in turn, so that
+    each layer finds the caches as it will find them later. Where there is no native engine nothing is
+    measured, and density decides.
 
     Args:
         plan: With any kernels.
@@ -45,11 +46,11 @@ def choose_kernels(
     sizes = sorted(set(batches))
     arrays = {batch: [np.resize(x, (batch, *x.shape[1:])) for x in inputs] for batch in sizes}
     working_set = tuple((batch, _working_set(plan, arrays[batch], threads)) for batch in sizes if batch > 1)
-    plan = replace(plan, program=replace(plan.program, working_set=working_set))
+    plan = _advised(plan, working_set=working_set)
+    plan = _advised(plan, one_thread=_one_thread(plan, arrays, threads))
     measured = [(batch, _measure(plan, arrays[batch], native.kernels, threads)) for batch in sizes]
     chosen = _with_ops(plan, [_chosen(op, place, measured) for place, op in enumerate(plan.program.ops)])
-    about = {**plan.program.provenance, "isa": native.isa(plan.program.precision)}
-    return replace(chosen, program=replace(chosen.program, provenance=about))
+    return _advised(chosen, provenance={**plan.program.provenance, "isa": native.isa(plan.program.precision)})
 
 
 def _working_set(plan: Plan, arrays: Sequence[NDArray[Any]], threads: int | None) -> int:
@@ -57,19 +58,42 @@ def _working_set(plan: Plan, arrays: Sequence[NDArray[Any]], threads: int | None
 
     Of two that are about as fast the smaller one depends less on the third-level cache, which others use too.
     """
-    engines = {
-        size: Engine(replace(plan, program=replace(plan.program, working_set=((1, size),))), threads=threads)
-        for size in WORKING_SETS
-    }
-    least = dict.fromkeys(WORKING_SETS, float("inf"))
-    end = time.perf_counter() + _SECONDS * len(WORKING_SETS)
+    plans = {size: _advised(plan, working_set=((1, size),)) for size in WORKING_SETS}
+    least = _least_seconds(plans, arrays, threads, seconds=_SECONDS * len(plans))
+    return next(size for size in WORKING_SETS if least[size] <= _ABOUT * min(least.values()))
+
+
+def _one_thread(plan: Plan, arrays: Mapping[int, Sequence[NDArray[Any]]], threads: int | None) -> int:
+    """The largest batch size for which, as for all smaller ones, one thread is faster than several.
+
+    Threads that work on one image wait for each other, and for what the other has in its cache.
+    """
+    largest = 0
+    if threads == 1:
+        return largest
+    for batch, inputs in arrays.items():
+        plans = {number: _advised(plan, one_thread=number) for number in (0, batch)}
+        least = _least_seconds(plans, inputs, threads, seconds=_SECONDS)
+        if least[0] <= least[batch]:
+            break
+        largest = batch
+    return largest
+
+
+def _least_seconds(
+    plans: Mapping[int, Plan], arrays: Sequence[NDArray[Any]], threads: int | None, *, seconds: float
+) -> dict[int, float]:
+    """The least time of a call of each plan, all called by turns."""
+    engines = {key: Engine(plan, threads=threads) for key, plan in plans.items()}
+    least = dict.fromkeys(engines, float("inf"))
+    end = time.perf_counter() + seconds
     while time.perf_counter() < end or not all(map(np.isfinite, least.values())):
-        for size, engine in engines.items():
+        for key, engine in engines.items():
             engine(*arrays)  # what it needs is in the caches again
             started = time.perf_counter()
             engine(*arrays)
-            least[size] = min(least[size], time.perf_counter() - started)
-    return next(size for size in WORKING_SETS if least[size] <= _ABOUT * min(least.values()))
+            least[key] = min(least[key], time.perf_counter() - started)
+    return least
 
 
 def _measure(
@@ -134,5 +158,10 @@ def _renewed(op: Op, kernels: list[list[Any]], measured: list[dict[str, Any]]) -
 
 
 def _with_ops(plan: Plan, ops: Sequence[Op]) -> Plan:
-    program: Program = replace(plan.program, ops=tuple(ops))
+    return _advised(plan, ops=tuple(ops))
+
+
+def _advised(plan: Plan, **fields: Any) -> Plan:  # noqa: ANN401
+    """The plan with other fields of its program."""
+    program: Program = replace(plan.program, **fields)
     return replace(plan, program=program)

@@ -85,6 +85,7 @@ def _part(program: Program, places: range) -> Part:
         ),
         precision=program.precision,
         working_set=program.working_set,
+        one_thread=program.one_thread,
     )
     return Part(piece, tuple(inputs), tuple(outputs), places)
 

@@ -108,6 +108,8 @@ class Plan:
             f"{len(self.program.ops)} operations, {n_layers} of them layers; {self.n_nonzero:,} of "
             f"{self.n_weights:,} weights are not zero; {self.program.precision}"
         )
+        if self.program.one_thread:
+            summary += f", one thread up to batch {self.program.one_thread}"
         if "isa" in self.program.provenance:
             summary += f", timed with {self.program.provenance['isa']}"
         in_torch = sorted({op.attributes["target"] for op in self.program.ops if op.kind == "torch"})

@@ -89,6 +89,7 @@ class Program:
         precision: "fp32", "bf16" or "fp16".
         working_set: Pairs of a batch size and how many bytes an operation should read and write at a
             time from that size on; batch sizes rise.
+        one_thread: The largest batch size for which one thread was faster than several; 0 if none was.
         provenance: How it was made.
     """
 
@@ -99,6 +100,7 @@ class Program:
     ops: tuple[Op, ...]
     precision: str = "fp32"
     working_set: tuple[tuple[int, int], ...] = ()
+    one_thread: int = 0
     provenance: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def to_json(self) -> str:
@@ -106,6 +108,7 @@ class Program:
         content = {
             "precision": self.precision,
             "working_set": [list(pair) for pair in self.working_set],
+            "one_thread": self.one_thread,
             "values": [{"shape": list(v.shape), "dtype": v.dtype} for v in self.values],
             "inputs": [{"name": name, "value": value} for name, value in self.inputs],
             "outputs": [{"name": name, "value": value} for name, value in self.outputs],
@@ -134,10 +137,13 @@ def parse_program(text: str) -> Program:
 
 
 def _program(content: object) -> Program:
-    keys = ("precision", "working_set", "values", "inputs", "outputs", "weights", "ops", "provenance")
-    found = fields_of(content, keys, "the program")
+    keys = ("precision", "working_set", "one_thread", "values", "inputs", "outputs", "weights", "ops")
+    found = fields_of(content, (*keys, "provenance"), "the program")
     if not isinstance(found["precision"], str) or found["precision"] not in PRECISIONS:
         raise ValueError(f"precision {found['precision']!r} is none of {', '.join(PRECISIONS)}")
+    one_thread = found["one_thread"]
+    if type(one_thread) is not int or not 0 <= one_thread <= MAX_NUMEL:
+        raise ValueError(f"one_thread {one_thread!r} must be a batch size, or 0")
     if not isinstance(found["provenance"], dict):
         raise ValueError("provenance must be an object")
     program = Program(
@@ -148,6 +154,7 @@ def _program(content: object) -> Program:
         ops=tuple(_op(item, place) for place, item in enumerate(_listed(found, "ops"))),
         precision=found["precision"],
         working_set=_working_set(found),
+        one_thread=one_thread,
         provenance=cast("dict[str, Any]", found["provenance"]),
     )
     check_program(program)

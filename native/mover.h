@@ -1,0 +1,57 @@
+// Moves of vectors between layouts, ready to run.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <vector>
+
+#include "error.h"
+#include "layout.h"
+#include "share.h"
+
+namespace secateur {
+
+// Moves from a buffer to another, or within one: what each group of the target needs.
+class Mover {
+ public:
+  Mover(const KernelTable& table, const LaneLayout& from, int from_buffer, const LaneLayout& to, int to_buffer,
+        const Window& window, Region region)
+      : from_buffer(from_buffer), to_buffer(to_buffer), to(to), from_plane_(from.plane()), move_(table.move) {
+    if (std::max(from.bytes(), to.bytes()) > std::numeric_limits<int32_t>::max())
+      throw PlanError("its input is too large");
+    for (int32_t group = 0; group < to.groups; group++)
+      moves_.push_back(moves_between(from, to, from_buffer == to_buffer, window, group, region));
+  }
+
+  bool empty() const {
+    return std::all_of(moves_.begin(), moves_.end(), [](const Moves& group) { return group.moves.empty(); });
+  }
+  int64_t bytes() const { return int64_t(moves_.front().moves.size()) * to.channels * to.vector_bytes(); }
+
+  // `source`: the buffer; `target`: where the first of the channels of the task begins in the first group.
+  void run(const char* source, const LaneTask& task, char* target) const {
+    const Moves& moves = moves_[size_t(task.group)];
+    MoveCall call{};
+    call.to = target;
+    call.to_plane = to.plane();
+    call.from = source + task.channels.begin * from_plane_;
+    call.from_plane = from_plane_;
+    call.moves = moves.moves.data();
+    call.n_moves = int64_t(moves.moves.size());
+    call.patterns = moves.patterns.data();
+    call.fill = to.fill;
+    call.n_channels = task.channels.end - task.channels.begin;
+    move_(call);
+  }
+
+  const int from_buffer, to_buffer;
+  const LaneLayout to;
+
+ private:
+  int64_t from_plane_;
+  void (*move_)(const MoveCall&);
+  std::vector<Moves> moves_;  // by group
+};
+
+}  // namespace secateur
