@@ -52,10 +52,10 @@ def _steps(cell: dict[str, Any]) -> int:
 
 
 def _accuracy(cells: list[dict[str, Any]], zeros: float) -> str:
-    return _spread([100 * c["accuracy"]["cut"] for c in cells if c["sparsity"]["asked"] == zeros])
+    return spread([100 * c["accuracy"]["cut"] for c in cells if c["sparsity"]["asked"] == zeros])
 
 
-def _spread(found: list[float]) -> str:
+def spread(found: list[float]) -> str:
     """Mean and standard deviation over seeds, and how many where they are not 3."""
     if not found:
         return "–"
@@ -119,7 +119,7 @@ def targets(table: Table) -> str:
     found: dict[str, list[float]] = {}
     for row in result["rows"]:
         found.setdefault(row["target"], []).append(100 * row["test_accuracy"])
-    rows = [[target, _spread(values)] for target, values in found.items()]
+    rows = [[target, spread(values)] for target, values in found.items()]
     about = result["provenance"]
     origin = (
         f"<sub>`benchmarks/results/{path.name}`: test accuracy in %, mean ± standard deviation over seeds "

@@ -97,14 +97,15 @@ def difference(suite: str, method: str, other: str) -> str:
 
 
 def cost(suite: str, *methods: str) -> str:
-    """Mean time and training of each method's cells."""
+    """Mean training of each method's cells, and processor time where all of its cells have recorded it."""
     result = found(f"arena_{suite}")
     phrases: list[str] = []
     for method in methods:
         costs = [cell["cost"] for cell in (result or {"cells": []})["cells"] if cell["method"] == method]
         if costs:
-            seconds, epochs = (fmean(c[key] for c in costs) for key in ("total_s", "epochs"))
-            phrases.append(f"`{method}` {seconds:.0f} s, {epochs:g} epochs")
+            timed = all("cpu_s" in c for c in costs)
+            seconds = f"{fmean(c['cpu_s'] for c in costs):.0f} s of processor time, " if timed else ""
+            phrases.append(f"`{method}` {seconds}{fmean(c['epochs'] for c in costs):g} ep. of training")
     return f"per cell: {'; '.join(phrases)} (`arena_{suite}.json`)" if phrases else missing(suite)
 
 

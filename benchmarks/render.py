@@ -273,7 +273,33 @@ def arena(path: Path) -> str:
     return f"{suite_table(json.loads(path.read_text()))}\n<sub>`benchmarks/results/{path.name}`</sub>"
 
 
+def headline() -> str:
+    """Every method of the suite with recovery: test accuracy at the sparsities that were run."""
+    path = RESULTS / f"arena_{paper.TRAINED}.json"
+    if not path.is_file():
+        return paper.missing(paper.TRAINED)
+    result = json.loads(path.read_text())
+    zeros = sorted({cell["sparsity"]["asked"] for cell in result["cells"]})
+    rows: list[list[str]] = []
+    for key, method in result["suite"]["methods"].items():
+        found = paper.cells_of(result, key, "recovered")
+        if found:
+            spreads = [curvature.spread([100 * a for a in found.get(z, {}).values()]) for z in zeros]
+            rows.append([(method.get("label") or key).replace("|", "\\|"), *spreads])
+    dense = f"{percent(result['cells'][0]['accuracy']['dense'])} dense"
+    title = f"ResNet-20 on CIFAR-10, {dense}, after recovery, zeros"
+    epochs, cpus = result["suite"]["recovery"]["epochs"], {c["hardware"]["cpu"] for c in result["cells"]}
+    note = (
+        f"<sub>`benchmarks/results/{path.name}`, {len(result['cells'])} of {result['n_planned']} cells: "
+        "test accuracy in %, mean ± standard deviation over seeds (how many where not 3), "
+        f"epochs of recovery: {epochs}; "
+        f"{', '.join(sorted(cpus))}.</sub>"
+    )
+    return table([title, *(f"{z:.0%}" for z in zeros)], rows) + "\n\n" + note
+
+
 TABLES: dict[str, Callable[[], str]] = {
+    "headline": headline,
     "cifar10": cifar10,
     "costs": costs,
     "batchnorm": batchnorm,

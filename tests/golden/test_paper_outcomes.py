@@ -7,16 +7,15 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
-import secateur
+from secateur.arena import load_suite, plan, suite_names
 
 ROOT = Path(__file__).parents[2]
-SUITES = Path(secateur.__file__).parent / "arena" / "suites"
 PAGE = (ROOT / "docs" / "paper.md").read_text(encoding="utf-8")
 
 
@@ -34,7 +33,7 @@ def cell(
         "seed": seed,
         "sparsity": {"asked": sparsity},
         "accuracy": {"dense": 0.9, "batchnorm": 0.5, "recovered": recovered, **accuracy},
-        "cost": {"total_s": 10.0 * (seed + 1), "epochs": 20.0},
+        "cost": {"cpu_s": 10.0 * (seed + 1), "epochs": 20.0},
     }
 
 
@@ -62,15 +61,10 @@ def test_with_all_suites_run_nothing_is_missing(
 ) -> None:
     """So each method that an outcome names is a row of its suite."""
     results = shutil.copytree(paper.RESULTS, tmp_path / "results")
-    for path in SUITES.glob("*.yaml"):
-        suite = yaml.safe_load(path.read_text())
-        cells = [
-            cell(method, sparsity, seed, 0.8 + 0.01 * seed)
-            for method, about in suite["methods"].items()
-            for sparsity in about.get("sparsities", suite["sparsities"])
-            for seed in suite["seeds"]
-        ]
-        write(results, suite["name"], cells, recovery=suite["recovery"])
+    for name in suite_names():
+        suite = load_suite(name)
+        cells = [cell(c.method, c.sparsity, c.seed, 0.8 + 0.01 * c.seed) for c in plan(suite)]
+        write(results, name, cells, recovery=suite.recovery and asdict(suite.recovery))
     monkeypatch.setattr(paper, "RESULTS", results)
     for name, outcome in paper.OUTCOMES.items():
         assert "not measured yet" not in outcome(), name
@@ -91,7 +85,7 @@ def test_a_difference_is_paired_by_seed(paper: Any, tmp_path: Path, monkeypatch:
     ]
     write(tmp_path, "trained", cells)
     assert paper.difference("trained", "ours", "theirs") == (
-        "`ours` less `theirs`, points, 1–2 seeds: 90%: +0.00 ± 1.41; 98.4%: −2.50 "
+        "`ours` less `theirs`, points, recovery of 20 ep., 1–2 seeds: 90%: +0.00 ± 1.41; 98.4%: −2.50 "
         "(`arena_trained.json`, 8 of 99 cells)"
     )
     assert "90%: −2.33 ± 10.02" in paper.difference("trained", "ours", paper.DENSE)
@@ -100,7 +94,7 @@ def test_a_difference_is_paired_by_seed(paper: Any, tmp_path: Path, monkeypatch:
     assert "90%: +10.00 (" in paper.difference("untrained", "ours", "theirs")
     assert paper.difference("trained", "ours", "nobody") == "not measured yet: `trained`"
     assert paper.cost("trained", "ours", "nobody") == (
-        "per cell: `ours` 16 s, 20 epochs (`arena_trained.json`)"
+        "per cell: `ours` 16 s of processor time, 20 ep. of training (`arena_trained.json`)"
     )
 
 

@@ -64,6 +64,7 @@ def test_every_cell_has_a_result_with_all_that_evidence_needs(finished: tuple[Su
         assert result["sparsity"]["prunable"] == pytest.approx(cell.sparsity, abs=1e-4)
         assert 0 <= result["accuracy"]["recovered"] <= 1
         assert result["cost"]["epochs"] == 2
+        assert 0 < result["cost"]["cpu_s"] < 600
         assert result["versions"]["torch"]
         assert result["hardware"]["cpu"]
         masks = folder.masks(cell)

@@ -58,7 +58,7 @@ def budget(recovery: Mapping[str, Any] | None) -> str:
     if recovery is None or recovery.get("epochs") == 0:
         return "without any recovery"
     epochs, kd_weight = recovery.get("epochs"), recovery.get("kd_weight")
-    parts = [] if epochs is None else [f"{epochs:g} epochs"]
+    parts = [] if epochs is None else [count(epochs, "epoch")]
     if kd_weight is not None:
         parts.append(f"KD weight {kd_weight:g}" if kd_weight else "labels alone")
     return f"with one recovery for all ({', '.join(parts)})" if parts else "with one recovery for all"
