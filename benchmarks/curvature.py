@@ -12,6 +12,9 @@ RESULTS = Path(__file__).parent / "results"
 GOALS = {0.5: "≥ 91.2", 0.7: "≥ 90.4", 0.8: "≥ 88.8", 0.9: "≥ 80"}
 """What `calibration-only` was to reach, set before it was measured."""
 
+SPREAD = "test accuracy in %, mean ± standard deviation over seeds (how many where not 3)"
+"""What `spread` shows."""
+
 Table = Callable[[list[str], list[list[str]]], str]
 
 
@@ -34,8 +37,8 @@ def calibration_only(table: Table, name: str, goals: dict[float, str]) -> str:
     dense = sorted({f"{100 * cell['accuracy']['dense']:.2f}" for cell in cells})
     torch = cells[0]["versions"]["torch"]
     origin = (
-        f"<sub>`benchmarks/results/{path.name}`: test accuracy in %, mean ± standard deviation over seeds "
-        f"(how many where not 3); dense {' to '.join(dict.fromkeys((dense[0], dense[-1])))}; {cpus}, "
+        f"<sub>`benchmarks/results/{path.name}`: {SPREAD}; "
+        f"dense {' to '.join(dict.fromkeys((dense[0], dense[-1])))}; {cpus}, "
         f"torch {torch}, commit {commits}.</sub>"
     )
     return table(["zeros", *(f"{z:.0%}" for z in zeros), "KD steps"], rows) + "\n\n" + origin
@@ -122,8 +125,8 @@ def targets(table: Table) -> str:
     rows = [[target, spread(values)] for target, values in found.items()]
     about = result["provenance"]
     origin = (
-        f"<sub>`benchmarks/results/{path.name}`: test accuracy in %, mean ± standard deviation over seeds "
-        f"(how many where not 3); {about['hardware']['cpu']}, commit {about['commit'][:10]}.</sub>"
+        f"<sub>`benchmarks/results/{path.name}`: {SPREAD}; "
+        f"{about['hardware']['cpu']}, commit {about['commit'][:10]}.</sub>"
     )
     return table(["target of the steps", f"{result['sparsity']:.0%} zeros"], rows) + "\n\n" + origin
 

@@ -291,8 +291,7 @@ def headline() -> str:
     epochs, cpus = result["suite"]["recovery"]["epochs"], {c["hardware"]["cpu"] for c in result["cells"]}
     note = (
         f"<sub>`benchmarks/results/{path.name}`, {len(result['cells'])} of {result['n_planned']} cells: "
-        "test accuracy in %, mean ± standard deviation over seeds (how many where not 3), "
-        f"epochs of recovery: {epochs}; "
+        f"{curvature.SPREAD}, epochs of recovery: {epochs}; "
         f"{', '.join(sorted(cpus))}.</sub>"
     )
     return table([title, *(f"{z:.0%}" for z in zeros)], rows) + "\n\n" + note
