@@ -235,7 +235,11 @@ void LaneBuilder::add_conv(const Op& op, const ConvShape& shape, Source input, c
     residual = lane(op.inputs[1], wanted);
     residual_layout = session_.forms_[size_t(op.inputs[1])].layout;
   }
-  const int output = session_.new_buffer(output_layout.bytes());
+  // A sum that nobody else needs its operand of is written over it: half as many lines to fetch and to keep.
+  const bool in_place = residual >= 0 && residual != input.buffer && residual_layout.same_places(output_layout) &&
+                        !(input.mover && input.mover->from_buffer == residual) &&
+                        !session_.is_read_later(op.inputs[1]);
+  const int output = in_place ? residual : session_.new_buffer(output_layout.bytes());
   session_.add_stage(grouped ? output_layout.groups : plan->n_tasks(),
                      {input.buffer, input.mover ? input.mover->from_buffer : -1, output, residual},
                      [=](Context& context, int64_t task, int thread) {

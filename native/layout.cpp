@@ -58,6 +58,11 @@ bool LaneLayout::same_blocks(const LaneLayout& o) const {
          height == o.height && width == o.width && tokens == o.tokens;
 }
 
+bool LaneLayout::same_places(const LaneLayout& o) const {
+  return same_blocks(o) && channels == o.channels && top == o.top && left == o.left && bottom == o.bottom &&
+         right == o.right;
+}
+
 LaneLayout image_layout(const KernelTable& table, int32_t images, int64_t channels, int64_t height, int64_t width,
                         int32_t groups) {
   LaneLayout layout;

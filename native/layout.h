@@ -29,6 +29,7 @@ struct LaneLayout {
   bool has_margin() const { return top || left || bottom || right; }
   bool spread() const { return height == 1 && width == 1; }
   bool same_blocks(const LaneLayout& other) const;
+  bool same_places(const LaneLayout& other) const;  // of every number in a buffer
 
   // Where pixel (0, 0) of channel 0 of a group lies in a buffer.
   LaneView view(char* buffer, int64_t group = 0) const {

@@ -99,6 +99,11 @@ bool Session::is_output(int value) const {
   return std::find(program_.outputs.begin(), program_.outputs.end(), value) != program_.outputs.end();
 }
 
+bool Session::is_read_later(int value) const {
+  const auto reads = [&](const Op& op) { return std::count(op.inputs.begin(), op.inputs.end(), value) > 0; };
+  return is_output(value) || std::any_of(program_.ops.begin() + op_ + 1, program_.ops.end(), reads);
+}
+
 int Session::new_buffer(int64_t bytes) {
   Buffer buffer;
   buffer.bytes = bytes;

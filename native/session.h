@@ -81,6 +81,7 @@ class Session {
   void place_buffers();
   int64_t bytes_of(int value) const;
   bool is_output(int value) const;
+  bool is_read_later(int value) const;  // than by the operation that is being built
 
   const Program& program_;
   const KernelTable& table_;
