@@ -111,7 +111,7 @@ const std::vector<Section>& Engine::sections(int64_t batch) {
   std::vector<Section>& found = sections_[batch];
   if (found.empty()) {
     if (separable_)
-      found = sections_of(program_, table_.lanes, batch, program_.working_set_for(batch));
+      found = sections_of(program_, table_, batch, threads_for(batch), program_.working_set_for(batch));
     else
       found.push_back(whole(program_, batch));
   }
@@ -174,12 +174,12 @@ void Engine::run(const std::vector<const void*>& inputs, const std::vector<void*
 void Engine::run_section(const Section& section, const Pointers& inputs, const Pointers& outputs, int64_t batch,
                          double* seconds) {
   const int64_t chunk = section.chunk, n_chunks = batch / chunk;
-  const int64_t threads = batch <= program_.one_thread ? 1 : pool_.size();
+  const int threads = threads_for(batch);
   const size_t n_ops = section.program.ops.size();
   int64_t done = 0;
   if (threads > 1 && n_chunks >= threads) {
     // whole chunks side by side: threads meet only at the end
-    Ready& alone = ready(section, chunk, batch, 1, int(threads));
+    Ready& alone = ready(section, chunk, batch, 1, threads);
     const int64_t together = n_chunks / threads * threads;
     std::vector<std::vector<double>> times(size_t(threads), std::vector<double>(n_ops, 0.0));
     std::exception_ptr failure;
@@ -201,7 +201,7 @@ void Engine::run_section(const Section& section, const Pointers& inputs, const P
   }
   while (done < batch) {
     const int64_t now = std::min(chunk, batch - done);
-    Ready& shared = ready(section, now, batch, int(threads), 1);
+    Ready& shared = ready(section, now, batch, threads, 1);
     run_chunk(section, shared, 0, done, inputs, outputs, threads > 1 ? &pool_ : nullptr, seconds);
     done += now;
   }

@@ -43,6 +43,7 @@ class Engine {
   using Key = std::tuple<size_t, int64_t, int64_t, int>;  // first operation, images at a time, batch, threads
   using Pointers = std::vector<void*>;
 
+  int threads_for(int64_t batch) const { return batch <= program_.one_thread ? 1 : pool_.size(); }
   const std::vector<Section>& sections(int64_t batch);
   Ready& ready(const Section& section, int64_t chunk, int64_t batch, int threads, int contexts);
   void run_section(const Section& section, const Pointers& inputs, const Pointers& outputs, int64_t batch,

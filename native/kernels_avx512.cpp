@@ -1,4 +1,6 @@
 // Kernels for AVX-512F, BW, DQ, VL: this file alone is compiled with those flags.
+#include <immintrin.h>
+
 #include "kernels.h"
 
 #define SECATEUR_LANES 16

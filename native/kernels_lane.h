@@ -58,7 +58,7 @@ SECATEUR_INLINE void transpose(F* v) {
 }
 
 // Runs of contiguous floats, one for each number of a part of a vector, to or from parts `step` bytes apart. A run may
-// be shorter than others, or missing (length 0).
+// be shorter than others, or missing (length 0): its numbers in the parts are then zeros.
 struct Runs {
   float* start[floats];
   int64_t length[floats];
@@ -74,65 +74,65 @@ SECATEUR_INLINE void store_row(Number* p, F v) { store_part(p, v); }
 // Element: of the parts, a Number, or a float for plain arrays.
 template <bool to_lane, typename Element>
 static void convert_runs(const Runs& runs, char* parts, ptrdiff_t step) {
-  int64_t shortest = INT64_MAX;
+  int64_t longest = 0;
   for (int l = 0; l < floats; l++)
-    if (runs.length[l] > 0 && runs.length[l] < shortest) shortest = runs.length[l];
-  if (shortest == INT64_MAX) return;
+    if (runs.length[l] > longest) longest = runs.length[l];
   const auto part = [&](int64_t i) { return reinterpret_cast<Element*>(parts + i * step); };
-  int64_t done = 0;
-  for (; done + floats <= shortest; done += floats) {
+  for (int64_t done = 0; done < longest; done += floats) {
+    const int64_t n = longest - done;
     F square[floats];
 #pragma GCC unroll 16
     for (int i = 0; i < floats; i++) {
       if (to_lane)
-        square[i] = runs.length[i] > 0 ? load_plain(runs.start[i] + done) : F{};
+        square[i] = runs.length[i] > done ? load_first(runs.start[i] + done, runs.length[i] - done) : F{};
       else
-        square[i] = load_row(part(done + i));
+        square[i] = i < n ? load_row(part(done + i)) : F{};
     }
     transpose(square);
 #pragma GCC unroll 16
     for (int i = 0; i < floats; i++) {
-      if (to_lane)
-        store_row(part(done + i), square[i]);
-      else if (runs.length[i] > 0)
-        store_plain(runs.start[i] + done, square[i]);
-    }
-  }
-  for (int l = 0; l < floats; l++) {
-    for (int64_t i = done; i < runs.length[l]; i++) {
-      if (to_lane)
-        part(i)[l] = Element(runs.start[l][i]);
-      else
-        runs.start[l][i] = float(part(i)[l]);
+      if (to_lane) {
+        if (i < n) store_row(part(done + i), square[i]);
+      } else if (runs.length[i] > done) {
+        store_first(runs.start[i] + done, square[i], runs.length[i] - done);
+      }
     }
   }
 }
 
-// Images: runs are rows of pixels.
+// Images: runs are rows of pixels, or all rows of a block where they follow each other on both sides, or the channels of
+// one pixel.
 template <bool to_lane>
 static void convert_images(const ConvertCall& call) {
-  int64_t first_row[lanes], length[lanes], offset[lanes];
   const int32_t blocks = call.grid_y * call.grid_x;
+  const bool pixel = call.spread;
+  const bool joined = !pixel && call.width == call.block_width && call.lane.row == call.width * vector_bytes;
+  const int64_t rows = pixel || joined ? 1 : call.block_height, channels = pixel ? 1 : call.n_channels;
+  const ptrdiff_t step = pixel ? call.lane.plane : vector_bytes;
+  int64_t height[lanes], length[lanes], offset[lanes];  // of each block
   for (int l = 0; l < lanes; l++) {
     const int32_t image = l / blocks, block = l % blocks;
-    first_row[l] = call.spread ? 0 : int64_t(block / call.grid_x) * call.block_height;
+    const int64_t row = call.spread ? 0 : int64_t(block / call.grid_x) * call.block_height;
     const int64_t column = call.spread ? 0 : int64_t(block % call.grid_x) * call.block_width;
+    height[l] = call.height - row < call.block_height ? call.height - row : call.block_height;
     length[l] = call.width - column < call.block_width ? call.width - column : call.block_width;
-    if (image >= call.n_images || (call.spread && !to_lane && block > 0)) length[l] = 0;
-    offset[l] = image * call.image_step + first_row[l] * call.y_step + column;
+    if (image >= call.n_images || (call.spread && !to_lane && block > 0)) height[l] = 0;
+    if (pixel) length[l] = call.n_channels;
+    if (joined) length[l] *= height[l] > 0 ? height[l] : 0;
+    offset[l] = image * call.image_step + row * call.y_step + column;
   }
   Runs runs;
-  for (int64_t c = 0; c < call.n_channels; c++) {
-    for (int64_t y = 0; y < call.block_height; y++) {
+  for (int64_t c = 0; c < channels; c++) {
+    for (int64_t y = 0; y < rows; y++) {
       char* vectors = call.lane.data + c * call.lane.plane + y * call.lane.row;
       for (int first = 0; first < lanes; first += floats) {
         for (int i = 0; i < floats; i++) {
           const int l = first + i;
-          runs.length[i] = first_row[l] + y < call.height ? length[l] : 0;
+          runs.length[i] = y < height[l] ? length[l] : 0;
           runs.start[i] = call.plain;
           if (runs.length[i] > 0) runs.start[i] += offset[l] + c * call.channel_step + y * call.y_step;
         }
-        convert_runs<to_lane, Number>(runs, vectors + first * sizeof(Number), vector_bytes);
+        convert_runs<to_lane, Number>(runs, vectors + first * sizeof(Number), step);
       }
     }
   }

@@ -65,7 +65,7 @@ static void matmul_kernel(const MatmulCall& call) {
             panel[i * width + x] = x < columns ? call.b[(first + i) * call.b_row + j + x] : 0.0f;
       } else {
         for (int v = 0; v < vectors; v++) {
-          Runs runs;
+          Runs runs{};
           for (int l = 0; l < floats; l++) {
             const int64_t column = j + v * floats + l;
             runs.length[l] = column < call.n ? k : 0;

@@ -1,12 +1,21 @@
 #include "sections.h"
 
 #include <algorithm>
+#include <limits>
+
+#include "layout.h"
 
 namespace secateur {
 
 namespace {
 
-constexpr int64_t worth_a_cut = 4;
+// In multiply-adds of one vector, each about 0.4 ns on the machine these were measured on; only ratios matter.
+constexpr double far_line = 4.0;    // to fetch, or to write back
+constexpr double converted = 4.0;   // a number that passes a cut
+constexpr double per_row = 6.0;       // for each weight, besides those of the pixels of a tile
+constexpr int64_t most_pixels = 16; // of a tile
+constexpr double strips = 1.1;        // what threads take longer if each has a strip of all images, not images of its own
+constexpr double shared = 1.25;       // and if they read and write in the same places
 
 Section part(const Program& program, size_t first, size_t end, int input, int output, int64_t chunk) {
   Section section{{program.values, program.inputs, program.outputs, {}, {}, program.half, {}}, first, chunk};
@@ -16,15 +25,19 @@ Section part(const Program& program, size_t first, size_t end, int input, int ou
   return section;
 }
 
-// For each operation, the only value that those after it need of what was there before; −1 if there are more.
-std::vector<int> crossing(const Program& program) {
-  const size_t n = program.ops.size();
-  std::vector<size_t> last(program.values.size(), 0);  // the operation that reads it last, counted from 1
-  for (size_t i = 0; i < n; i++)
+// For each value, the operation that reads it last, counted from 1.
+std::vector<size_t> last_readers(const Program& program) {
+  std::vector<size_t> last(program.values.size(), 0);
+  for (size_t i = 0; i < program.ops.size(); i++)
     for (const int id : program.ops[i].inputs) last[size_t(id)] = i + 1;
-  for (const int id : program.outputs) last[size_t(id)] = n + 1;
+  for (const int id : program.outputs) last[size_t(id)] = program.ops.size() + 1;
+  return last;
+}
+
+// For each operation, the only value that those after it need of what was there before; −1 if there are more.
+std::vector<int> crossing(const Program& program, const std::vector<size_t>& last) {
   std::vector<int> alive = program.inputs, found;
-  for (size_t i = 0; i < n; i++) {
+  for (size_t i = 0; i < program.ops.size(); i++) {
     alive.push_back(program.ops[i].output);
     alive.erase(std::remove_if(alive.begin(), alive.end(), [&](int id) { return last[size_t(id)] <= i + 1; }),
                 alive.end());
@@ -35,34 +48,74 @@ std::vector<int> crossing(const Program& program) {
   return found;
 }
 
+int64_t numbers_of(const Program& program, int id) { return count(at_batch(program.values[size_t(id)].shape, 1)); }
+
+// Of one image, if each of `threads` threads has `images` images of its own (1) or they share them.
+double cost(const Program& program, const KernelTable& table, const Op& op, int64_t images, int threads, int64_t bytes,
+            int64_t working_set) {
+  double vectors = double(numbers_of(program, op.output)) / table.lanes;
+  if (op.kind == OpKind::conv || op.kind == OpKind::linear) {
+    const Shape shape = at_batch(program.values[size_t(op.output)].shape, images);
+    int32_t groups = 1;
+    int64_t pixels = (count(shape) / shape.back() + table.lanes - 1) / table.lanes;  // in a lane; rows of a Linear are pixels
+    if (shape.size() == 4) {
+      groups = groups_for(table, int32_t(images), shape[2], shape[3], threads);
+      const LaneLayout layout = image_layout(table, int32_t(images), 1, shape[2], shape[3], groups);
+      pixels = layout.block_height * layout.block_width;
+    }
+    const double overhead = per_row / double(std::min(pixels, most_pixels));
+    vectors = double(op.weight->numbers.size() * size_t(pixels * groups)) * (1.0 + overhead) / double(images);
+    if (threads > 1) vectors *= groups > 1 ? strips : shared;
+  }
+  const double lines = double(bytes) / double(table.lanes * table.number_bytes);
+  return vectors + (bytes * images / threads > working_set ? lines * far_line : 0.0);
+}
+
 }  // namespace
 
 Section whole(const Program& program, int64_t chunk) { return part(program, 0, program.ops.size(), -1, -1, chunk); }
 
-std::vector<Section> sections_of(const Program& program, int64_t lanes, int64_t batch,
+std::vector<Section> sections_of(const Program& program, const KernelTable& table, int64_t batch, int threads,
                                  int64_t working_set) {
   const size_t n = program.ops.size();
-  const auto numbers = [&](int id) { return count(at_batch(program.values[size_t(id)].shape, 1)); };
-  std::vector<int64_t> chunks(n + 1, 1);  // images at a time for all operations from this one on
-  while (chunks[n] * 2 <= std::min(lanes, batch)) chunks[n] *= 2;
+  const std::vector<size_t> last = last_readers(program);
+  const std::vector<int> cuts = crossing(program, last);
+  std::vector<int64_t> chunks{1};
+  while (chunks.back() * 2 <= std::min<int64_t>(table.lanes, batch)) chunks.push_back(chunks.back() * 2);
+  if (n == 0) return {whole(program, chunks.back())};
+  // The least cost from each operation on, if it takes chunks[c] images at a time; and with which the next one goes on.
+  std::vector<std::vector<double>> least(n + 1, std::vector<double>(chunks.size(), 0.0));
+  std::vector<std::vector<size_t>> next(n, std::vector<size_t>(chunks.size(), 0));
+  const auto best = [&](size_t i) {  // of equal ones the most images: fewer margins between blocks
+    return size_t(least[i].rend() - std::min_element(least[i].rbegin(), least[i].rend())) - 1;
+  };
   for (size_t i = n; i-- > 0;) {
-    int64_t bytes = numbers(program.ops[i].output) * 4;
-    for (const int id : program.ops[i].inputs) bytes += numbers(id) * 4;
-    chunks[i] = chunks[i + 1];
-    while (chunks[i] > 1 && bytes > working_set / chunks[i]) chunks[i] /= 2;
+    const Op& op = program.ops[i];
+    int64_t bytes = 0;
+    for (const int id : op.inputs) bytes += numbers_of(program, id) * 4;
+    const bool in_place = op.kind == OpKind::conv && op.inputs.size() == 2 && last[size_t(op.inputs[1])] == i + 1;
+    if (!in_place) bytes += numbers_of(program, op.output) * 4;
+    for (size_t c = 0; c < chunks.size(); c++) {
+      next[i][c] = c;
+      if (i + 1 < n && cuts[i] >= 0) {
+        const double cut = converted * double(numbers_of(program, cuts[i]));
+        if (least[i + 1][best(i + 1)] + cut < least[i + 1][c]) next[i][c] = best(i + 1);
+        least[i][c] = next[i][c] == c ? 0.0 : cut;
+      }
+      const int together = batch / chunks[c] >= threads ? 1 : threads;
+      least[i][c] += least[i + 1][next[i][c]] + cost(program, table, op, chunks[c], together, bytes, working_set);
+    }
   }
   std::vector<Section> sections;
-  const std::vector<int> cuts = crossing(program);
   size_t first = 0;
   int input = -1;
-  for (size_t i = 1; i < n; i++) {
-    const int value = cuts[i - 1];
-    if (value < 0 || chunks[i] < chunks[first] * worth_a_cut) continue;
-    sections.push_back(part(program, first, i, input, value, chunks[first]));
-    first = i;
-    input = value;
+  for (size_t i = 0, c = best(0); i < n; c = next[i++][c]) {
+    const bool ends = i + 1 == n;
+    if (!ends && next[i][c] == c) continue;
+    sections.push_back(part(program, first, i + 1, input, ends ? -1 : cuts[i], chunks[c]));
+    first = i + 1;
+    input = cuts[i];
   }
-  sections.push_back(part(program, first, n, input, -1, chunks[first]));
   return sections;
 }
 

@@ -15,10 +15,11 @@ struct Section {
   int64_t chunk;     // images at a time
 };
 
-// `lanes` images at a time at most, and so few that no operation reads and writes more than `working_set` bytes. Images must
-// not meet. A cut is made only where a single value passes, and where it lets at least four times as many images
-// through: that value is turned into a plain array and back.
-std::vector<Section> sections_of(const Program& program, int64_t lanes, int64_t batch, int64_t working_set);
+// The cuts, and the number of images at a time in each part, that cost least by a rough count: of multiply-adds, also
+// where lanes are left empty or threads share images; of lines that come from beyond the nearest `working_set` bytes; and of numbers to convert,
+// since the value at a cut is turned into a plain array and back. Images must not meet. A cut needs a single value there.
+std::vector<Section> sections_of(const Program& program, const KernelTable& table, int64_t batch, int threads,
+                                 int64_t working_set);
 
 // The program as one section.
 Section whole(const Program& program, int64_t chunk);

@@ -46,6 +46,26 @@ SECATEUR_INLINE void store(void* p, V v) { *static_cast<V*>(p) = v; }
 SECATEUR_INLINE F load_plain(const float* p) { return *reinterpret_cast<const U*>(p); }
 SECATEUR_INLINE void store_plain(float* p, F v) { *reinterpret_cast<U*>(p) = v; }
 
+// The first n numbers, n > 0, or all if there are fewer: what lies behind them is not touched, and loaded as zeros.
+SECATEUR_INLINE F load_first(const float* p, int64_t n) {
+  if (n >= floats) return load_plain(p);
+#if defined(__AVX512F__)
+  return _mm512_maskz_loadu_ps(__mmask16((1 << n) - 1), p);
+#else
+  F v = {};
+  for (int64_t i = 0; i < n; i++) v[i] = p[i];
+  return v;
+#endif
+}
+SECATEUR_INLINE void store_first(float* p, F v, int64_t n) {
+  if (n >= floats) return store_plain(p, v);
+#if defined(__AVX512F__)
+  _mm512_mask_storeu_ps(p, __mmask16((1 << n) - 1), v);
+#else
+  for (int64_t i = 0; i < n; i++) p[i] = v[i];
+#endif
+}
+
 template <typename Vector, typename Element>
 SECATEUR_INLINE Vector spread_as(Element x) { return x - Vector{}; }
 SECATEUR_INLINE F spread(float x) { return spread_as<F>(x); }

@@ -4,8 +4,10 @@
 #include <cstdlib>
 #include <string>
 
+#include "dispatch.h"
 #include "engine.h"
 #include "sections.h"
+#include "testing.h"
 
 using namespace secateur;
 
@@ -17,25 +19,28 @@ void expect(bool holds, const char* what) {
   std::exit(1);
 }
 
-// Two 3×3 convolutions of stride 2, a shortcut around the third, a mean: 2 × 16², 4 × 8², 4 × 4², 4 × 4², 4.
-const char* const text =
-    R"({"precision":"fp32","working_set":[],"one_thread":0,"values":[{"shape":[-1,2,16,16],"dtype":"f32"},{"shape":[-1,4,8,8],"dtype":"f32"},
-{"shape":[-1,4,4,4],"dtype":"f32"},{"shape":[-1,4,4,4],"dtype":"f32"},{"shape":[-1,4,4,4],"dtype":"f32"},
-{"shape":[-1,4],"dtype":"f32"}],
-"inputs":[{"name":"x","value":0}],"outputs":[{"name":"y","value":5}],
-"weights":{"a":{"shape":[4,2,3,3],"dtype":"f32","coding":"dense"},"b":{"shape":[4,4,3,3],"dtype":"f32","coding":"dense"}},
-"ops":[{"op":"conv","name":"1","inputs":[0],"output":1,"weight":"a","bias":null,"stride":[2,2],"padding":[1,1,1,1],
-"dilation":[1,1],"groups":1,"activation":"relu","kernels":[[1,"rows"]],"measured":[]},
-{"op":"conv","name":"2","inputs":[1],"output":2,"weight":"b","bias":null,"stride":[2,2],"padding":[1,1,1,1],
-"dilation":[1,1],"groups":1,"activation":"relu","kernels":[[1,"dense"]],"measured":[]},
-{"op":"conv","name":"3","inputs":[2],"output":3,"weight":"b","bias":null,"stride":[1,1],"padding":[1,1,1,1],
-"dilation":[1,1],"groups":1,"activation":"relu","kernels":[[1,"rows"]],"measured":[]},
-{"op":"add","name":"4","inputs":[3,2],"output":4,"activation":"none"},
-{"op":"mean","name":"5","inputs":[4],"output":5,"dims":[2,3],"keep":false}],"provenance":{}})";
+std::string conv(int input, int output, const char* weight, int stride) {
+  const std::string strides = std::to_string(stride) + "," + std::to_string(stride);
+  return R"({"op":"conv","name":"","inputs":[)" + std::to_string(input) + R"(],"output":)" + std::to_string(output) +
+         R"(,"weight":")" + weight + R"(","bias":null,"stride":[)" + strides +
+         R"(],"padding":[1,1,1,1],"dilation":[1,1],"groups":1,"activation":"relu","kernels":[[1,"rows"]],"measured":[]},)";
+}
+
+// Four 3×3 convolutions of stride 2, from 2 × 64² to 32 × 4²; a shortcut around the fifth; a mean.
+const std::string text =
+    R"({"precision":"fp32","working_set":[],"one_thread":0,"values":[{"shape":[-1,2,64,64],"dtype":"f32"},
+{"shape":[-1,32,32,32],"dtype":"f32"},{"shape":[-1,32,16,16],"dtype":"f32"},{"shape":[-1,32,8,8],"dtype":"f32"},
+{"shape":[-1,32,4,4],"dtype":"f32"},{"shape":[-1,32,4,4],"dtype":"f32"},{"shape":[-1,32,4,4],"dtype":"f32"},{"shape":[-1,32],"dtype":"f32"}],
+"inputs":[{"name":"x","value":0}],"outputs":[{"name":"y","value":7}],
+"weights":{"a":{"shape":[32,2,3,3],"dtype":"f32","coding":"dense"},"b":{"shape":[32,32,3,3],"dtype":"f32","coding":"dense"}},
+"ops":[)" +
+    conv(0, 1, "a", 2) + conv(1, 2, "b", 2) + conv(2, 3, "b", 2) + conv(3, 4, "b", 2) + conv(4, 5, "b", 1) +
+    R"({"op":"add","name":"","inputs":[5,4],"output":6,"activation":"none"},
+{"op":"mean","name":"","inputs":[6],"output":7,"dims":[2,3],"keep":false}],"provenance":{}})";
 
 std::map<std::string, Weight> weights() {
   std::map<std::string, Weight> all;
-  for (const auto& [name, shape] : {std::pair<std::string, Shape>{"a", {4, 2, 3, 3}}, {"b", {4, 4, 3, 3}}}) {
+  for (const auto& [name, shape] : {std::pair<std::string, Shape>{"a", {32, 2, 3, 3}}, {"b", {32, 32, 3, 3}}}) {
     Weight& weight = all[name];
     weight.shape = shape;
     for (int64_t i = 0; i < count(shape); i++) weight.numbers.push_back(float(i * 7 % 11) / 11.0f - 0.4f);
@@ -44,11 +49,10 @@ std::map<std::string, Weight> weights() {
 }
 
 std::vector<float> run(int64_t working_set, int64_t batch, int threads, size_t* n_timed) {
-  const std::string none = "\"working_set\":[]";
-  std::string program = text;
-  program.replace(program.find(none), none.size(), "\"working_set\":[[1," + std::to_string(working_set) + "]]");
+  const std::string some = "\"working_set\":[[1," + std::to_string(working_set) + "]]";
+  const std::string program = testing::replaced(text, "\"working_set\":[]", some);
   Engine engine(program, weights(), threads);
-  std::vector<float> x(size_t(batch) * 512), y(size_t(batch) * 4, -1.0f);
+  std::vector<float> x(size_t(batch) * 8192), y(size_t(batch) * 32, -1.0f);
   for (size_t i = 0; i < x.size(); i++) x[i] = float(i * 13 % 29) / 29.0f - 0.3f;
   std::vector<double> seconds(engine.n_ops(), 0.0);
   engine.run({x.data()}, {y.data()}, batch, seconds.data());
@@ -61,23 +65,32 @@ std::vector<float> run(int64_t working_set, int64_t batch, int threads, size_t* 
 
 int main() {
   const Program program = read_program(text, weights());
-  // Bytes of an image in each operation: 3072, 1280, 512, 768, 272.
-  const std::vector<Section> parts = sections_of(program, 16, 16, 3072);
-  expect(parts.size() == 2, "one cut");
-  expect(parts[0].first_op == 0 && parts[0].chunk == 1 && parts[0].program.outputs == std::vector<int>{2},
-         "images pass the first two operations one at a time");
-  expect(parts[1].first_op == 2 && parts[1].chunk == 4 && parts[1].program.inputs == std::vector<int>{2},
-         "and the others four at a time");
-  expect(sections_of(program, 16, 3, 3072).size() == 1, "no cut where the batch is too small for it");
-  expect(sections_of(program, 16, 16, 1 << 20).size() == 1, "no cut where all fits");
-  expect(sections_of(program, 16, 16, 1 << 20)[0].chunk == 16, "where all fits, all lanes hold images");
+  const KernelTable& table = chosen_table(false);
+  const auto sections = [&](int64_t batch, int threads, int64_t working_set) {
+    return sections_of(program, table, batch, threads, working_set);
+  };
+  constexpr int64_t large = int64_t(1) << 30, small = 1 << 10;
+  if (table.lanes >= 8) {
+    // An image of the first two operations needs 160 KB each, of the third 40 KB; the last planes have 16 pixels.
+    const std::vector<Section> parts = sections(16, 1, 1 << 20);
+    expect(parts.size() == 2, "one cut");
+    expect(parts[0].first_op == 0 && parts[0].chunk == 4 && parts[0].program.outputs == std::vector<int>{3},
+           "large images pass four at a time");
+    expect(parts[1].first_op == 3 && parts[1].chunk == table.lanes && parts[1].program.inputs == std::vector<int>{3},
+           "and small ones as many at a time as there are lanes");
+  }
+  expect(sections(16, 1, large).size() == 1, "no cut where all fits");
+  expect(sections(16, 1, large)[0].chunk == table.lanes, "where all fits, all lanes hold images");
+  expect(sections(16, 1, small).size() == 1, "no cut where nothing fits");
+  expect(sections(16, 2, large)[0].chunk <= 8, "each thread has images of its own");
+  expect(sections(3, 1, large)[0].chunk <= 3, "no more images at a time than there are");
   for (const int64_t batch : {1, 4, 9, 16, 37}) {
     for (const int threads : {1, 2, 3}) {
       size_t n_timed;
-      const std::vector<float> expected = run(1 << 20, batch, threads, &n_timed);
-      for (const int64_t working_set : {3072, 1280, 600, 300, 1}) {
+      const std::vector<float> expected = run(1 << 30, batch, threads, &n_timed);
+      for (const int64_t working_set : {1 << 20, 1 << 18, 1 << 16, 1}) {
         const std::vector<float> found = run(working_set, batch, threads, &n_timed);
-        expect(n_timed == 5, "every operation is timed");
+        expect(n_timed == 7, "every operation is timed");
         for (size_t i = 0; i < found.size(); i++) {
           const float difference = std::abs(found[i] - expected[i]);
           expect(difference <= 1e-5f * (1.0f + std::abs(expected[i])), "parts compute what the whole does");

@@ -1,4 +1,4 @@
-// What the tests of kernels share: random numbers, exact memory, comparison, and images to lanes and back.
+// What the tests share: random numbers, exact memory, comparison, other texts, and images to lanes and back.
 #pragma once
 
 #include <cmath>
@@ -6,6 +6,7 @@
 #include <cstdlib>
 #include <new>
 #include <random>
+#include <string>
 
 #include "kernels.h"
 #include "layout.h"
@@ -60,6 +61,11 @@ inline void expect_near(double got, double wanted, double magnitude, const char*
   if (std::isnan(got) && std::isnan(wanted)) return;
   std::printf("%s: got %.9g, wanted %.9g\n", what, got, wanted);
   std::exit(1);
+}
+
+// The first `what` of a text, which must be in it, replaced.
+inline std::string replaced(std::string text, const std::string& what, const std::string& by) {
+  return text.replace(text.find(what), what.size(), by);
 }
 
 // Images [image][channel][y][x], or tokens [x][channel], to lanes (`pack`) or back, one group after the other.

@@ -135,6 +135,34 @@ def test_a_result_used_twice_is_not_fused_away() -> None:
     check(Twice(), image())
 
 
+class Sums(nn.Module):
+    """Sums that may be written over one of their operands, and some that may not.
+
+    Args:
+        use: Who else needs the operand: "nobody", the "layer" whose output is added to it, a "later" one,
+            or the "caller", who gets it as an output.
+    """
+
+    def __init__(self, use: str) -> None:
+        super().__init__()
+        self.use = use
+        self.first, self.second, self.third = (nn.Conv2d(8, 8, 3, padding=1) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        a = self.first(x).relu()
+        y = (self.second(a if self.use == "layer" else x) + a).relu()
+        z = (self.third(y) + y).relu()
+        if self.use == "later":
+            return z + a
+        return (z, a) if self.use == "caller" else z
+
+
+@pytest.mark.parametrize("use", ["nobody", "layer", "later", "caller"])
+@pytest.mark.parametrize("size", [3, 12])
+def test_a_sum_leaves_an_operand_that_is_needed(use: str, size: int) -> None:
+    check(Sums(use), image(8, size, size), kinds={"conv"} | ({"add"} if use == "later" else set()))
+
+
 def test_one_layer_called_twice_under_two_batchnorms() -> None:
     class Shared(nn.Module):
         def __init__(self) -> None:
