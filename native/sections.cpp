@@ -1,7 +1,6 @@
 #include "sections.h"
 
 #include <algorithm>
-#include <limits>
 
 #include "layout.h"
 
@@ -10,12 +9,14 @@ namespace secateur {
 namespace {
 
 // In multiply-adds of one vector, each about 0.4 ns on the machine these were measured on; only ratios matter.
-constexpr double far_line = 4.0;    // to fetch, or to write back
-constexpr double converted = 4.0;   // a number that passes a cut
-constexpr double per_row = 6.0;       // for each weight, besides those of the pixels of a tile
-constexpr int64_t most_pixels = 16; // of a tile
-constexpr double strips = 1.1;        // what threads take longer if each has a strip of all images, not images of its own
-constexpr double shared = 1.25;       // and if they read and write in the same places
+constexpr double far_line = 4.0;   // to fetch, or to write back
+constexpr double converted = 4.0;  // a number that passes a cut
+constexpr double per_row = 6.0;    // for each weight, besides those of the pixels of a tile
+constexpr int64_t most_pixels = 16;  // of a tile
+
+// How many times longer threads take that share images: each has a strip of them all, or they read and write in the
+// same places.
+constexpr double strips = 1.1, shared = 1.25;
 
 Section part(const Program& program, size_t first, size_t end, int input, int output, int64_t chunk) {
   Section section{{program.values, program.inputs, program.outputs, {}, {}, program.half, {}}, first, chunk};
@@ -50,21 +51,31 @@ std::vector<int> crossing(const Program& program, const std::vector<size_t>& las
 
 int64_t numbers_of(const Program& program, int id) { return count(at_batch(program.values[size_t(id)].shape, 1)); }
 
-// Of one image, if each of `threads` threads has `images` images of its own (1) or they share them.
+// Of what an operation reads and writes for one image.
+int64_t bytes_of(const Program& program, const std::vector<size_t>& last, size_t place) {
+  const Op& op = program.ops[place];
+  int64_t numbers = 0;
+  for (const int id : op.inputs) numbers += numbers_of(program, id);
+  const bool in_place = op.kind == OpKind::conv && op.inputs.size() == 2 && last[size_t(op.inputs[1])] == place + 1;
+  if (!in_place) numbers += numbers_of(program, op.output);
+  return numbers * 4;
+}
+
+// Of an operation for one image, if `threads` threads share `images` images at a time.
 double cost(const Program& program, const KernelTable& table, const Op& op, int64_t images, int threads, int64_t bytes,
             int64_t working_set) {
   double vectors = double(numbers_of(program, op.output)) / table.lanes;
   if (op.kind == OpKind::conv || op.kind == OpKind::linear) {
     const Shape shape = at_batch(program.values[size_t(op.output)].shape, images);
     int32_t groups = 1;
-    int64_t pixels = (count(shape) / shape.back() + table.lanes - 1) / table.lanes;  // in a lane; rows of a Linear are pixels
+    int64_t pixels = (count(shape) / shape.back() + table.lanes - 1) / table.lanes;  // in a lane; of a Linear: rows
     if (shape.size() == 4) {
       groups = groups_for(table, int32_t(images), shape[2], shape[3], threads);
       const LaneLayout layout = image_layout(table, int32_t(images), 1, shape[2], shape[3], groups);
       pixels = layout.block_height * layout.block_width;
     }
     const double overhead = per_row / double(std::min(pixels, most_pixels));
-    vectors = double(op.weight->numbers.size() * size_t(pixels * groups)) * (1.0 + overhead) / double(images);
+    vectors = double(op.weight->numbers.size()) * double(pixels * groups) * (1.0 + overhead) / double(images);
     if (threads > 1) vectors *= groups > 1 ? strips : shared;
   }
   const double lines = double(bytes) / double(table.lanes * table.number_bytes);
@@ -90,11 +101,7 @@ std::vector<Section> sections_of(const Program& program, const KernelTable& tabl
     return size_t(least[i].rend() - std::min_element(least[i].rbegin(), least[i].rend())) - 1;
   };
   for (size_t i = n; i-- > 0;) {
-    const Op& op = program.ops[i];
-    int64_t bytes = 0;
-    for (const int id : op.inputs) bytes += numbers_of(program, id) * 4;
-    const bool in_place = op.kind == OpKind::conv && op.inputs.size() == 2 && last[size_t(op.inputs[1])] == i + 1;
-    if (!in_place) bytes += numbers_of(program, op.output) * 4;
+    const int64_t bytes = bytes_of(program, last, i);
     for (size_t c = 0; c < chunks.size(); c++) {
       next[i][c] = c;
       if (i + 1 < n && cuts[i] >= 0) {
@@ -103,7 +110,8 @@ std::vector<Section> sections_of(const Program& program, const KernelTable& tabl
         least[i][c] = next[i][c] == c ? 0.0 : cut;
       }
       const int together = batch / chunks[c] >= threads ? 1 : threads;
-      least[i][c] += least[i + 1][next[i][c]] + cost(program, table, op, chunks[c], together, bytes, working_set);
+      least[i][c] += least[i + 1][next[i][c]];
+      least[i][c] += cost(program, table, program.ops[i], chunks[c], together, bytes, working_set);
     }
   }
   std::vector<Section> sections;

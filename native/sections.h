@@ -16,8 +16,9 @@ struct Section {
 };
 
 // The cuts, and the number of images at a time in each part, that cost least by a rough count: of multiply-adds, also
-// where lanes are left empty or threads share images; of lines that come from beyond the nearest `working_set` bytes; and of numbers to convert,
-// since the value at a cut is turned into a plain array and back. Images must not meet. A cut needs a single value there.
+// where lanes are left empty or threads share images; of lines that come from beyond the nearest `working_set` bytes;
+// and of numbers to convert, since the value at a cut is turned into a plain array and back. Images must not meet. A
+// cut needs a single value there.
 std::vector<Section> sections_of(const Program& program, const KernelTable& table, int64_t batch, int threads,
                                  int64_t working_set);
 
