@@ -19,7 +19,10 @@ Table = Callable[[list[str], list[list[str]]], str]
 
 
 def calibration_only(table: Table, name: str, goals: dict[float, str]) -> str:
-    """Test accuracy of every method and sparsity of a suite after cut and steps, over its seeds."""
+    """Test accuracy of every method and sparsity of a suite after cut and steps, over its seeds.
+
+    What had no steps is listed once more, with the statistics of BatchNorm re-estimated after the cut.
+    """
     path = RESULTS / f"arena_{name}.json"
     if not path.is_file():
         return "not measured yet"
@@ -31,7 +34,11 @@ def calibration_only(table: Table, name: str, goals: dict[float, str]) -> str:
         own = [cell for cell in cells if cell["method"] == key]
         if own:
             label = method.get("label") or key
-            rows.append([label, *(_accuracy(own, z) for z in zeros), f"{_steps(own[0]):,}"])
+            steps = _steps(own[0])
+            rows.append([label, *(_accuracy(own, z, "cut") for z in zeros), f"{steps:,}"])
+            if not steps:  # those with steps have had BatchNorm in training mode
+                again = (_accuracy(own, z, "batchnorm") for z in zeros)
+                rows.append([f"{label}, BatchNorm re-estimated", *again, "0"])
     commits = ", ".join(sorted({str(cell["commit"])[:10] for cell in cells}))
     cpus = ", ".join(sorted({cell["hardware"]["cpu"] for cell in cells}))
     dense = sorted({f"{100 * cell['accuracy']['dense']:.2f}" for cell in cells})
@@ -54,8 +61,8 @@ def _steps(cell: dict[str, Any]) -> int:
     return (strategy["stages"] - 1) * recovery["steps"] + final
 
 
-def _accuracy(cells: list[dict[str, Any]], zeros: float) -> str:
-    return spread([100 * c["accuracy"]["cut"] for c in cells if c["sparsity"]["asked"] == zeros])
+def _accuracy(cells: list[dict[str, Any]], zeros: float, after: str) -> str:
+    return spread([100 * c["accuracy"][after] for c in cells if c["sparsity"]["asked"] == zeros])
 
 
 def spread(found: list[float]) -> str:

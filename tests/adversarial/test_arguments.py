@@ -54,7 +54,7 @@ def guided(**options: Any) -> TeacherGuided:
         ({"form": "both"}, "form must be separate or joint, got 'both'"),
         ({"kd": "l1"}, "kd must be forward, reverse, ca-kld, mse, cosine or a callable, got 'l1'"),
         ({"kd": "mse", "temperature": 0}, "temperature"),
-        ({"kd": F.mse_loss, "beta": -1}, "beta"),
+        ({"kd": nn.MSELoss(), "beta": -1}, "beta"),
     ],
     ids=lambda value: str(value)[:40],
 )
