@@ -14,6 +14,11 @@ namespace {
 // Cache that a block of input may fill: three quarters of what first-level data caches have (32 to 64 KB).
 constexpr double block_bytes = 37 * 1024;
 
+// The same where output channels share what is read: the rest is for their weights and sums. And fewer steps than this
+// are not worth keeping the sums after them.
+constexpr double dense_block_bytes = 24 * 1024;
+constexpr int64_t least_steps = 64;
+
 // Input that one thread reads again and again stays in its second-level cache up to here.
 constexpr int64_t near_bytes = 1 << 20;
 
@@ -48,6 +53,12 @@ const DenseKernel* dense_kernel(const KernelTable& table, int32_t channels, int3
 double row_cycles(int pixels, double non_zeros, bool in_cache) {
   const double load = in_cache ? 0.58 : 1.1;
   return non_zeros * (1.4 + load * pixels) + 6.0 + 1.1 * pixels;
+}
+
+// The largest block of at most `most` channels, or one, into which they can be divided about evenly.
+int64_t even_blocks(int64_t channels, int64_t most) {
+  const int64_t blocks = (channels + std::max<int64_t>(1, most) - 1) / std::max<int64_t>(1, most);
+  return (channels + blocks - 1) / blocks;
 }
 
 // Input pixels from the first to the last that the windows of `pixels` outputs read, in one direction.
@@ -159,7 +170,14 @@ void ConvPlan::choose(const KernelTable& table, const ConvShape& shape, const La
       }
     }
   }
-  if (shape.groups > 1) block_channels_ = shape.channels;
+  if (dense_ && output.number_bytes == 4) {
+    const int64_t fit = int64_t(dense_block_bytes / input_bytes(height, width));
+    const int64_t least = least_steps / (window_.height * window_.width);
+    block_channels_ = even_blocks(shape.channels, std::max(fit, least));
+  } else if (dense_ || shape.groups > 1) {
+    block_channels_ = shape.channels;
+  }
+  n_blocks_ = (shape.channels + block_channels_ - 1) / block_channels_;
   cover(table, output, height, width);
 }
 
@@ -175,14 +193,14 @@ void ConvPlan::cover(const KernelTable& table, const LaneLayout& output, int32_t
       most = std::max(most, th * tw);
     }
   }
-  scratch_bytes_ = dense_ ? 0 : outputs_ * most * lane_bytes_;
+  scratch_bytes_ = dense_ && n_blocks_ == 1 ? 0 : outputs_ * most * lane_bytes_;
 }
 
 std::string ConvPlan::describe() const {
   const Tile& tile = tiles_.front();
   if (dense_)
     return "dense, " + std::to_string(panel_channels_) + " channels x " + std::to_string(tile.dense->tile_height) + "x" +
-           std::to_string(tile.dense->tile_width);
+           std::to_string(tile.dense->tile_width) + ", " + std::to_string(block_channels_) + " channels a block";
   return "rows, " + std::to_string(tile.rows->tile_height) + "x" + std::to_string(tile.rows->tile_width) + ", " +
          std::to_string(block_channels_) + " channels a block";
 }
@@ -202,7 +220,6 @@ void ConvPlan::split_tiles(const Sharing& sharing, int64_t outputs) {
 
 void ConvPlan::pack_rows(const SparseRows& rows, const ConvShape& shape, const LaneLayout& input) {
   const int64_t channels = block_channels_;
-  n_blocks_ = (shape.channels + channels - 1) / channels;
   const int64_t plane = input.plane(), row = input.row();
   const int64_t total = rows.starts.back();
   std::vector<int64_t> at(rows.starts.begin(), rows.starts.end() - 1);
@@ -252,16 +269,21 @@ void ConvPlan::pack_dense(const SparseRows& rows, const ConvShape& shape, const 
   for (int64_t part = 0; part < n_parts_; part++) {
     first_panels_.push_back(int64_t(panels_.size()));
     const int64_t begin = shape.outputs * part / n_parts_, end = shape.outputs * (part + 1) / n_parts_;
-    for (int64_t c = begin; c < end;) {
-      const int32_t n = end - c >= panel_channels_ ? panel_channels_ : 1;
-      const auto first = int64_t(weights_.size());
-      panels_.push_back({int32_t(c), n, first});
-      weights_.resize(weights_.size() + size_t(n * per_row), 0);
-      for (int32_t m = 0; m < n; m++, c++)
-        for (int64_t i = rows.starts[size_t(c)]; i < rows.starts[size_t(c) + 1]; i++) {
-          const auto& e = rows.entries[size_t(i)];
-          weights_[size_t(first + ((e.channel * kh + e.ky) * kw + e.kx) * n + m)] = weight_bits_(e.weight);
-        }
+    for (int64_t c = begin; c < end; c += panels_.back().n_channels)
+      panels_.push_back({int32_t(c), end - c >= panel_channels_ ? panel_channels_ : 1});
+    for (int64_t first = 0; first < shape.channels; first += block_channels_) {
+      const auto limit = std::min(shape.channels, first + block_channels_);
+      for (size_t p = size_t(first_panels_.back()); p < panels_.size(); p++) {
+        const auto [channel, n] = panels_[p];
+        const size_t at = weights_.size();
+        weights_.resize(at + size_t(n * (limit - first) * kh * kw), 0);
+        for (int32_t m = 0; m < n; m++)
+          for (int64_t i = rows.starts[size_t(channel + m)]; i < rows.starts[size_t(channel + m) + 1]; i++) {
+            const auto& e = rows.entries[size_t(i)];
+            if (e.channel >= first && e.channel < limit)
+              weights_[at + size_t((((e.channel - first) * kh + e.ky) * kw + e.kx) * n + m)] = weight_bits_(e.weight);
+          }
+      }
     }
   }
   first_panels_.push_back(int64_t(panels_.size()));
@@ -284,8 +306,10 @@ Ahead ConvPlan::ahead_of(const Tile& tile, const LaneView& input, const char* ne
   ahead.data = last ? next_tile : first_input(tile, input) + channel * input.plane;
   ahead.plane = input.plane;
   ahead.row = input.row;
-  ahead.height = int32_t(extent(tile.rows->tile_height, window_.stride_y, window_.height, window_.dilation_y));
-  const int64_t width = extent(tile.rows->tile_width, window_.stride_x, window_.width, window_.dilation_x);
+  const int64_t tile_height = dense_ ? tile.dense->tile_height : tile.rows->tile_height;
+  const int64_t tile_width = dense_ ? tile.dense->tile_width : tile.rows->tile_width;
+  ahead.height = int32_t(extent(tile_height, window_.stride_y, window_.height, window_.dilation_y));
+  const int64_t width = extent(tile_width, window_.stride_x, window_.width, window_.dilation_x);
   ahead.lines = int32_t((width * lane_bytes_ + line - 1) / line);
   ahead.n_channels = int32_t(std::min(block_channels_, channels_ - channel));
   const int64_t lines = int64_t(ahead.n_channels) * ahead.height * ahead.lines;
@@ -307,17 +331,28 @@ void ConvPlan::run_rows(int64_t part, const Tile& tile, RowsCall& call, const ch
   }
 }
 
-void ConvPlan::run_dense(int64_t part, const Tile& tile, DenseCall& call) const {
-  const Finish all = call.finish;
-  for (int64_t p = first_panels_[size_t(part)]; p < first_panels_[size_t(part) + 1]; p++) {
-    const Panel& panel = panels_[size_t(p)];
-    call.weights = weights_.data() + panel.first_weight;
-    call.bias = bias_.data() + panel.channel;
-    call.finish.output.data = all.output.data + panel.channel * all.output.plane;
-    if (all.residual.data) call.finish.residual.data = all.residual.data + panel.channel * all.residual.plane;
-    (panel.n_channels == 1 ? tile.dense_rest : tile.dense)->run(call);
+void ConvPlan::run_dense(int64_t part, const Tile& tile, DenseCall& call, const char* next_tile,
+                         const Call& all) const {
+  const Finish whole = call.finish;
+  const int64_t first = first_panels_[size_t(part)], end = first_panels_[size_t(part) + 1];
+  const int64_t steps = window_.height * window_.width, kept = tile.dense->tile_height * tile.dense->tile_width * lane_bytes_;
+  call.weights = weights_.data() + panels_[size_t(first)].channel * channels_ * steps;
+  for (int64_t b = 0; b < n_blocks_; b++) {
+    call.n_steps = std::min(block_channels_, channels_ - b * block_channels_) * steps;
+    call.offsets = offsets_.data() + b * block_channels_ * steps;
+    call.first = b == 0;
+    call.last = b + 1 == n_blocks_;
+    call.ahead = ahead_of(tile, all.input, next_tile, b, end - first);
+    for (int64_t p = first; p < end; p++) {
+      const Panel& panel = panels_[size_t(p)];
+      call.partial = all.scratch + panel.channel * kept;
+      call.bias = bias_.data() + panel.channel;
+      call.finish.output.data = whole.output.data + panel.channel * whole.output.plane;
+      if (whole.residual.data) call.finish.residual.data = whole.residual.data + panel.channel * whole.residual.plane;
+      (panel.n_channels == 1 ? tile.dense_rest : tile.dense)->run(call);
+      call.weights += panel.n_channels * call.n_steps;
+    }
   }
-  call.finish = all;
 }
 
 void ConvPlan::run(int64_t task, const Call& all) const {
@@ -330,16 +365,16 @@ void ConvPlan::run(int64_t task, const Call& all) const {
     };
     const char* first = first_input(tile, all.input);
     const ptrdiff_t input_row = window_.stride_y * all.input.row, input_step = window_.stride_x * lane_bytes_;
+    const bool more = i + 1 < spans_[size_t(span) + 1];
+    const char* next_tile = more ? first_input(tiles_[size_t(i) + 1], all.input) : nullptr;
     const Finish finish{at(all.output), all.residual.data ? at(all.residual) : LaneView{}, activation_};
     if (dense_) {
       DenseCall call{};
-      call.offsets = offsets_.data();
-      call.n_steps = int64_t(offsets_.size());
       call.input = first;
       call.input_row = input_row;
       call.input_step = input_step;
       call.finish = finish;
-      run_dense(part, tile, call);
+      run_dense(part, tile, call, next_tile, all);
     } else {
       RowsCall call{};
       call.input = first;
@@ -348,8 +383,7 @@ void ConvPlan::run(int64_t task, const Call& all) const {
       call.partial = all.scratch;
       call.bias = bias_.data();
       call.finish = finish;
-      const bool more = i + 1 < spans_[size_t(span) + 1];
-      run_rows(part, tile, call, more ? first_input(tiles_[size_t(i) + 1], all.input) : nullptr, all);
+      run_rows(part, tile, call, next_tile, all);
     }
   }
 }

@@ -72,7 +72,6 @@ class ConvPlan {
   };
   struct Panel {  // of output channels, dense
     int32_t channel, n_channels;
-    int64_t first_weight;
   };
 
   void choose(const KernelTable& table, const ConvShape& shape, const LaneLayout& output, double per_channel);
@@ -85,7 +84,7 @@ class ConvPlan {
   const char* first_input(const Tile& tile, const LaneView& input) const;
   Ahead ahead_of(const Tile& tile, const LaneView& input, const char* next_tile, int64_t block, int64_t n_runs) const;
   void run_rows(int64_t part, const Tile& tile, RowsCall& call, const char* next_tile, const Call& all) const;
-  void run_dense(int64_t part, const Tile& tile, DenseCall& call) const;
+  void run_dense(int64_t part, const Tile& tile, DenseCall& call, const char* next_tile, const Call& all) const;
 
   bool dense_;
   bool far_;                    // the input may lie in another core's cache, or the third level
@@ -95,7 +94,7 @@ class ConvPlan {
   Window window_;
   int64_t lane_bytes_;
   WeightBits (*weight_bits_)(float);
-  int64_t block_channels_ = 0;  // rows: input channels at a time
+  int64_t block_channels_ = 0;  // input channels at a time
   int32_t panel_channels_ = 1;  // dense: output channels at a time
   int64_t n_parts_ = 1;         // of the output channels
   int64_t n_blocks_ = 1;
@@ -107,7 +106,7 @@ class ConvPlan {
   std::vector<Step> steps_;
   std::vector<Block> blocks_;   // part · n_blocks_ + block
   std::vector<Panel> panels_;
-  std::vector<int64_t> first_panels_;  // of each part, and the end
+  std::vector<int64_t> first_panels_;  // of each part, and the end; before them are all weights of earlier parts
   std::vector<WeightBits> weights_;
   std::vector<int32_t> offsets_;
 };

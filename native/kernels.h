@@ -87,14 +87,18 @@ struct RowsKernel {
 
 // ---- Dense convolution, several output channels at a time -------------------------------------------------------
 
+// One tile of output pixels × one block of input channels × one panel of output channels.
 struct DenseCall {
   const WeightBits* weights;  // n_steps × channels, packed
   const int32_t* offsets;  // n_steps
   int64_t n_steps;
   const char* input;
   ptrdiff_t input_row, input_step;
+  char* partial;           // sums between blocks: per output channel of the panel, tile pixels × one vector
   const float* bias;       // `channels` of them
   Finish finish;           // at the panel's first channel
+  Ahead ahead;             // some of what the next block reads; all at once
+  bool first, last;        // as in RowsCall; a kernel of halves takes all input channels at once
 };
 
 struct DenseKernel {

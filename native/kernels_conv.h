@@ -193,10 +193,11 @@ static void dense_kernel(const DenseCall& call) {
   if (is_half && call.n_steps >= half_steps) __builtin_memset(kept, 0, sizeof kept);
 #pragma GCC unroll 16
   for (int m = 0; m < M; m++) {
-    const V bias = spread_number(call.bias[m]);
+    const V start = call.first ? spread_number(call.bias[m]) : V{};
 #pragma GCC unroll 32
-    for (int p = 0; p < pixels; p++) sums[m * pixels + p] = bias;
+    for (int p = 0; p < pixels; p++) sums[m * pixels + p] = start;
   }
+  Fetcher(call.ahead).fetch();
   const WeightBits* weights = call.weights;
   for (int64_t k = 0; k < call.n_steps; k++, weights += M) {
     // With few pixels the weights are read once or twice, and come from memory: ask for them in time.
@@ -217,6 +218,15 @@ static void dense_kernel(const DenseCall& call) {
   if (is_half && call.n_steps >= half_steps) {
 #pragma GCC unroll 32
     for (int i = 0; i < M * pixels; i++) sums[i] = narrowed(sum_of(kept + i * wide_bytes, sums[i]));
+  }
+  if (!call.first) {
+#pragma GCC unroll 32
+    for (int i = 0; i < M * pixels; i++) sums[i] += load(call.partial + i * vector_bytes);
+  }
+  if (!call.last) {
+#pragma GCC unroll 32
+    for (int i = 0; i < M * pixels; i++) store(call.partial + i * vector_bytes, sums[i]);
+    return;
   }
 #pragma GCC unroll 16
   for (int m = 0; m < M; m++) finish_tile<TH, TW>(sums + m * pixels, call.finish, m);

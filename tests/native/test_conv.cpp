@@ -88,16 +88,26 @@ void check_dense(const KernelTable& table, const DenseKernel& kernel) {
   for (const float weight : weights) bits.push_back(table.weight_bits(weight));
   for (int64_t k = 0; k < m; k++) bias.push_back(uniform());
   const Activation activation = some_activation();
+  const Buffer partial(m * th * tw * vector);
   DenseCall call{};
-  call.weights = bits.data();
-  call.offsets = offsets.data();
-  call.n_steps = n;
   call.input = input.data;
   call.input_row = in_row;
   call.input_step = stride * vector;
+  call.partial = partial.data;
   call.bias = bias.data();
   call.finish = {{output.data, th * tw * vector, tw * vector}, {}, activation};
-  kernel.run(call);
+  // In one block or two; halves are always summed in one.
+  int64_t begin = 0, end = number_bytes == 4 && n > 1 ? between(1, n - 1) : n;
+  do {
+    call.weights = bits.data() + begin * m;
+    call.offsets = offsets.data() + begin;
+    call.n_steps = end - begin;
+    call.first = begin == 0;
+    call.last = end == n;
+    kernel.run(call);
+    begin = end;
+    end = n;
+  } while (begin < n);
   for (int64_t c = 0; c < m; c++)
     for (int64_t y = 0; y < th; y++)
       for (int64_t x = 0; x < tw; x++)
