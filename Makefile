@@ -21,8 +21,9 @@ demo: $(VENV)/ready
 	rm -rf runs/demo
 	$(BIN)/secateur prune --data digits --sparsity 0.9 --recover both --out runs/demo
 
+# a file of tests for each core at a time, in their order: the slow ones do not come last
 test: $(VENV)/ready
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

@@ -335,7 +335,8 @@ void ConvPlan::run_dense(int64_t part, const Tile& tile, DenseCall& call, const 
                          const Call& all) const {
   const Finish whole = call.finish;
   const int64_t first = first_panels_[size_t(part)], end = first_panels_[size_t(part) + 1];
-  const int64_t steps = window_.height * window_.width, kept = tile.dense->tile_height * tile.dense->tile_width * lane_bytes_;
+  const int64_t steps = window_.height * window_.width;
+  const int64_t kept = tile.dense->tile_height * tile.dense->tile_width * lane_bytes_;
   call.weights = weights_.data() + panels_[size_t(first)].channel * channels_ * steps;
   for (int64_t b = 0; b < n_blocks_; b++) {
     call.n_steps = std::min(block_channels_, channels_ - b * block_channels_) * steps;
