@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <limits>
 
-
 namespace secateur {
 
 namespace {
@@ -19,7 +18,7 @@ constexpr int most_copies = 4;
 
 // A task that turns plain numbers into lanes, or back.
 ConvertCall convert_call(const LaneLayout& layout, int64_t n_images, const LaneTask& task, char* lanes, char* plain) {
-  const int64_t first_row = task.group * layout.grid_y * layout.block_height;  // of the group
+  const int64_t first_row = layout.first_row(task.group);
   ConvertCall call{};
   call.n_channels = task.channels.end - task.channels.begin;
   call.height = layout.height - first_row;

@@ -26,6 +26,7 @@ struct LaneLayout {
   int64_t plane() const;
   int64_t group_bytes() const { return groups > 1 ? row() * (top + block_height + bottom) : plane() * channels; }
   int64_t bytes() const { return group_bytes() * groups; }
+  int64_t first_row(int64_t group) const { return group * grid_y * block_height; }
   bool has_margin() const { return top || left || bottom || right; }
   bool spread() const { return height == 1 && width == 1; }
   bool same_blocks(const LaneLayout& other) const;

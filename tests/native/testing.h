@@ -86,7 +86,7 @@ inline void convert(const secateur::KernelTable& table, const secateur::LaneLayo
   call.spread = layout.spread() && !layout.tokens;
   call.tokens = layout.tokens;
   for (int64_t group = 0; group < layout.groups; group++) {
-    const int64_t first_row = group * layout.grid_y * layout.block_height;
+    const int64_t first_row = layout.first_row(group);
     call.lane = layout.view(lanes, group);
     call.plain = image.numbers.data() + first_row * call.y_step;
     call.height = image.height - first_row;
