@@ -266,6 +266,7 @@ void ConvPlan::pack_dense(const SparseRows& rows, const ConvShape& shape, const 
       for (int64_t kx = 0; kx < kw; kx++)
         offsets_.push_back(int32_t(c * input.plane() + ky * window_.dilation_y * input.row() +
                                    kx * window_.dilation_x * lane_bytes_));
+  std::vector<int64_t> from(rows.starts.begin(), rows.starts.end() - 1);
   for (int64_t part = 0; part < n_parts_; part++) {
     first_panels_.push_back(int64_t(panels_.size()));
     const int64_t begin = shape.outputs * part / n_parts_, end = shape.outputs * (part + 1) / n_parts_;
@@ -277,12 +278,13 @@ void ConvPlan::pack_dense(const SparseRows& rows, const ConvShape& shape, const 
         const auto [channel, n] = panels_[p];
         const size_t at = weights_.size();
         weights_.resize(at + size_t(n * (limit - first) * kh * kw), 0);
-        for (int32_t m = 0; m < n; m++)
-          for (int64_t i = rows.starts[size_t(channel + m)]; i < rows.starts[size_t(channel + m) + 1]; i++) {
-            const auto& e = rows.entries[size_t(i)];
-            if (e.channel >= first && e.channel < limit)
-              weights_[at + size_t((((e.channel - first) * kh + e.ky) * kw + e.kx) * n + m)] = weight_bits_(e.weight);
+        for (int32_t m = 0; m < n; m++) {
+          int64_t& next = from[size_t(channel + m)];
+          for (; next < rows.starts[size_t(channel + m) + 1] && rows.entries[size_t(next)].channel < limit; next++) {
+            const auto& e = rows.entries[size_t(next)];
+            weights_[at + size_t((((e.channel - first) * kh + e.ky) * kw + e.kx) * n + m)] = weight_bits_(e.weight);
           }
+        }
       }
     }
   }
