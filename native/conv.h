@@ -30,6 +30,11 @@ struct ConvShape {
   Window window;
 };
 
+// Input pixels from the first to the last that the windows of `pixels` outputs read, in one direction.
+inline int64_t extent(int64_t pixels, int64_t stride, int64_t window, int64_t dilation) {
+  return (pixels - 1) * stride + (window - 1) * dilation + 1;
+}
+
 // How many threads share a convolution; whether each takes some of the output channels, whatever the tiles are; and
 // whether each then has a copy of the input that is filled while it runs, some channels at a time.
 struct Sharing {
