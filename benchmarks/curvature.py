@@ -138,6 +138,23 @@ def targets(table: Table) -> str:
     return table(["target of the steps", f"{result['sparsity']:.0%} zeros"], rows) + "\n\n" + origin
 
 
+def memory(table: Table) -> str:
+    """What cutting a large network takes."""
+    path = RESULTS / "calibration_memory.json"
+    if not path.is_file():
+        return "not measured yet"
+    result = json.loads(path.read_text())
+    done = [row for row in result["rows"] if "failed" not in row]
+    rows = [[row["case"], f"{row['peak_bytes'] / 1e9:.1f} GB", f"{row['cpu_seconds']:.0f} s"] for row in done]
+    about, first = result["provenance"], done[0]
+    origin = (
+        f"<sub>`benchmarks/results/{path.name}`: {first['weights']:,} weights, {first['images']} images "
+        f"of 224², two stages, 128 images a step; {about['hardware']['cpu']}, {first['threads']} threads, "
+        f"commit {about['commit'][:10]}.</sub>"
+    )
+    return table(["ResNet-50", "most memory of the process", "CPU time"], rows) + "\n\n" + origin
+
+
 def steps(table: Table) -> str:
     """What steps after one cut were tried."""
     result = json.loads((RESULTS / "curvature_tries.json").read_text())["steps_after_one_cut"]

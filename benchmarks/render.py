@@ -308,6 +308,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "calibration-fashion": partial(curvature.calibration_only, table, "calibration-fashion", {}),
     "calibration-ablations": partial(curvature.calibration_only, table, "calibration-ablations", {}),
     "calibration-targets": partial(curvature.targets, table),
+    "calibration-memory": partial(curvature.memory, table),
     "curvature-tries": partial(curvature.tries, table, "curvature_tries"),
     "calibration-tries": partial(curvature.tries, table, "calibration_tries"),
     "calibration-cost": partial(curvature.cost, table),
