@@ -22,7 +22,8 @@ _ABOUT = 1.04
 _SECONDS = 0.3
 _MOST_CALLS = 200
 """Of a network so small that it could be called more often in the time; its least time is known by then."""
-_REPEATS = (5, 40)
+_LEAST_ROUNDS = 3
+_MOST_ROUNDS = 40
 
 
 def choose_kernels(
@@ -106,22 +107,32 @@ def _measure(
     kernels: Callable[[str], list[str]],
     threads: int | None,
 ) -> list[dict[str, float]]:
-    """Microseconds of each operation by kernel."""
-    times: list[dict[str, float]] = [{} for _ in plan.program.ops]
+    """Microseconds of each operation by kernel, all kernels tried by turns."""
     available: dict[str, list[str]] = {kind: kernels(kind) for kind in ("conv", "linear")}
+    engines: dict[str, Engine] = {}
     for kernel in dict.fromkeys(k for names in available.values() for k in names):
-        places = [i for i, op in enumerate(plan.program.ops) if _takes(op, kernel, available, plan)]
-        if not places:
-            continue
-        ops = [_forced(op, kernel if i in places else "dense") for i, op in enumerate(plan.program.ops)]
-        engine = Engine(_with_ops(plan, ops), threads=threads)
-        seconds = float(np.nansum(engine.profile(*arrays)))
-        repeats = int(np.clip(_SECONDS / max(seconds, 1e-6), *_REPEATS))
-        # The least, not the median: what else a machine does can only add to a time.
-        least = np.min(engine.profile(*arrays, repeats=repeats), axis=0)
-        for place in places:
-            times[place][kernel] = round(float(least[place]) * 1e6, 2)
-    return times
+        takes = [_takes(op, kernel, available, plan) for op in plan.program.ops]
+        if any(takes):
+            forced = zip(plan.program.ops, takes, strict=True)
+            ops = [_forced(op, kernel if it_does else "dense") for op, it_does in forced]
+            engines[kernel] = Engine(_with_ops(plan, ops), threads=threads)
+    # The least, not the median: what else a machine does can only add to a time.
+    least = {kernel: np.full(len(plan.program.ops), np.inf) for kernel in engines}
+    end = time.perf_counter() + _SECONDS * len(engines)
+    for done in range(_MOST_ROUNDS):
+        for kernel, engine in engines.items():
+            found = engine.profile(*arrays, repeats=2)  # the second finds in the caches what it needs
+            least[kernel] = np.minimum(least[kernel], found.min(axis=0))
+        if done + 1 >= _LEAST_ROUNDS and time.perf_counter() > end:
+            break
+    return [
+        {
+            kernel: round(float(times[place]) * 1e6, 2)
+            for kernel, times in least.items()
+            if _takes(op, kernel, available, plan)
+        }
+        for place, op in enumerate(plan.program.ops)
+    ]
 
 
 def _takes(op: Op, kernel: str, available: Mapping[str, Sequence[str]], plan: Plan) -> bool:
