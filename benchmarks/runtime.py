@@ -1,8 +1,9 @@
 """The engine beside others: the table of docs/runtime.md, cell by cell, with a file for each.
 
-A command that was stopped goes on where it was. On a machine of many moods, measure all cells again into another
-folder: with several --cells, --collect takes for each engine the pass in which it was faster. DeepSparse is measured if the Python of an
-environment that has it (3.8 to 3.11) is given; it runs the same ONNX model in its own process.
+A command that was stopped goes on where it was. On a machine of many moods, measure all cells again
+into another folder: with several --cells, --collect takes for each engine the pass in which it was
+faster. DeepSparse is measured if the Python of an environment that has it (3.8 to 3.11) is given; it
+runs the same ONNX model in its own process.
 
 python runtime.py --cells FOLDER [--models resnet18] [--run RUN …] [--deepsparse PYTHON] [--collect]
 """
@@ -71,7 +72,7 @@ def main() -> None:
         type=Path,
         action="append",
         required=True,
-        help="folder for the cells; repeatable to collect",
+        help="folder for the cells; repeatable",
     )
     arguments.add_argument("--models", default=",".join(ZOO))
     arguments.add_argument("--batch", default="1,16")
