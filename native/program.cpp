@@ -351,4 +351,12 @@ Program read_program(std::string_view text, std::map<std::string, Weight> weight
   return program;
 }
 
+std::vector<size_t> last_readers(const Program& program) {
+  std::vector<size_t> last(program.values.size(), 0);
+  for (size_t i = 0; i < program.ops.size(); i++)
+    for (const int id : program.ops[i].inputs) last[size_t(id)] = i + 1;
+  for (const int id : program.outputs) last[size_t(id)] = program.ops.size() + 1;
+  return last;
+}
+
 }  // namespace secateur

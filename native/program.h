@@ -79,6 +79,9 @@ struct Program {
 // The program of a JSON text. `weights` must have exactly the names and shapes it lists.
 Program read_program(std::string_view text, std::map<std::string, Weight> weights);
 
+// For each value, the operation that reads it last, counted from 1; one more than there are for an output.
+std::vector<size_t> last_readers(const Program& program);
+
 // Shape of an operation's output for one batch size, from the shapes of its inputs; throws if they do not fit.
 Shape infer_shape(const Op& op, const std::vector<Shape>& inputs, const Shape& declared);
 

@@ -26,15 +26,6 @@ Section part(const Program& program, size_t first, size_t end, int input, int ou
   return section;
 }
 
-// For each value, the operation that reads it last, counted from 1.
-std::vector<size_t> last_readers(const Program& program) {
-  std::vector<size_t> last(program.values.size(), 0);
-  for (size_t i = 0; i < program.ops.size(); i++)
-    for (const int id : program.ops[i].inputs) last[size_t(id)] = i + 1;
-  for (const int id : program.outputs) last[size_t(id)] = program.ops.size() + 1;
-  return last;
-}
-
 // For each operation, the only value that those after it need of what was there before; −1 if there are more.
 std::vector<int> crossing(const Program& program, const std::vector<size_t>& last) {
   std::vector<int> alive = program.inputs, found;
@@ -102,11 +93,12 @@ std::vector<Section> sections_of(const Program& program, const KernelTable& tabl
   };
   for (size_t i = n; i-- > 0;) {
     const int64_t bytes = bytes_of(program, last, i);
+    const size_t other = best(i + 1);
     for (size_t c = 0; c < chunks.size(); c++) {
       next[i][c] = c;
       if (i + 1 < n && cuts[i] >= 0) {
         const double cut = converted * double(numbers_of(program, cuts[i]));
-        if (least[i + 1][best(i + 1)] + cut < least[i + 1][c]) next[i][c] = best(i + 1);
+        if (least[i + 1][other] + cut < least[i + 1][c]) next[i][c] = other;
         least[i][c] = next[i][c] == c ? 0.0 : cut;
       }
       const int together = batch / chunks[c] >= threads ? 1 : threads;

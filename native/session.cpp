@@ -48,7 +48,13 @@ void Context::fail(const std::string& message) {
 }
 
 Session::Session(const Program& program, const KernelTable& table, int64_t batch, int64_t total, int threads)
-    : program_(program), table_(table), batch_(batch), total_(total), threads_(threads), images_(1) {
+    : program_(program),
+      table_(table),
+      batch_(batch),
+      total_(total),
+      threads_(threads),
+      images_(1),
+      last_readers_(last_readers(program)) {
   while (images_ < batch && images_ < table.lanes) images_ *= 2;
   for (const Value& value : program.values) shapes_.push_back(at_batch(value.shape, batch));
   forms_.resize(shapes_.size());
@@ -99,10 +105,7 @@ bool Session::is_output(int value) const {
   return std::find(program_.outputs.begin(), program_.outputs.end(), value) != program_.outputs.end();
 }
 
-bool Session::is_read_later(int value) const {
-  const auto reads = [&](const Op& op) { return std::count(op.inputs.begin(), op.inputs.end(), value) > 0; };
-  return is_output(value) || std::any_of(program_.ops.begin() + op_ + 1, program_.ops.end(), reads);
-}
+bool Session::is_read_later(int value) const { return last_readers_[size_t(value)] > size_t(op_) + 1; }
 
 int Session::new_buffer(int64_t bytes) {
   Buffer buffer;

@@ -88,6 +88,7 @@ class Session {
   int64_t batch_, total_;
   int threads_;
   int32_t images_;                   // lanes for images: a power of two
+  std::vector<size_t> last_readers_;
   int op_ = 0;                       // being built
   std::vector<Shape> shapes_;
   std::vector<Form> forms_;

@@ -19,11 +19,12 @@ void expect(bool holds, const char* what) {
   std::exit(1);
 }
 
-std::string conv(int input, int output, const char* weight, int stride) {
+std::string conv(int input, int output, const char* weight, int stride, const char* kernel) {
   const std::string strides = std::to_string(stride) + "," + std::to_string(stride);
   return R"({"op":"conv","name":"","inputs":[)" + std::to_string(input) + R"(],"output":)" + std::to_string(output) +
          R"(,"weight":")" + weight + R"(","bias":null,"stride":[)" + strides +
-         R"(],"padding":[1,1,1,1],"dilation":[1,1],"groups":1,"activation":"relu","kernels":[[1,"rows"]],"measured":[]},)";
+         R"(],"padding":[1,1,1,1],"dilation":[1,1],"groups":1,"activation":"relu","kernels":[[1,")" + kernel +
+         R"("]],"measured":[]},)";
 }
 
 // Four 3×3 convolutions of stride 2, from 2 × 64² to 32 × 4²; a shortcut around the fifth; a mean.
@@ -34,7 +35,8 @@ const std::string text =
 "inputs":[{"name":"x","value":0}],"outputs":[{"name":"y","value":7}],
 "weights":{"a":{"shape":[32,2,3,3],"dtype":"f32","coding":"dense"},"b":{"shape":[32,32,3,3],"dtype":"f32","coding":"dense"}},
 "ops":[)" +
-    conv(0, 1, "a", 2) + conv(1, 2, "b", 2) + conv(2, 3, "b", 2) + conv(3, 4, "b", 2) + conv(4, 5, "b", 1) +
+    conv(0, 1, "a", 2, "rows") + conv(1, 2, "b", 2, "dense") + conv(2, 3, "b", 2, "rows") +
+    conv(3, 4, "b", 2, "dense") + conv(4, 5, "b", 1, "rows") +
     R"({"op":"add","name":"","inputs":[5,4],"output":6,"activation":"none"},
 {"op":"mean","name":"","inputs":[6],"output":7,"dims":[2,3],"keep":false}],"provenance":{}})";
 

@@ -110,10 +110,11 @@ def _measure(
     """Microseconds of each operation by kernel, all kernels tried by turns."""
     available: dict[str, list[str]] = {kind: kernels(kind) for kind in ("conv", "linear")}
     engines: dict[str, Engine] = {}
+    takes: dict[str, list[bool]] = {}
     for kernel in dict.fromkeys(k for names in available.values() for k in names):
-        takes = [_takes(op, kernel, available, plan) for op in plan.program.ops]
-        if any(takes):
-            forced = zip(plan.program.ops, takes, strict=True)
+        takes[kernel] = [_takes(op, kernel, available, plan) for op in plan.program.ops]
+        if any(takes[kernel]):
+            forced = zip(plan.program.ops, takes[kernel], strict=True)
             ops = [_forced(op, kernel if it_does else "dense") for op, it_does in forced]
             engines[kernel] = Engine(_with_ops(plan, ops), threads=threads)
     # The least, not the median: what else a machine does can only add to a time.
@@ -129,9 +130,9 @@ def _measure(
         {
             kernel: round(float(times[place]) * 1e6, 2)
             for kernel, times in least.items()
-            if _takes(op, kernel, available, plan)
+            if takes[kernel][place]
         }
-        for place, op in enumerate(plan.program.ops)
+        for place in range(len(plan.program.ops))
     ]
 
 
