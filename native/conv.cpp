@@ -60,7 +60,7 @@ ConvPlan::ConvPlan(const KernelTable& table, const ConvShape& shape, const Weigh
   const double per_channel =
       double(rows.entries.size()) / double(shape.outputs) / double(shape.channels / shape.groups);
   choose(table, shape, output, per_channel);
-  split_tiles(sharing, shape.outputs);
+  split_tiles(sharing, shape);
   fed_ = sharing.copies && !dense_ && tiles_.size() == 1;
   far_ = far_ && !fed_;
   if (dense_)
@@ -78,8 +78,21 @@ std::string ConvPlan::describe() const {
          std::to_string(block_channels_) + " channels a block";
 }
 
+int64_t ConvPlan::channels_at_a_time() const {
+  if (!fed_) return channels_;
+  int64_t most = 0;
+  for (const Block& block : blocks_) most = std::max(most, block.channels.end - block.channels.begin);
+  return most;
+}
+
+// Input channels that a block of them has, for some output channels: with groups, those of their groups.
+Share ConvPlan::channels_read(const ConvShape& shape, const Share& outputs, int64_t block) const {
+  if (shape.groups == 1) return {block * block_channels_, std::min(shape.channels, (block + 1) * block_channels_)};
+  const int64_t inputs = shape.channels / shape.groups, per_group = shape.outputs / shape.groups;
+  return {outputs.begin / per_group * inputs, (outputs.end + per_group - 1) / per_group * inputs};
+}
+
 void ConvPlan::pack_rows(const SparseRows& rows, const ConvShape& shape, const LaneLayout& input) {
-  const int64_t channels = block_channels_;
   const int64_t plane = input.plane(), row = input.row();
   const int64_t total = rows.starts.back();
   std::vector<int64_t> at(rows.starts.begin(), rows.starts.end() - 1);
@@ -91,12 +104,12 @@ void ConvPlan::pack_rows(const SparseRows& rows, const ConvShape& shape, const L
     const int64_t goal = total * (part + 1) / n_parts_;
     while (end < shape.outputs && (part + 1 == n_parts_ || rows.starts[size_t(end) + 1] <= goal)) end++;
     for (int64_t block = 0; block < n_blocks_; block++) {
-      const auto limit = int32_t(std::min<int64_t>(shape.channels, (block + 1) * channels));
+      const Share channels = channels_read(shape, {begin, end}, block);
       const auto first_run = int64_t(runs_.size());
-      blocks_.push_back({first_run, end - begin, int64_t(steps_.size())});
+      blocks_.push_back({first_run, end - begin, int64_t(steps_.size()), channels});
       for (int64_t r = begin; r < end; r++) {
         int64_t stop = at[size_t(r)];
-        while (stop < rows.starts[size_t(r) + 1] && rows.entries[size_t(stop)].channel < limit) stop++;
+        while (stop < rows.starts[size_t(r) + 1] && rows.entries[size_t(stop)].channel < channels.end) stop++;
         runs_.push_back({int32_t(r), int32_t(stop - at[size_t(r)])});
       }
       // rows of equal length one after the other: the end of the loop is then foreseen
@@ -106,7 +119,7 @@ void ConvPlan::pack_rows(const SparseRows& rows, const ConvShape& shape, const L
         int64_t& from = at[size_t(runs_[i].row)];
         for (int32_t n = 0; n < runs_[i].count; n++, from++) {
           const auto& e = rows.entries[size_t(from)];
-          const int64_t channel = fed_ ? e.channel - block * channels : e.channel;  // in the copy
+          const int64_t channel = fed_ ? e.channel - channels.begin : e.channel;  // in the copy
           steps_.push_back({weight_bits_(e.weight), int32_t(channel * plane + e.ky * window_.dilation_y * row +
                                                             e.kx * window_.dilation_x * lane_bytes_)});
         }
@@ -182,7 +195,7 @@ Ahead ConvPlan::ahead_of(const Tile& tile, const LaneView& input, const char* ne
 void ConvPlan::run_rows(int64_t part, const Tile& tile, RowsCall& call, const char* next_tile, const Call& all) const {
   for (int64_t b = 0; b < n_blocks_; b++) {
     const Block& block = blocks_[size_t(part * n_blocks_ + b)];
-    if (fed_) all.fill({b * block_channels_, std::min(channels_, (b + 1) * block_channels_)});
+    if (fed_) all.fill(block.channels);
     call.runs = runs_.data() + block.first_run;
     call.n_runs = block.n_runs;
     call.steps = steps_.data() + block.first_step;

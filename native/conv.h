@@ -54,7 +54,7 @@ class ConvPlan {
   std::string describe() const;  // tile and blocks, for benchmarks
 
   // How many input channels a copy has room for.
-  int64_t channels_at_a_time() const { return fed_ ? block_channels_ : channels_; }
+  int64_t channels_at_a_time() const;
 
   // Layouts as given, the input's with at least its margins.
   struct Call {
@@ -74,16 +74,18 @@ class ConvPlan {
   };
   struct Block {  // of input channels, for one part of the output channels
     int64_t first_run, n_runs, first_step;
+    Share channels;
   };
   struct Panel {  // of output channels, dense
     int32_t channel, n_channels;
   };
 
+  Share channels_read(const ConvShape& shape, const Share& outputs, int64_t block) const;
   void choose(const KernelTable& table, const ConvShape& shape, const LaneLayout& output, double per_channel);
   double cost_of_tile(const ConvShape& shape, int64_t height, int64_t width, double per_channel, double block) const;
   double input_bytes(int64_t height, int64_t width) const;
   void cover(const KernelTable& table, const LaneLayout& output, int32_t height, int32_t width);
-  void split_tiles(const Sharing& sharing, int64_t outputs);
+  void split_tiles(const Sharing& sharing, const ConvShape& shape);
   void pack_rows(const SparseRows& rows, const ConvShape& shape, const LaneLayout& input);
   void pack_dense(const SparseRows& rows, const ConvShape& shape, const LaneLayout& input);
   const char* first_input(const Tile& tile, const LaneView& input) const;

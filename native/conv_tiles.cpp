@@ -133,13 +133,13 @@ void ConvPlan::cover(const KernelTable& table, const LaneLayout& output, int32_t
   scratch_bytes_ = dense_ && n_blocks_ == 1 ? 0 : outputs_ * most * lane_bytes_;
 }
 
-// Tiles are shared out; with few of them, output channels are.
-void ConvPlan::split_tiles(const Sharing& sharing, int64_t outputs) {
+// Tiles are shared out; with few of them, output channels are, and with groups, where each reads channels of its own.
+void ConvPlan::split_tiles(const Sharing& sharing, const ConvShape& shape) {
   const auto tiles = int64_t(tiles_.size()), threads = int64_t(sharing.threads);
   int64_t spans = 1;
   if (threads > 1) {
-    if (sharing.by_channels || (tiles < threads * 4 && tiles % threads != 0))
-      n_parts_ = std::min(threads, outputs);
+    if (sharing.by_channels || shape.groups > 1 || (tiles < threads * 4 && tiles % threads != 0))
+      n_parts_ = std::min(threads, shape.outputs);
     else
       spans = std::min(tiles, threads * 8);
   }
