@@ -51,7 +51,8 @@ ConvPlan::ConvPlan(const KernelTable& table, const ConvShape& shape, const Weigh
       activation_(activation),
       window_(shape.window),
       lane_bytes_(input.vector_bytes()),
-      weight_bits_(table.weight_bits) {
+      weight_bits_(table.weight_bits),
+      add_(table.binary) {
   if (input.group_bytes() > std::numeric_limits<int32_t>::max())
     throw PlanError("its input needs more than 2 GB for one group of images");
   const SparseRows rows = sparse_rows(weight, shape.groups);  // first: it asks whether there is memory
@@ -60,7 +61,7 @@ ConvPlan::ConvPlan(const KernelTable& table, const ConvShape& shape, const Weigh
   const double per_channel =
       double(rows.entries.size()) / double(shape.outputs) / double(shape.channels / shape.groups);
   choose(table, shape, output, per_channel);
-  split_tiles(sharing, shape);
+  share(sharing, shape, output.number_bytes == 2);
   fed_ = sharing.copies && !dense_ && tiles_.size() == 1;
   far_ = far_ && !fed_;
   if (dense_)
@@ -71,11 +72,9 @@ ConvPlan::ConvPlan(const KernelTable& table, const ConvShape& shape, const Weigh
 
 std::string ConvPlan::describe() const {
   const Tile& tile = tiles_.front();
-  if (dense_)
-    return "dense, " + std::to_string(panel_channels_) + " channels x " + std::to_string(tile.dense->tile_height) + "x" +
-           std::to_string(tile.dense->tile_width) + ", " + std::to_string(block_channels_) + " channels a block";
-  return "rows, " + std::to_string(tile.rows->tile_height) + "x" + std::to_string(tile.rows->tile_width) + ", " +
-         std::to_string(block_channels_) + " channels a block";
+  return (dense_ ? "dense, " + std::to_string(panel_channels_) + " channels x " : "rows, ") +
+         std::to_string(tile.height) + "x" + std::to_string(tile.width) + ", " + std::to_string(block_channels_) +
+         " channels a block";
 }
 
 int64_t ConvPlan::channels_at_a_time() const {
@@ -164,27 +163,28 @@ void ConvPlan::pack_dense(const SparseRows& rows, const ConvShape& shape, const 
   first_panels_.push_back(int64_t(panels_.size()));
 }
 
+LaneView ConvPlan::tile_of(const LaneView& view, const Tile& tile) const {
+  return {view.data + tile.y * view.row + tile.x * lane_bytes_, view.plane, view.row};
+}
+
 // The first input vector that a tile reads.
 const char* ConvPlan::first_input(const Tile& tile, const LaneView& input) const {
   return input.data + (tile.y * window_.stride_y - window_.top) * input.row +
          (tile.x * window_.stride_x - window_.left) * lane_bytes_;
 }
 
-// What a tile reads after the present block: the next block, or the first one of the next tile.
-Ahead ConvPlan::ahead_of(const Tile& tile, const LaneView& input, const char* next_tile, int64_t block,
+// What is read next: another block of this tile, or block 0 of the next tile, if there is one.
+Ahead ConvPlan::ahead_of(const Tile& tile, const LaneView& input, const char* next_tile, int64_t next_block,
                          int64_t n_runs) const {
   Ahead ahead{};
   if (!far_) return ahead;
   constexpr int64_t line = 64;
-  const bool last = block + 1 == n_blocks_;
-  const int64_t channel = last ? 0 : (block + 1) * block_channels_;
-  ahead.data = last ? next_tile : first_input(tile, input) + channel * input.plane;
+  const int64_t channel = next_block * block_channels_;
+  ahead.data = next_block ? first_input(tile, input) + channel * input.plane : next_tile;
   ahead.plane = input.plane;
   ahead.row = input.row;
-  const int64_t tile_height = dense_ ? tile.dense->tile_height : tile.rows->tile_height;
-  const int64_t tile_width = dense_ ? tile.dense->tile_width : tile.rows->tile_width;
-  ahead.height = int32_t(extent(tile_height, window_.stride_y, window_.height, window_.dilation_y));
-  const int64_t width = extent(tile_width, window_.stride_x, window_.width, window_.dilation_x);
+  ahead.height = int32_t(extent(tile.height, window_.stride_y, window_.height, window_.dilation_y));
+  const int64_t width = extent(tile.width, window_.stride_x, window_.width, window_.dilation_x);
   ahead.lines = int32_t((width * lane_bytes_ + line - 1) / line);
   ahead.n_channels = int32_t(std::min(block_channels_, channels_ - channel));
   const int64_t lines = int64_t(ahead.n_channels) * ahead.height * ahead.lines;
@@ -192,75 +192,107 @@ Ahead ConvPlan::ahead_of(const Tile& tile, const LaneView& input, const char* ne
   return ahead;
 }
 
-void ConvPlan::run_rows(int64_t part, const Tile& tile, RowsCall& call, const char* next_tile, const Call& all) const {
-  for (int64_t b = 0; b < n_blocks_; b++) {
-    const Block& block = blocks_[size_t(part * n_blocks_ + b)];
+void ConvPlan::run_rows(const Task& task, const Tile& tile, RowsCall& call, const char* next_tile,
+                        const Call& all) const {
+  const Share blocks = share_of(n_blocks_, task.slice, n_slices_);
+  for (int64_t b = blocks.begin; b < blocks.end; b++) {
+    const Block& block = blocks_[size_t(task.part * n_blocks_ + b)];
     if (fed_) all.fill(block.channels);
     call.runs = runs_.data() + block.first_run;
     call.n_runs = block.n_runs;
     call.steps = steps_.data() + block.first_step;
-    call.first = b == 0;
-    call.last = b + 1 == n_blocks_;
-    call.ahead = ahead_of(tile, all.input, next_tile, b, block.n_runs);
+    call.first = b == blocks.begin;
+    call.last = b + 1 == n_blocks_ && n_slices_ == 1;
+    call.ahead = ahead_of(tile, all.input, next_tile, b + 1 < blocks.end ? b + 1 : 0, block.n_runs);
     tile.rows->run(call);
   }
 }
 
-void ConvPlan::run_dense(int64_t part, const Tile& tile, DenseCall& call, const char* next_tile,
+void ConvPlan::run_dense(const Task& task, const Tile& tile, DenseCall& call, const char* next_tile,
                          const Call& all) const {
-  const Finish whole = call.finish;
-  const int64_t first = first_panels_[size_t(part)], end = first_panels_[size_t(part) + 1];
+  const DenseCall whole = call;
+  const int64_t first = first_panels_[size_t(task.part)], end = first_panels_[size_t(task.part) + 1];
   const int64_t steps = window_.height * window_.width;
-  const int64_t kept = tile.dense->tile_height * tile.dense->tile_width * lane_bytes_;
-  call.weights = weights_.data() + panels_[size_t(first)].channel * channels_ * steps;
-  for (int64_t b = 0; b < n_blocks_; b++) {
+  const int64_t kept = tile.height * tile.width * lane_bytes_;
+  const Share blocks = share_of(n_blocks_, task.slice, n_slices_);
+  // before them, the weights of all earlier parts, and of earlier blocks, which only a slice of all outputs skips
+  const int64_t earlier = blocks.begin * block_channels_ * outputs_;
+  call.weights = weights_.data() + (panels_[size_t(first)].channel * channels_ + earlier) * steps;
+  for (int64_t b = blocks.begin; b < blocks.end; b++) {
     call.n_steps = std::min(block_channels_, channels_ - b * block_channels_) * steps;
     call.offsets = offsets_.data() + b * block_channels_ * steps;
-    call.first = b == 0;
-    call.last = b + 1 == n_blocks_;
-    call.ahead = ahead_of(tile, all.input, next_tile, b, end - first);
+    call.first = b == blocks.begin;
+    call.last = b + 1 == n_blocks_ && n_slices_ == 1;
+    call.ahead = ahead_of(tile, all.input, next_tile, b + 1 < blocks.end ? b + 1 : 0, end - first);
     for (int64_t p = first; p < end; p++) {
       const Panel& panel = panels_[size_t(p)];
-      call.partial = all.scratch + panel.channel * kept;
-      call.bias = bias_.data() + panel.channel;
-      call.finish.output.data = whole.output.data + panel.channel * whole.output.plane;
-      if (whole.residual.data) call.finish.residual.data = whole.residual.data + panel.channel * whole.residual.plane;
+      call.partial = whole.partial + panel.channel * kept;
+      call.bias = whole.bias + panel.channel;
+      call.finish.output = at_channel(whole.finish.output, panel.channel);
+      if (whole.finish.residual.data) call.finish.residual = at_channel(whole.finish.residual, panel.channel);
       (panel.n_channels == 1 ? tile.dense_rest : tile.dense)->run(call);
       call.weights += panel.n_channels * call.n_steps;
     }
   }
 }
 
-void ConvPlan::run(int64_t task, const Call& all) const {
-  const int64_t part = task % n_parts_, span = task / n_parts_;
+void ConvPlan::run(int64_t number, const Call& all) const {
+  const Task task{number % n_slices_, number / n_slices_ % n_parts_, number / n_slices_ / n_parts_};
+  const float* bias = (task.slice == 0 ? bias_ : no_bias_).data();
   if (all.fill && !fed_) all.fill({0, channels_});
-  for (int64_t i = spans_[size_t(span)]; i < spans_[size_t(span) + 1]; i++) {
+  for (int64_t i = spans_[size_t(task.span)]; i < spans_[size_t(task.span) + 1]; i++) {
     const Tile& tile = tiles_[size_t(i)];
-    const auto at = [&](const LaneView& view) {
-      return LaneView{view.data + tile.y * view.row + tile.x * lane_bytes_, view.plane, view.row};
-    };
     const char* first = first_input(tile, all.input);
     const ptrdiff_t input_row = window_.stride_y * all.input.row, input_step = window_.stride_x * lane_bytes_;
-    const bool more = i + 1 < spans_[size_t(span) + 1];
+    char* const scratch = all.scratch + task.slice * slice_bytes_ + tile.sums;
+    const bool more = i + 1 < spans_[size_t(task.span) + 1];
     const char* next_tile = more ? first_input(tiles_[size_t(i) + 1], all.input) : nullptr;
-    const Finish finish{at(all.output), all.residual.data ? at(all.residual) : LaneView{}, activation_};
+    const Finish finish{tile_of(all.output, tile), all.residual.data ? tile_of(all.residual, tile) : LaneView{},
+                        activation_};
     if (dense_) {
       DenseCall call{};
       call.input = first;
       call.input_row = input_row;
       call.input_step = input_step;
+      call.partial = scratch;
+      call.bias = bias;
       call.finish = finish;
-      run_dense(part, tile, call, next_tile, all);
+      run_dense(task, tile, call, next_tile, all);
     } else {
       RowsCall call{};
       call.input = first;
       call.input_row = input_row;
       call.input_step = input_step;
-      call.partial = all.scratch;
-      call.bias = bias_.data();
+      call.partial = scratch;
+      call.bias = bias;
       call.finish = finish;
-      run_rows(part, tile, call, next_tile, all);
+      run_rows(task, tile, call, next_tile, all);
     }
+  }
+}
+
+// The slices' sums are added to those of the first one, and last the residual.
+void ConvPlan::add_slices(const Share& outputs, const Call& all) const {
+  BinaryCall call{};
+  call.left_step = call.right_step = lane_bytes_;
+  call.n_channels = outputs.end - outputs.begin;
+  call.operation = Binary::add;
+  for (const Tile& tile : tiles_) {
+    call.height = tile.height;
+    call.width = tile.width;
+    const auto sums = [&](int64_t slice) {
+      char* const data = all.scratch + slice * slice_bytes_ + tile.sums;
+      return at_channel({data, tile.height * tile.width * lane_bytes_, tile.width * lane_bytes_}, outputs.begin);
+    };
+    const auto add = [&](const LaneView& more, bool last) {
+      call.right = more;
+      call.output = last ? at_channel(tile_of(all.output, tile), outputs.begin) : call.left;
+      call.activation = last ? activation_ : Activation::none;
+      add_(call);
+    };
+    call.left = sums(0);
+    for (int64_t slice = 1; slice < n_slices_; slice++) add(sums(slice), !all.residual.data && slice + 1 == n_slices_);
+    if (all.residual.data) add(at_channel(tile_of(all.residual, tile), outputs.begin), true);
   }
 }
 

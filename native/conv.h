@@ -49,8 +49,13 @@ class ConvPlan {
            Activation activation, bool dense, const LaneLayout& input, const LaneLayout& output,
            const Sharing& sharing);
 
-  int64_t n_tasks() const { return n_parts_ * int64_t(spans_.size() - 1); }
-  int64_t scratch_bytes() const { return scratch_bytes_; }
+  int64_t n_tasks() const { return n_slices_ * n_parts_ * int64_t(spans_.size() - 1); }
+  int64_t scratch_bytes() const { return slice_bytes_ * n_slices_; }
+
+  // Whether each task sums up a slice of the input channels for all outputs and writes no output: that is what
+  // add_slices is for, when all are done. The scratch is then common to all tasks.
+  bool sliced() const { return n_slices_ > 1; }
+
   std::string describe() const;  // tile and blocks, for benchmarks
 
   // How many input channels a copy has room for.
@@ -60,14 +65,16 @@ class ConvPlan {
   struct Call {
     LaneView input, output;
     LaneView residual;  // data == nullptr: none
-    char* scratch;      // of this thread
+    char* scratch;      // of this thread; if sliced, of all
     std::function<void(const Share& channels)> fill;  // the copy, from its begin on
   };
   void run(int64_t task, const Call& call) const;
+  void add_slices(const Share& outputs, const Call& call) const;
 
  private:
   struct Tile {
-    int32_t y, x;
+    int64_t y, x, height, width;
+    int64_t sums;                   // where its sums begin in the scratch of a slice
     const RowsKernel* rows;
     const DenseKernel* dense;       // panel_channels_ at a time
     const DenseKernel* dense_rest;  // one channel
@@ -85,13 +92,17 @@ class ConvPlan {
   double cost_of_tile(const ConvShape& shape, int64_t height, int64_t width, double per_channel, double block) const;
   double input_bytes(int64_t height, int64_t width) const;
   void cover(const KernelTable& table, const LaneLayout& output, int32_t height, int32_t width);
-  void split_tiles(const Sharing& sharing, const ConvShape& shape);
+  void share(const Sharing& sharing, const ConvShape& shape, bool halves);
   void pack_rows(const SparseRows& rows, const ConvShape& shape, const LaneLayout& input);
   void pack_dense(const SparseRows& rows, const ConvShape& shape, const LaneLayout& input);
+  LaneView tile_of(const LaneView& view, const Tile& tile) const;
   const char* first_input(const Tile& tile, const LaneView& input) const;
-  Ahead ahead_of(const Tile& tile, const LaneView& input, const char* next_tile, int64_t block, int64_t n_runs) const;
-  void run_rows(int64_t part, const Tile& tile, RowsCall& call, const char* next_tile, const Call& all) const;
-  void run_dense(int64_t part, const Tile& tile, DenseCall& call, const char* next_tile, const Call& all) const;
+  Ahead ahead_of(const Tile& tile, const LaneView& input, const char* next_tile, int64_t next_block, int64_t n_runs) const;
+  struct Task {
+    int64_t slice, part, span;
+  };
+  void run_rows(const Task& task, const Tile& tile, RowsCall& call, const char* next_tile, const Call& all) const;
+  void run_dense(const Task& task, const Tile& tile, DenseCall& call, const char* next_tile, const Call& all) const;
 
   bool dense_;
   bool far_;                    // the input may lie in another core's cache, or the third level
@@ -101,12 +112,14 @@ class ConvPlan {
   Window window_;
   int64_t lane_bytes_;
   WeightBits (*weight_bits_)(float);
+  void (*add_)(const BinaryCall&);
   int64_t block_channels_ = 0;  // input channels at a time
   int32_t panel_channels_ = 1;  // dense: output channels at a time
   int64_t n_parts_ = 1;         // of the output channels
+  int64_t n_slices_ = 1;        // of the input channels
   int64_t n_blocks_ = 1;
-  int64_t scratch_bytes_ = 0;
-  std::vector<float> bias_;
+  int64_t slice_bytes_ = 0;     // of scratch
+  std::vector<float> bias_, no_bias_;  // the latter for all slices but the first
   std::vector<Tile> tiles_;
   std::vector<int64_t> spans_;  // tasks take tiles spans_[i] … spans_[i+1]
   std::vector<RowRun> runs_;

@@ -119,31 +119,45 @@ void ConvPlan::choose(const KernelTable& table, const ConvShape& shape, const La
 }
 
 void ConvPlan::cover(const KernelTable& table, const LaneLayout& output, int32_t height, int32_t width) {
-  int most = 0;
   for (int64_t y = 0; y < output.block_height; y += height) {
     for (int64_t x = 0; x < output.block_width; x += width) {
       const auto th = int32_t(std::min<int64_t>(height, output.block_height - y));
       const auto tw = int32_t(std::min<int64_t>(width, output.block_width - x));
       const int64_t stride = window_.stride_x;
-      tiles_.push_back({int32_t(y), int32_t(x), rows_kernel(table, th, tw, stride),
+      tiles_.push_back({y, x, th, tw, 0, rows_kernel(table, th, tw, stride),
                         dense_kernel(table, panel_channels_, th, tw, stride), dense_kernel(table, 1, th, tw, stride)});
-      most = std::max(most, th * tw);
     }
   }
-  scratch_bytes_ = dense_ && n_blocks_ == 1 ? 0 : outputs_ * most * lane_bytes_;
 }
 
 // Tiles are shared out; with few of them, output channels are, and with groups, where each reads channels of its own.
-void ConvPlan::split_tiles(const Sharing& sharing, const ConvShape& shape) {
+//
+// Whoever has some of the outputs reads all inputs, most of which other cores wrote. If there are many more inputs than
+// outputs, better each sums up what it has itself, and only sums change hands. Sums of halves must not be cut short.
+void ConvPlan::share(const Sharing& sharing, const ConvShape& shape, bool halves) {
   const auto tiles = int64_t(tiles_.size()), threads = int64_t(sharing.threads);
   int64_t spans = 1;
-  if (threads > 1) {
+  const bool wide = shape.groups == 1 && shape.channels >= 2 * shape.outputs;
+  if (threads > 1 && sharing.by_channels && wide && !(dense_ && halves)) {
+    n_slices_ = std::min(threads, shape.channels);
+    block_channels_ = even_blocks((shape.channels + n_slices_ - 1) / n_slices_, block_channels_);
+    n_blocks_ = (shape.channels + block_channels_ - 1) / block_channels_;
+    n_slices_ = std::min(n_slices_, n_blocks_);
+    no_bias_.assign(size_t(shape.outputs), 0.0f);
+  } else if (threads > 1) {
     if (sharing.by_channels || shape.groups > 1 || (tiles < threads * 4 && tiles % threads != 0))
       n_parts_ = std::min(threads, shape.outputs);
     else
       spans = std::min(tiles, threads * 8);
   }
   for (int64_t i = 0; i <= spans; i++) spans_.push_back(i * tiles / spans);
+  if (dense_ && n_blocks_ == 1 && n_slices_ == 1) return;  // no sums are kept
+  int64_t sums = 0;
+  for (Tile& tile : tiles_) {
+    tile.sums = sums;
+    slice_bytes_ = std::max(slice_bytes_, sums + outputs_ * tile.height * tile.width * lane_bytes_);
+    if (n_slices_ > 1) sums = slice_bytes_;
+  }
 }
 
 }  // namespace secateur

@@ -223,7 +223,6 @@ void LaneBuilder::add_conv(const Op& op, const ConvShape& shape, Source input, c
   const Sharing sharing{grouped ? 1 : session_.threads_, by_channels(output_layout), copies};
   const auto plan = std::make_shared<ConvPlan>(session_.table_, shape, *op.weight, op.bias, op.activation,
                                                choice == KernelChoice::dense, input.layout, output_layout, sharing);
-  session_.scratch_bytes_ = std::max(session_.scratch_bytes_, plan->scratch_bytes());
   const int64_t copy_bytes = plan->channels_at_a_time() * input.layout.plane();
   if (copies) input.buffer = session_.new_buffer(copy_bytes * plan->n_tasks());
   int residual = -1;
@@ -239,8 +238,17 @@ void LaneBuilder::add_conv(const Op& op, const ConvShape& shape, Source input, c
                         !(input.mover && input.mover->from_buffer == residual) &&
                         !session_.is_read_later(op.inputs[1]);
   const int output = in_place ? residual : session_.new_buffer(output_layout.bytes());
+  const int sums = plan->sliced() ? session_.new_buffer(plan->scratch_bytes()) : -1;
+  if (sums < 0) session_.scratch_bytes_ = std::max(session_.scratch_bytes_, plan->scratch_bytes());
+  const auto call_of = [=](Context& context, int64_t group, int thread) {
+    ConvPlan::Call call{};
+    call.output = output_layout.view(context.buffer(output), group);
+    if (residual >= 0) call.residual = residual_layout.view(context.buffer(residual), group);
+    call.scratch = sums < 0 ? context.scratch(thread) : context.buffer(sums);
+    return call;
+  };
   session_.add_stage(grouped ? output_layout.groups : plan->n_tasks(),
-                     {input.buffer, input.mover ? input.mover->from_buffer : -1, output, residual},
+                     {input.buffer, input.mover ? input.mover->from_buffer : -1, output, residual, sums},
                      [=](Context& context, int64_t task, int thread) {
     const int64_t group = grouped ? task : 0;
     char* const from = context.buffer(input.buffer) + (copies ? task * copy_bytes : 0);
@@ -248,14 +256,17 @@ void LaneBuilder::add_conv(const Op& op, const ConvShape& shape, Source input, c
       input.mover->run(context.buffer(input.mover->from_buffer), {group, channels}, from);
     };
     if (input.mover && !copies) fill({0, shape.channels});
-    ConvPlan::Call call{};
+    ConvPlan::Call call = call_of(context, group, thread);
     call.input = input.layout.view(from, group);
-    call.output = output_layout.view(context.buffer(output), group);
-    if (residual >= 0) call.residual = residual_layout.view(context.buffer(residual), group);
-    call.scratch = context.scratch(thread);
     if (copies) call.fill = fill;
     plan->run(task - group, call);
   });
+  if (plan->sliced()) {
+    const LaneTasks tasks = tasks_for(output_layout);
+    session_.add_stage(tasks.count(), {sums, output, residual}, [=](Context& context, int64_t task, int thread) {
+      plan->add_slices(tasks[task].channels, call_of(context, 0, thread));
+    });
+  }
   finish(op.output, output, output_layout);
 }
 
