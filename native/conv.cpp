@@ -62,12 +62,12 @@ ConvPlan::ConvPlan(const KernelTable& table, const ConvShape& shape, const Weigh
       double(rows.entries.size()) / double(shape.outputs) / double(shape.channels / shape.groups);
   choose(table, shape, output, per_channel);
   share(sharing, shape, output.number_bytes == 2);
-  fed_ = sharing.copies && !dense_ && tiles_.size() == 1;
+  fed_ = sharing.copies && !dense_ && (tiles_.size() == 1 || shape.groups > 1);
   far_ = far_ && !fed_;
   if (dense_)
     pack_dense(rows, shape, input);
   else
-    pack_rows(rows, shape, input);
+    pack_rows(rows, shape, input, sharing.parts > 1);
 }
 
 std::string ConvPlan::describe() const {
@@ -91,17 +91,19 @@ Share ConvPlan::channels_read(const ConvShape& shape, const Share& outputs, int6
   return {outputs.begin / per_group * inputs, (outputs.end + per_group - 1) / per_group * inputs};
 }
 
-void ConvPlan::pack_rows(const SparseRows& rows, const ConvShape& shape, const LaneLayout& input) {
+void ConvPlan::pack_rows(const SparseRows& rows, const ConvShape& shape, const LaneLayout& input, bool even) {
   const int64_t plane = input.plane(), row = input.row();
   const int64_t total = rows.starts.back();
   std::vector<int64_t> at(rows.starts.begin(), rows.starts.end() - 1);
   steps_.reserve(size_t(total));
   int64_t begin = 0;
   for (int64_t part = 0; part < n_parts_; part++) {
-    // as many non-zeros to each part
-    int64_t end = begin;
-    const int64_t goal = total * (part + 1) / n_parts_;
-    while (end < shape.outputs && (part + 1 == n_parts_ || rows.starts[size_t(end) + 1] <= goal)) end++;
+    int64_t end = share_of(shape.outputs, part, n_parts_).end;
+    if (!even) {  // as many non-zeros to each part
+      const int64_t goal = total * (part + 1) / n_parts_;
+      end = begin;
+      while (end < shape.outputs && (part + 1 == n_parts_ || rows.starts[size_t(end) + 1] <= goal)) end++;
+    }
     for (int64_t block = 0; block < n_blocks_; block++) {
       const Share channels = channels_read(shape, {begin, end}, block);
       const auto first_run = int64_t(runs_.size());
@@ -197,7 +199,7 @@ void ConvPlan::run_rows(const Task& task, const Tile& tile, RowsCall& call, cons
   const Share blocks = share_of(n_blocks_, task.slice, n_slices_);
   for (int64_t b = blocks.begin; b < blocks.end; b++) {
     const Block& block = blocks_[size_t(task.part * n_blocks_ + b)];
-    if (fed_) all.fill(block.channels);
+    if (fed_ && n_blocks_ > 1) all.fill(block.channels);
     call.runs = runs_.data() + block.first_run;
     call.n_runs = block.n_runs;
     call.steps = steps_.data() + block.first_step;
@@ -240,6 +242,7 @@ void ConvPlan::run(int64_t number, const Call& all) const {
   const Task task{number % n_slices_, number / n_slices_ % n_parts_, number / n_slices_ / n_parts_};
   const float* bias = (task.slice == 0 ? bias_ : no_bias_).data();
   if (all.fill && !fed_) all.fill({0, channels_});
+  if (fed_ && n_blocks_ == 1) all.fill(blocks_[size_t(task.part)].channels);
   for (int64_t i = spans_[size_t(task.span)]; i < spans_[size_t(task.span) + 1]; i++) {
     const Tile& tile = tiles_[size_t(i)];
     const char* first = first_input(tile, all.input);

@@ -36,10 +36,12 @@ inline int64_t extent(int64_t pixels, int64_t stride, int64_t window, int64_t di
 }
 
 // How many threads share a convolution; whether each takes some of the output channels, whatever the tiles are; and
-// whether each then has a copy of the input that is filled while it runs, some channels at a time.
+// whether each then has a copy of the input that is filled while it runs, some channels at a time. Or one thread takes
+// `parts` of the output channels, equally many each, one after the other.
 struct Sharing {
   int threads;
   bool by_channels, copies;
+  int64_t parts = 1;
 };
 
 class ConvPlan {
@@ -93,7 +95,7 @@ class ConvPlan {
   double input_bytes(int64_t height, int64_t width) const;
   void cover(const KernelTable& table, const LaneLayout& output, int32_t height, int32_t width);
   void share(const Sharing& sharing, const ConvShape& shape, bool halves);
-  void pack_rows(const SparseRows& rows, const ConvShape& shape, const LaneLayout& input);
+  void pack_rows(const SparseRows& rows, const ConvShape& shape, const LaneLayout& input, bool even);
   void pack_dense(const SparseRows& rows, const ConvShape& shape, const LaneLayout& input);
   LaneView tile_of(const LaneView& view, const Tile& tile) const;
   const char* first_input(const Tile& tile, const LaneView& input) const;

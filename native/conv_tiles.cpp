@@ -144,6 +144,8 @@ void ConvPlan::share(const Sharing& sharing, const ConvShape& shape, bool halves
     n_blocks_ = (shape.channels + block_channels_ - 1) / block_channels_;
     n_slices_ = std::min(n_slices_, n_blocks_);
     no_bias_.assign(size_t(shape.outputs), 0.0f);
+  } else if (sharing.parts > 1) {
+    n_parts_ = sharing.parts;
   } else if (threads > 1) {
     if (sharing.by_channels || shape.groups > 1 || (tiles < threads * 4 && tiles % threads != 0))
       n_parts_ = std::min(threads, shape.outputs);

@@ -37,6 +37,8 @@ class LaneBuilder {
   void plan_margins();
   bool window_of(const Op& op, Window& window, float& fill) const;
   int lane(int value, const LaneLayout& layout);  // the buffer, packed if need be
+  int64_t parts_to_feed(const Op& op) const;
+  Work feed_from(const Session::Feeder& feeder, const LaneLayout& layout, int buffer) const;
   void add_conv(const Op& op, const ConvShape& shape, Source input, const LaneLayout& output_layout);
   Source window_source(const Op& op, const Window& window, float fill, bool copies);
   void finish(int value, int buffer, const LaneLayout& layout);  // the value is now to be had there

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -74,6 +75,14 @@ class Session {
     bool bare = false;     // its margins are yet to be filled, by the first who reads them
   };
 
+  struct Feeder {          // a convolution whose output the next one reads part by part, each right after it is computed
+    int op;
+    int64_t parts;
+    std::shared_ptr<const ConvPlan> plan;
+    int buffer;            // of its input
+    LaneLayout layout;
+  };
+
   int new_buffer(int64_t bytes);
   int new_plain(int value);          // for the value to be written to
   void add_stage(int64_t n_tasks, const std::vector<int>& buffers, Work work);
@@ -90,6 +99,7 @@ class Session {
   int32_t images_;                   // lanes for images: a power of two
   std::vector<size_t> last_readers_;
   int op_ = 0;                       // being built
+  std::optional<Feeder> feeder_;     // what the previous one left to it
   std::vector<Shape> shapes_;
   std::vector<Form> forms_;
   std::vector<LaneLayout> layouts_;  // that a value has, or would have, as images
