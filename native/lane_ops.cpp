@@ -220,26 +220,17 @@ LaneBuilder::Source LaneBuilder::window_source(const Op& op, const Window& windo
   return source;
 }
 
-// A depthwise convolution reads each channel once. If one comes next, and nobody else needs the value, some channels at a
-// time are computed right before they are read: in how many parts; 1 if that does not apply. Each part reads the input
-// once more, so there must be little of it; for pools, which mostly follow on as many inputs as outputs, it does not pay.
+// In how many parts a convolution is computed because the next one reads it so; 1 if it does not.
 int64_t LaneBuilder::parts_to_feed(const Op& op) const {
-  const auto& ops = session_.program_.ops;
-  const size_t next = size_t(session_.op_) + 1;
+  const Program& program = session_.program_;
+  const auto place = size_t(session_.op_);
   const LaneLayout from = layout_of(op.output);
-  if (session_.threads_ > 1 || op.kind != OpKind::conv || op.groups > 1 || op.inputs.size() > 1 || !from.lanes ||
-      from.channels < 2 * op.weight->shape[1] || next == ops.size() ||
-      session_.last_readers_[size_t(op.output)] != next + 1)
-    return 1;
-  const Op& reader = ops[next];
-  const LaneLayout to = layout_of(reader.output);
-  if (reader.kind != OpKind::conv || reader.groups != from.channels || to.channels != from.channels || !to.lanes ||
-      reader.inputs.size() > 1)
-    return 1;
+  if (session_.threads_ > 1 || !from.lanes || !feeds_next(program, session_.last_readers_, place)) return 1;
+  const Op& reader = program.ops[place + 1];
   Window window;
   float fill;
   window_of(reader, window, fill);
-  const WindowInput input = window_input(from, to, window);
+  const WindowInput input = window_input(from, layout_of(reader.output), window);
   if (!input.direct || !has_margins(from, input.layout, fill)) return 1;
   return std::min(from.channels, (from.bytes() + fed_bytes - 1) / fed_bytes);
 }

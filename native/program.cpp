@@ -359,4 +359,14 @@ std::vector<size_t> last_readers(const Program& program) {
   return last;
 }
 
+bool feeds_next(const Program& program, const std::vector<size_t>& last, size_t place) {
+  if (place + 1 >= program.ops.size()) return false;
+  const Op &op = program.ops[place], &reader = program.ops[place + 1];
+  if (op.kind != OpKind::conv || op.groups > 1 || op.inputs.size() > 1 || last[size_t(op.output)] != place + 2)
+    return false;
+  const int64_t inputs = op.weight->shape[1], outputs = op.weight->shape[0];
+  return reader.kind == OpKind::conv && reader.inputs.size() == 1 && reader.groups == outputs &&
+         reader.weight->shape[0] == outputs && outputs >= 2 * inputs;
+}
+
 }  // namespace secateur

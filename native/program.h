@@ -82,6 +82,10 @@ Program read_program(std::string_view text, std::map<std::string, Weight> weight
 // For each value, the operation that reads it last, counted from 1; one more than there are for an output.
 std::vector<size_t> last_readers(const Program& program);
 
+// Whether an operation is a convolution that can be computed some channels at a time, right before they are read: the next
+// one is depthwise, nobody else needs the value, and there is little input to read again for each part.
+bool feeds_next(const Program& program, const std::vector<size_t>& last, size_t place);
+
 // Shape of an operation's output for one batch size, from the shapes of its inputs; throws if they do not fit.
 Shape infer_shape(const Op& op, const std::vector<Shape>& inputs, const Shape& declared);
 

@@ -42,13 +42,15 @@ std::vector<int> crossing(const Program& program, const std::vector<size_t>& las
 
 int64_t numbers_of(const Program& program, int id) { return count(at_batch(program.values[size_t(id)].shape, 1)); }
 
-// Of what an operation reads and writes for one image.
-int64_t bytes_of(const Program& program, const std::vector<size_t>& last, size_t place) {
+// Of what an operation reads and writes for one image; what one thread computes part by part stays near.
+int64_t bytes_of(const Program& program, const std::vector<size_t>& last, size_t place, bool one_thread) {
   const Op& op = program.ops[place];
+  const bool fed = one_thread && place > 0 && feeds_next(program, last, place - 1);
+  const bool feeds = one_thread && feeds_next(program, last, place);
   int64_t numbers = 0;
-  for (const int id : op.inputs) numbers += numbers_of(program, id);
+  for (const int id : op.inputs) numbers += fed ? 0 : numbers_of(program, id);
   const bool in_place = op.kind == OpKind::conv && op.inputs.size() == 2 && last[size_t(op.inputs[1])] == place + 1;
-  if (!in_place) numbers += numbers_of(program, op.output);
+  if (!in_place && !feeds) numbers += numbers_of(program, op.output);
   return numbers * 4;
 }
 
@@ -92,17 +94,18 @@ std::vector<Section> sections_of(const Program& program, const KernelTable& tabl
     return size_t(least[i].rend() - std::min_element(least[i].rbegin(), least[i].rend())) - 1;
   };
   for (size_t i = n; i-- > 0;) {
-    const int64_t bytes = bytes_of(program, last, i);
     const size_t other = best(i + 1);
+    const bool cut_here = i + 1 < n && cuts[i] >= 0 && !feeds_next(program, last, i);
     for (size_t c = 0; c < chunks.size(); c++) {
       next[i][c] = c;
-      if (i + 1 < n && cuts[i] >= 0) {
+      if (cut_here) {
         const double cut = converted * double(numbers_of(program, cuts[i]));
         if (least[i + 1][other] + cut < least[i + 1][c]) next[i][c] = other;
         least[i][c] = next[i][c] == c ? 0.0 : cut;
       }
       const int together = batch / chunks[c] >= threads ? 1 : threads;
       least[i][c] += least[i + 1][next[i][c]];
+      const int64_t bytes = bytes_of(program, last, i, together == 1);
       least[i][c] += cost(program, table, program.ops[i], chunks[c], together, bytes, working_set);
     }
   }

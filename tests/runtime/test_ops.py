@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from runtime.models import sparsify, worst_error
+from secateur.runtime import Engine
 from secateur.runtime import compile as compile_model
+from secateur.runtime.engine import find_native
 
 pytestmark = pytest.mark.usefixtures("engine")
 TOLERANCE = 1e-5
@@ -80,6 +82,26 @@ def test_conv2d(name: str, bias: bool) -> None:
 def test_conv1d(options: dict[str, object]) -> None:
     model = nn.Sequential(nn.Conv1d(12, 24, 3, **options), nn.BatchNorm1d(24), nn.SiLU())
     check(model, torch.randn(2, 12, 17), kinds={"reshape", "conv"})
+
+
+@pytest.mark.parametrize(
+    "depthwise", [{"kernel_size": 3, "padding": 1}, {"kernel_size": 5, "padding": 2, "stride": 2}]
+)
+@pytest.mark.parametrize("density", [0.2, 1.0])
+def test_a_depthwise_convolution_runs_with_the_one_that_feeds_it(
+    depthwise: dict[str, int], density: float
+) -> None:
+    first, second = nn.Conv2d(4, 50, 1), nn.Conv2d(50, 50, groups=50, bias=False, **depthwise)
+    layers = [first, nn.ReLU6(), second, nn.BatchNorm2d(50), nn.ReLU6(), nn.AdaptiveAvgPool2d(1)]
+    model = sparsify(nn.Sequential(*layers), density=density)
+    x = torch.randn(5, 4, 64, 64)
+    plan = compile_model(model, x, batches=[1, 5], threads=1)
+    assert worst_error(model, plan, [x]) < TOLERANCE
+    assert worst_error(model, plan, [x[:1]]) < TOLERANCE
+    if find_native() is not None:
+        times = Engine(plan, threads=1).profile(x.numpy())[0]
+        assert times[0] > 0 and times[1] == 0
+        assert str(plan).count("timed with the layer before, which it runs with") == 2
 
 
 @pytest.mark.parametrize("density", [0.0, 0.02, 0.5, 1.0])

@@ -113,7 +113,8 @@ class Engine:
     def profile(self, *inputs: object, repeats: int = 1) -> NDArray[np.float64]:
         """Seconds of each operation of the program, shape (repeats, operations).
 
-        Only the native engine measures: operations in torch, and all of them in NumPy, are NaN.
+        Only the native engine measures: operations in torch, and all of them in NumPy, are NaN. One that runs
+        together with the one before has 0, and that one the time of both.
 
         Args:
             inputs: As in a call.

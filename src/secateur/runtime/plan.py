@@ -190,6 +190,8 @@ def _layers_of(op: Op, weight: Weight) -> list[Layer]:
 
 
 def _reason(kernel: str, times: Mapping[str, float]) -> str:
+    if times.get(kernel) == 0:
+        return "timed with the layer before, which it runs with"
     others = {name: t for name, t in times.items() if name != kernel}
     if kernel not in times or not others:
         return "the only kernel for it"
