@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <limits>
-#include <utility>
 
 namespace secateur {
 
@@ -14,16 +13,8 @@ constexpr int64_t worth_sharing = 32 * 1024;
 // Blocks of so many pixels are one tile.
 constexpr int64_t small_block = 16;
 
-// Output of a convolution that its reader finds in the second-level cache.
-constexpr int64_t fed_bytes = 256 * 1024;
-
 // With more threads, copies for all of them would take longer than they save.
 constexpr int most_copies = 4;
-
-bool has_margins(const LaneLayout& layout, const LaneLayout& need, float fill) {
-  return layout.top >= need.top && layout.left >= need.left && layout.bottom >= need.bottom &&
-         layout.right >= need.right && (layout.fill == fill || !need.has_margin());
-}
 
 // A task that turns plain numbers into lanes, or back.
 ConvertCall convert_call(const LaneLayout& layout, int64_t n_images, const LaneTask& task, char* lanes, char* plain) {
@@ -196,7 +187,7 @@ LaneBuilder::Source LaneBuilder::window_source(const Op& op, const Window& windo
   const int buffer = lane(value, from);
   WindowInput input = window_input(from, output, window);
   const LaneLayout& need = input.layout;
-  const bool fits = has_margins(from, need, fill);
+  const bool fits = from.has_margins_for(need, fill);
   auto& form = session_.forms_[size_t(value)];
   Source source{buffer, from, nullptr};
   Window read = every_pixel;
@@ -218,132 +209,6 @@ LaneBuilder::Source LaneBuilder::window_source(const Op& op, const Window& windo
     source.mover = nullptr;
   }
   return source;
-}
-
-// In how many parts a convolution is computed because the next one reads it so; 1 if it does not.
-int64_t LaneBuilder::parts_to_feed(const Op& op) const {
-  const Program& program = session_.program_;
-  const auto place = size_t(session_.op_);
-  const LaneLayout from = layout_of(op.output);
-  if (session_.threads_ > 1 || !from.lanes || !feeds_next(program, session_.last_readers_, place)) return 1;
-  const Op& reader = program.ops[place + 1];
-  Window window;
-  float fill;
-  window_of(reader, window, fill);
-  const WindowInput input = window_input(from, layout_of(reader.output), window);
-  if (!input.direct || !has_margins(from, input.layout, fill)) return 1;
-  return std::min(from.channels, (from.bytes() + fed_bytes - 1) / fed_bytes);
-}
-
-// Computes the part of the feeder's output that belongs to a task, with its margins, at the beginning of the buffer.
-Work LaneBuilder::feed_from(const Session::Feeder& feeder, const LaneLayout& layout, int buffer) const {
-  const Mover margins(session_.table_, layout, buffer, layout, buffer, every_pixel, Region::all);
-  return [=](Context& context, int64_t task, int thread) {
-    char* const to = context.buffer(buffer);
-    const Share channels = share_of(layout.channels, task, feeder.parts);
-    ConvPlan::Call call{};
-    call.input = feeder.layout.view(context.buffer(feeder.buffer));
-    call.output = at_channel(layout.view(to), -channels.begin);
-    call.scratch = context.scratch(thread);
-    feeder.plan->run(task, call);
-    margins.run(to, {0, {0, channels.end - channels.begin}}, to);
-  };
-}
-
-void LaneBuilder::add_conv(const Op& op, const ConvShape& shape, Source input, const LaneLayout& output_layout) {
-  KernelChoice choice = KernelChoice::rows;
-  const double stored = double(op.weight->numbers.size()), all = double(count(op.weight->shape));
-  if (stored > 0.7 * all) choice = KernelChoice::dense;
-  if (!op.kernels.empty()) choice = op.kernels.front().second;
-  for (const auto& [batch, kernel] : op.kernels)
-    if (batch <= session_.total_) choice = kernel;
-  const auto feeder = std::exchange(session_.feeder_, std::nullopt);
-  const bool grouped = output_layout.groups > 1, copies = input.buffer < 0;
-  Sharing sharing{grouped ? 1 : session_.threads_, by_channels(output_layout), copies};
-  sharing.parts = feeder ? feeder->parts : parts_to_feed(op);
-  const auto plan = std::make_shared<ConvPlan>(session_.table_, shape, *op.weight, op.bias, op.activation,
-                                               choice == KernelChoice::dense, input.layout, output_layout, sharing);
-  if (!plan->sliced()) session_.scratch_bytes_ = std::max(session_.scratch_bytes_, plan->scratch_bytes());
-  if (!feeder && sharing.parts > 1) {
-    session_.feeder_ = {session_.op_, sharing.parts, plan, input.buffer, input.layout};
-    return;
-  }
-  const int64_t copy_bytes = plan->channels_at_a_time() * input.layout.plane();
-  const int64_t n_copies = feeder ? 1 : plan->n_tasks();
-  if (copies) input.buffer = session_.new_buffer(copy_bytes * n_copies);
-  int residual = -1;
-  LaneLayout residual_layout;
-  if (op.inputs.size() == 2) {
-    LaneLayout wanted = output_layout;
-    if (!output_layout.tokens) wanted = layout_of(op.inputs[1]);
-    residual = lane(op.inputs[1], wanted);
-    residual_layout = session_.forms_[size_t(op.inputs[1])].layout;
-  }
-  // A sum that nobody else needs its operand of is written over it: half as many lines to fetch and to keep.
-  const bool in_place = residual >= 0 && residual != input.buffer && residual_layout.same_places(output_layout) &&
-                        !(input.mover && input.mover->from_buffer == residual) &&
-                        !session_.is_read_later(op.inputs[1]);
-  const int output = in_place ? residual : session_.new_buffer(output_layout.bytes());
-  const int sums = plan->sliced() ? session_.new_buffer(plan->scratch_bytes()) : -1;
-  const auto call_of = [=](Context& context, int64_t group, int thread) {
-    ConvPlan::Call call{};
-    call.output = output_layout.view(context.buffer(output), group);
-    if (residual >= 0) call.residual = residual_layout.view(context.buffer(residual), group);
-    call.scratch = sums < 0 ? context.scratch(thread) : context.buffer(sums);
-    return call;
-  };
-  const Work feed = feeder ? feed_from(*feeder, input.layout, input.buffer) : nullptr;
-  const int source = feeder ? feeder->buffer : input.mover ? input.mover->from_buffer : -1;
-  session_.add_stage(grouped ? output_layout.groups : plan->n_tasks(), {input.buffer, source, output, residual, sums},
-                     [=](Context& context, int64_t task, int thread) {
-    const int64_t group = grouped ? task : 0;
-    char* const from = context.buffer(input.buffer) + (n_copies > 1 && copies ? task * copy_bytes : 0);
-    const auto fill = [&](const Share& channels) {
-      if (feed) return feed(context, task, thread);
-      input.mover->run(context.buffer(input.mover->from_buffer), {group, channels}, from);
-    };
-    if (input.mover && !copies) fill({0, shape.channels});
-    ConvPlan::Call call = call_of(context, group, thread);
-    call.input = input.layout.view(from, group);
-    if (copies) call.fill = fill;
-    plan->run(task - group, call);
-  });
-  if (feeder) session_.stages_.back().op = feeder->op;
-  if (plan->sliced()) {
-    const LaneTasks tasks = tasks_for(output_layout);
-    session_.add_stage(tasks.count(), {sums, output, residual}, [=](Context& context, int64_t task, int thread) {
-      plan->add_slices(tasks[task].channels, call_of(context, 0, thread));
-    });
-  }
-  finish(op.output, output, output_layout);
-}
-
-bool LaneBuilder::conv(const Op& op) {
-  const LaneLayout output = layout_of(op.output);
-  if (!output.lanes) return false;
-  Window window;
-  float fill;
-  window_of(op, window, fill);
-  const Shape& w = op.weight->shape;
-  const Source input = session_.feeder_ ? Source{-1, layout_of(op.inputs[0]), nullptr}
-                                        : window_source(op, window, fill, by_channels(output));
-  add_conv(op, {w[1] * op.groups, w[0], op.groups, window}, input, output);
-  return true;
-}
-
-bool LaneBuilder::linear(const Op& op) {
-  const Shape& x = session_.shapes_[size_t(op.inputs[0])];
-  const int64_t rows = count(x) / x.back();
-  KernelChoice choice = KernelChoice::rows;
-  if (!op.kernels.empty()) choice = op.kernels.front().second;
-  for (const auto& [batch, kernel] : op.kernels)
-    if (batch <= session_.total_) choice = kernel;
-  if (choice == KernelChoice::gather) return false;
-  const LaneLayout input = token_layout(session_.table_, rows, x.back());
-  const LaneLayout output = token_layout(session_.table_, rows, op.weight->shape[0]);
-  const int buffer = lane(op.inputs[0], input);
-  add_conv(op, {x.back(), op.weight->shape[0], 1, {1, 1, 1, 1, 1, 1, 0, 0}}, {buffer, input, nullptr}, output);
-  return true;
 }
 
 }  // namespace secateur

@@ -25,6 +25,17 @@ class LaneBuilder {
     std::shared_ptr<const Mover> mover;
   };
 
+  // Where a convolution writes to. Sums: of slices of the input, −1 if it has none.
+  struct Target {
+    int buffer;
+    LaneLayout layout;
+    int residual;
+    LaneLayout residual_layout;
+    int sums;
+
+    ConvPlan::Call call(Context& context, int64_t group, int thread) const;
+  };
+
   bool conv(const Op& op);
   bool linear(const Op& op);
   bool pool(const Op& op);
@@ -39,7 +50,8 @@ class LaneBuilder {
   int lane(int value, const LaneLayout& layout);  // the buffer, packed if need be
   int64_t parts_to_feed(const Op& op) const;
   Work feed_from(const Session::Feeder& feeder, const LaneLayout& layout, int buffer) const;
-  void add_conv(const Op& op, const ConvShape& shape, Source input, const LaneLayout& output_layout);
+  Target target_of(const Op& op, const Source& input, const LaneLayout& layout);
+  void add_conv(const Op& op, const ConvShape& shape, Source input, const LaneLayout& layout);
   Source window_source(const Op& op, const Window& window, float fill, bool copies);
   void finish(int value, int buffer, const LaneLayout& layout);  // the value is now to be had there
   void add_moves(const std::shared_ptr<const Mover>& mover);

@@ -52,6 +52,11 @@ int64_t LaneLayout::row() const { return groups > 1 ? odd_lines(line() * channel
 
 int64_t LaneLayout::plane() const { return groups > 1 ? line() : odd_lines((top + block_height + bottom) * line()); }
 
+bool LaneLayout::has_margins_for(const LaneLayout& need, float with) const {
+  return top >= need.top && left >= need.left && bottom >= need.bottom && right >= need.right &&
+         (fill == with || !need.has_margin());
+}
+
 bool LaneLayout::same_blocks(const LaneLayout& o) const {
   return groups == o.groups && images == o.images && grid_y == o.grid_y && grid_x == o.grid_x && pitch_y == o.pitch_y &&
          pitch_x == o.pitch_x && block_height == o.block_height && block_width == o.block_width &&

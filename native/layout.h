@@ -28,6 +28,7 @@ struct LaneLayout {
   int64_t bytes() const { return group_bytes() * groups; }
   int64_t first_row(int64_t group) const { return group * grid_y * block_height; }
   bool has_margin() const { return top || left || bottom || right; }
+  bool has_margins_for(const LaneLayout& need, float with) const;  // at least those, of that number
   bool spread() const { return height == 1 && width == 1; }
   bool same_blocks(const LaneLayout& other) const;
   bool same_places(const LaneLayout& other) const;  // of every number in a buffer

@@ -288,6 +288,13 @@ std::string Op::where() const {
   return "'" + name + "'";
 }
 
+KernelChoice Op::kernel_for(int64_t batch, KernelChoice usual) const {
+  KernelChoice choice = kernels.empty() ? usual : kernels.front().second;
+  for (const auto& [from, kernel] : kernels)
+    if (from <= batch) choice = kernel;
+  return choice;
+}
+
 int64_t count(const Shape& shape) {
   int64_t n = 1;
   for (const int64_t d : shape) n *= d;

@@ -61,6 +61,7 @@ struct Op {
   bool flag = false;  // keep, count_padding, causal
 
   std::string where() const;  // for messages: kind and name
+  KernelChoice kernel_for(int64_t batch, KernelChoice usual) const;  // the latter if none is named
 };
 
 struct Program {

@@ -88,9 +88,7 @@ void count_run(const Program& program, int64_t batch, int threads) {
   cut += sections_of(program, chosen_table(program.half), batch, threads, program.working_set_for(batch)).size() > 1;
   for (const Op& op : program.ops) {
     if (op.kernels.empty()) continue;
-    KernelChoice choice = op.kernels.front().second;
-    for (const auto& [from, kernel] : op.kernels)
-      if (from <= batch) choice = kernel;
+    const KernelChoice choice = op.kernel_for(batch, KernelChoice::rows);
     const bool dense = choice == KernelChoice::dense && op.groups == 1;
     const bool gather = choice == KernelChoice::gather && op.kind == OpKind::linear;
     ran[dense ? 1 : gather ? 2 : 0]++;
