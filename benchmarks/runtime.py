@@ -91,7 +91,9 @@ def main() -> None:
     if options.collect:
         names = sorted({path.name for folder in options.cells for path in folder.glob("*-s*.json")})
         passes = [[folder / name for folder in options.cells if (folder / name).is_file()] for name in names]
-        write_result("runtime", {"cells": [fastest([read_json(path) for path in paths]) for paths in passes]})
+        cells = [fastest([read_json(path) for path in paths]) for paths in passes]
+        cells.sort(key=lambda cell: (cell["model"], cell["batch"], cell["sparsity"]))
+        write_result("runtime", {"cells": cells})
         return
     grid = Grid(
         models=tuple(filter(None, options.models.split(","))),
