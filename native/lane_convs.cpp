@@ -11,10 +11,13 @@ namespace {
 // Output of a convolution that its reader finds in the second-level cache.
 constexpr int64_t fed_bytes = 256 * 1024;
 
+// Output channels that the dense kernel takes at a time.
+constexpr int64_t panel = 8;
+
 }  // namespace
 
 // In how many parts a convolution is computed because the next one reads it so; 1 if it does not.
-int64_t LaneBuilder::parts_to_feed(const Op& op) const {
+int64_t LaneBuilder::parts_to_feed(const Op& op, bool dense) const {
   const Program& program = session_.program_;
   const auto place = size_t(session_.op_);
   const LaneLayout from = layout_of(op.output);
@@ -25,7 +28,12 @@ int64_t LaneBuilder::parts_to_feed(const Op& op) const {
   window_of(reader, window, fill);
   const WindowInput input = window_input(from, layout_of(reader.output), window);
   if (!input.direct || !from.has_margins_for(input.layout, fill)) return 1;
-  return std::min(from.channels, (from.bytes() + fed_bytes - 1) / fed_bytes);
+  const int64_t wanted = std::min(from.channels, (from.bytes() + fed_bytes - 1) / fed_bytes);
+  if (!dense || wanted == 1) return wanted;
+  int64_t parts = 0;  // of whole panels: the fewest that are enough, or as many as there can be
+  for (int64_t n = from.channels / panel; n > 0 && (n >= wanted || parts == 0); n--)
+    if (from.channels % (panel * n) == 0) parts = n;
+  return parts > 0 ? parts : wanted;
 }
 
 // Computes the part of the feeder's output that belongs to a task, with its margins, at the beginning of the buffer.
@@ -65,7 +73,7 @@ void LaneBuilder::add_conv(const Op& op, const ConvShape& shape, Source input, c
   const auto feeder = std::exchange(session_.feeder_, std::nullopt);
   const bool grouped = layout.groups > 1, copies = input.buffer < 0;
   const Sharing sharing{grouped ? 1 : session_.threads_, by_channels(layout), copies,
-                        feeder ? feeder->parts : parts_to_feed(op)};
+                        feeder ? feeder->parts : parts_to_feed(op, dense)};
   const auto plan = std::make_shared<ConvPlan>(session_.table_, shape, *op.weight, op.bias, op.activation, dense,
                                                input.layout, layout, sharing);
   if (!plan->sliced()) session_.scratch_bytes_ = std::max(session_.scratch_bytes_, plan->scratch_bytes());

@@ -48,7 +48,7 @@ class LaneBuilder {
   void plan_margins();
   bool window_of(const Op& op, Window& window, float& fill) const;
   int lane(int value, const LaneLayout& layout);  // the buffer, packed if need be
-  int64_t parts_to_feed(const Op& op) const;
+  int64_t parts_to_feed(const Op& op, bool dense) const;
   Work feed_from(const Session::Feeder& feeder, const LaneLayout& layout, int buffer) const;
   Target target_of(const Op& op, const Source& input, const LaneLayout& layout);
   void add_conv(const Op& op, const ConvShape& shape, Source input, const LaneLayout& layout);
