@@ -354,6 +354,7 @@ class TestTwoByTwo:
         content["suite"]["two_by_two"] = None
         section = square_section(grid_of(content))
         assert section is not None
+        assert section.title == "Ablations"
         assert section.panels == ()
         assert [row[0] for row in section.tables[0].rows] == ["task |w·g|, no KD", "teacher-guided, no KD"]
 

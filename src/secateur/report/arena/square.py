@@ -1,4 +1,4 @@
-"""The 2×2 of the teacher in the score and KD in the recovery: what each brings, apart from the other.
+"""Ablations: the 2×2 of the teacher in the score and KD in the recovery, and all others.
 
 ``two_by_two`` of the suite names four methods: ``[[A, B], [C, D]]``. The first row scores without the
 teacher, the second with it; the first column recovers without KD, the second with it.
@@ -56,11 +56,14 @@ def square_section(grid: Grid) -> Section | None:
     ]
     if keys is None and not others:
         return None
+    table = (accuracy_table(grid, grid.final, others),) if others else ()
+    if keys is None:
+        return Section("Ablations", "Parts of a method left out or replaced, one at a time.", (), table)
     return Section(
         "The teacher in the score, and in the recovery",
         "A gain may come from the choice of weights or from the training after it. Here the two are apart.",
-        () if keys is None else (_accuracy_panel(grid, keys), _effects_panel(grid, keys)),
-        (accuracy_table(grid, grid.final, others),) if others else (),
+        (_accuracy_panel(grid, keys), _effects_panel(grid, keys)),
+        table,
     )
 
 
