@@ -39,13 +39,14 @@ static void matmul_columns(const MatmulCall& call, const float* b, int64_t b_row
     for (int r = 0; r < rows; r++) a[r] = call.a + (i + (r < n ? r : n - 1)) * call.a_row + first_k;
     F sums[rows * C] = {};
     matmul_tile<rows, C>(a, b, b_row, k, sums);
+    const float scale = last ? call.scale : 1.0f;
     for (int64_t r = 0; r < n; r++) {
       float* out = call.c + (i + r) * call.c_row + j;
+      int64_t x = 0;
+      for (const F* v = sums + r * C; x + floats <= columns; v++, x += floats)
+        store_plain(out + x, (first_k ? load_plain(out + x) + *v : *v) * scale);
       const float* numbers = reinterpret_cast<const float*>(sums + r * C);
-      for (int64_t x = 0; x < columns; x++) {
-        const float sum = first_k ? out[x] + numbers[x] : numbers[x];
-        out[x] = last ? sum * call.scale : sum;
-      }
+      for (; x < columns; x++) out[x] = (first_k ? out[x] + numbers[x] : numbers[x]) * scale;
     }
   }
 }
@@ -84,11 +85,25 @@ static void matmul_kernel(const MatmulCall& call) {
   }
 }
 
+// The largest number, or a NaN if there is one.
+static float largest_of(const float* numbers, int64_t n) {
+  F most = spread(numbers[0]);
+  int64_t i = 0;
+  for (; i + floats <= n; i += floats) {
+    const F v = load_plain(numbers + i);
+    most = v > most ? v : most;
+    most = v != v ? v : most;
+  }
+  float result = most[0];
+  for (int l = 1; l < floats; l++) result = most[l] > result || most[l] != most[l] ? most[l] : result;
+  for (; i < n; i++) result = numbers[i] > result || numbers[i] != numbers[i] ? numbers[i] : result;
+  return result;
+}
+
 static void softmax_kernel(float* numbers, int64_t n_rows, int64_t n) {
   for (int64_t r = 0; r < n_rows; r++) {
     float* row = numbers + r * n;
-    float most = row[0];
-    for (int64_t i = 1; i < n; i++) most = row[i] > most || row[i] != row[i] ? row[i] : most;
+    const float most = largest_of(row, n);
     F sums = {};
     int64_t i = 0;
     for (; i + floats <= n; i += floats) {
