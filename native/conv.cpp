@@ -143,7 +143,7 @@ void ConvPlan::pack_dense(const SparseRows& rows, const ConvShape& shape, const 
   std::vector<int64_t> from(rows.starts.begin(), rows.starts.end() - 1);
   for (int64_t part = 0; part < n_parts_; part++) {
     first_panels_.push_back(int64_t(panels_.size()));
-    const int64_t begin = shape.outputs * part / n_parts_, end = shape.outputs * (part + 1) / n_parts_;
+    const auto [begin, end] = share_of(shape.outputs, part, n_parts_);
     for (int64_t c = begin; c < end; c += panels_.back().n_channels)
       panels_.push_back({int32_t(c), end - c >= panel_channels_ ? panel_channels_ : 1});
     for (int64_t first = 0; first < shape.channels; first += block_channels_) {

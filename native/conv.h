@@ -89,6 +89,10 @@ class ConvPlan {
     int32_t channel, n_channels;
   };
 
+  struct Task {  // which slice of the inputs, part of the outputs and span of tiles
+    int64_t slice, part, span;
+  };
+
   Share channels_read(const ConvShape& shape, const Share& outputs, int64_t block) const;
   void choose(const KernelTable& table, const ConvShape& shape, const LaneLayout& output, double per_channel);
   double cost_of_tile(const ConvShape& shape, int64_t height, int64_t width, double per_channel, double block) const;
@@ -100,9 +104,6 @@ class ConvPlan {
   LaneView tile_of(const LaneView& view, const Tile& tile) const;
   const char* first_input(const Tile& tile, const LaneView& input) const;
   Ahead ahead_of(const Tile& tile, const LaneView& input, const char* next_tile, int64_t next_block, int64_t n_runs) const;
-  struct Task {
-    int64_t slice, part, span;
-  };
   void run_rows(const Task& task, const Tile& tile, RowsCall& call, const char* next_tile, const Call& all) const;
   void run_dense(const Task& task, const Tile& tile, DenseCall& call, const char* next_tile, const Call& all) const;
 

@@ -224,7 +224,7 @@ static void pool_kernel(const PoolCall& call) {
             if (mean)
               result += v;
             else
-              result = v > result ? v : (v != v ? v : result);
+              result = larger(result, v);
           }
         if (mean) result *= call.scale;
         store_part(call.output.data + c * call.output.plane + y * call.output.row + at, result);

@@ -2,14 +2,8 @@
 
 static void activate_kernel(float* numbers, int64_t n, Activation activation) {
   if (activation == Activation::none) return;
-  int64_t i = 0;
-  for (; i + floats <= n; i += floats) store_plain(numbers + i, activated(load_plain(numbers + i), activation));
-  if (i < n) {
-    float rest[floats] = {};
-    for (int64_t j = i; j < n; j++) rest[j - i] = numbers[j];
-    store_plain(rest, activated(load_plain(rest), activation));
-    for (int64_t j = i; j < n; j++) numbers[j] = rest[j - i];
-  }
+  for (int64_t i = 0; i < n; i += floats)
+    store_first(numbers + i, activated(load_first(numbers + i, n - i), activation), n - i);
 }
 
 // R rows of a × C vectors of columns of b.
@@ -42,11 +36,11 @@ static void matmul_columns(const MatmulCall& call, const float* b, int64_t b_row
     const float scale = last ? call.scale : 1.0f;
     for (int64_t r = 0; r < n; r++) {
       float* out = call.c + (i + r) * call.c_row + j;
-      int64_t x = 0;
-      for (const F* v = sums + r * C; x + floats <= columns; v++, x += floats)
-        store_plain(out + x, (first_k ? load_plain(out + x) + *v : *v) * scale);
-      const float* numbers = reinterpret_cast<const float*>(sums + r * C);
-      for (; x < columns; x++) out[x] = (first_k ? out[x] + numbers[x] : numbers[x]) * scale;
+      const F* v = sums + r * C;
+      for (int64_t x = 0; x < columns; x += floats, v++) {
+        const F sum = first_k ? load_first(out + x, columns - x) + *v : *v;
+        store_first(out + x, sum * scale, columns - x);
+      }
     }
   }
 }
@@ -89,14 +83,10 @@ static void matmul_kernel(const MatmulCall& call) {
 static float largest_of(const float* numbers, int64_t n) {
   F most = spread(numbers[0]);
   int64_t i = 0;
-  for (; i + floats <= n; i += floats) {
-    const F v = load_plain(numbers + i);
-    most = v > most ? v : most;
-    most = v != v ? v : most;
-  }
+  for (; i + floats <= n; i += floats) most = larger(most, load_plain(numbers + i));
   float result = most[0];
-  for (int l = 1; l < floats; l++) result = most[l] > result || most[l] != most[l] ? most[l] : result;
-  for (; i < n; i++) result = numbers[i] > result || numbers[i] != numbers[i] ? numbers[i] : result;
+  for (int l = 1; l < floats; l++) result = larger(result, float(most[l]));
+  for (; i < n; i++) result = larger(result, numbers[i]);
   return result;
 }
 

@@ -150,6 +150,13 @@ SECATEUR_INLINE F permute_two(F a, F b, I places) {
 #endif
 }
 
+// The larger of two numbers or, in each lane, of two vectors; a NaN if either is one.
+template <typename T>
+SECATEUR_INLINE T larger(T a, T b) {
+  const T most = b > a ? b : a;
+  return b != b ? b : most;
+}
+
 SECATEUR_INLINE float sum_of(F v) {
   float sum = 0;
   for (int i = 0; i < floats; i++) sum += v[i];
