@@ -159,12 +159,12 @@ def runtime(zeros: float | None = None, name: str = "runtime") -> str:
             [f"{cell['model']}{masks}, batch {cell['batch']}, {cell['sparsity']:.0%}", milliseconds, *ratios]
         )
     versions = dict.fromkeys(f"{t['name']}: {t['version']}" for c in result["cells"] for t in c["timings"])
-    twice = any(len(cell.get("passes", [])) > 1 for cell in result["cells"])
+    again = any(len(cell.get("passes", [])) > 1 for cell in result["cells"])
     note = (
         "\n<sub>"
         + "; ".join(versions)
         + ". Median of the best of ten blocks of calls, taken in turn, for every engine alike"
-        + ("; cells measured twice, at different times, have twenty.</sub>\n" if twice else ".</sub>\n")
+        + ("; cells measured several times have ten of each time.</sub>\n" if again else ".</sub>\n")
     )
     header = ["network, zeros", "ms", *(f"{name} takes" for name in names)]
     commits = [commit for cell in result["cells"] for commit in cell.get("passes", [cell["commit"]])]
