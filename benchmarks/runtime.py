@@ -82,24 +82,28 @@ def main() -> None:
         "--run", type=Path, action="append", default=[], help="run folder: its student too"
     )
     arguments.add_argument("--deepsparse", help="Python of an environment with deepsparse 1.8")
+    arguments.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="fp32")
     arguments.add_argument("--threads", type=int, default=2)
     arguments.add_argument("--seconds", type=float, default=1.0)
     arguments.add_argument(
-        "--collect", action="store_true", help="write results/runtime.json and measure nothing"
+        "--collect", action="store_true", help="write the results file and measure nothing"
     )
     options = arguments.parse_args()
     if options.collect:
         names = sorted({path.name for folder in options.cells for path in folder.glob("*-s*.json")})
         passes = [[folder / name for folder in options.cells if (folder / name).is_file()] for name in names]
         cells = [fastest([read_json(path) for path in paths]) for paths in passes]
+        cells = [cell for cell in cells if cell.get("precision", "fp32") == options.precision]
         cells.sort(key=lambda cell: (cell["model"], cell["batch"], cell["sparsity"]))
-        write_result("runtime", {"cells": cells})
+        name = "runtime" if options.precision == "fp32" else f"runtime_{options.precision}"
+        write_result(name, {"cells": cells})
         return
     grid = Grid(
         models=tuple(filter(None, options.models.split(","))),
         batches=tuple(map(int, options.batch.split(","))),
         sparsities=tuple(map(float, options.sparsity.split(","))),
         against=tuple(filter(None, options.against.split(","))),
+        precision=options.precision,
         threads=options.threads,
         seconds=options.seconds,
     )

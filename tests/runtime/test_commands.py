@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -162,6 +163,14 @@ def test_the_grid_has_every_cell_once() -> None:
     files = [cell.file for cell in cells_of(grid)]
     assert len(files) == len(set(files)) == 8
     assert files[0] == "resnet20-b1-s0.8.json"
+
+
+def test_cells_of_another_precision_are_others(tmp_path: Path) -> None:
+    grid = Grid(models=("resnet20",), batches=(2,), sparsities=(0.9,), against=(), threads=1, seconds=0.01)
+    [exact] = run_grid(grid, tmp_path)
+    [half] = run_grid(replace(grid, precision="fp16"), tmp_path)
+    assert (exact["precision"], half["precision"]) == ("fp32", "fp16")
+    assert half["plan_bytes"] < 0.7 * exact["plan_bytes"]
 
 
 def test_calls_are_timed_in_turn() -> None:

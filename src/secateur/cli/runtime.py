@@ -166,6 +166,8 @@ class BenchRuntime:
     """Batch sizes."""
     sparsity: str = "0.8,0.9,0.95,0.98"
     """Fractions of the weights that are zero."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of the plans, see `secateur compile --help`."""
     against: str = "onnxruntime"
     """Other engines, see `secateur time --help`."""
     threads: int = 2
@@ -181,6 +183,7 @@ class BenchRuntime:
             models=parse_names(self.models),
             batches=parse_sizes("batch", self.batch),
             sparsities=parse_values("sparsity", self.sparsity),
+            precision=self.precision,
             against=parse_names(self.against),
             threads=self.threads,
             seconds=self.seconds,

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -30,6 +30,7 @@ class Grid:
         batches: Batch sizes.
         sparsities: Fractions of the weights that are zero, in [0, 1).
         against: Other engines, keys of `secateur.runtime.rivals.RIVALS`.
+        precision: Of the plan; other engines have theirs.
         threads: Threads of every engine.
         seconds: Time for each engine in each cell.
 
@@ -41,6 +42,7 @@ class Grid:
     batches: tuple[int, ...] = (1, 16)
     sparsities: tuple[float, ...] = (0.8, 0.9, 0.95, 0.98)
     against: tuple[str, ...] = ("onnxruntime",)
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     threads: int = 2
     seconds: float = 2.0
 
@@ -78,17 +80,20 @@ class Cell:
 
     network: Network
     batch: int
+    precision: str
 
     @property
     def file(self) -> str:
         """Name of its file."""
-        return f"{self.network.name}-b{self.batch}-s{self.network.sparsity:g}.json"
+        precision = "" if self.precision == "fp32" else f"-{self.precision}"
+        return f"{self.network.name}-b{self.batch}{precision}-s{self.network.sparsity:g}.json"
 
 
 def cells_of(grid: Grid, pruned_networks: Sequence[Network] = ()) -> list[Cell]:
     """All cells, those of one network behind each other, the networks of the grid first."""
     random = [_from_zoo(model, sparsity) for model in grid.models for sparsity in grid.sparsities]
-    return [Cell(network, batch) for network in (*random, *pruned_networks) for batch in grid.batches]
+    networks = (*random, *pruned_networks)
+    return [Cell(network, batch, grid.precision) for network in networks for batch in grid.batches]
 
 
 def run_grid(
@@ -112,13 +117,16 @@ def run_grid(
         if not path.is_file():
             model, example = cell.network.build(cell.batch)
             started = time.perf_counter()
-            plan = compile_model(model, example, batches=[cell.batch], threads=grid.threads)
+            plan = compile_model(
+                model, example, precision=grid.precision, batches=[cell.batch], threads=grid.threads
+            )
             seconds = time.perf_counter() - started
             found = measure(plan, cell.batch, grid, folder)
             found["timings"] += [time_it(plan, cell.batch) for time_it in also]
             network = cell.network
             about = {"model": network.name, "batch": cell.batch, "sparsity": network.sparsity}
-            write_json(path, {**about, "masks": network.masks, **found, "compile_s": seconds})
+            about |= {"masks": network.masks, "precision": grid.precision}
+            write_json(path, {**about, **found, "compile_s": seconds})
         yield read_json(path)
 
 
