@@ -317,6 +317,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "curvature-steps": partial(curvature.steps, table),
     "runtime": runtime,
     "runtime-90": partial(runtime, 0.9),
+    "runtime-fp16": partial(runtime, name="runtime_fp16"),
     "runtime-zen5": partial(runtime, name="runtime_zen5"),
     "kernel-limits": kernel_limits,
     "kernel-layers": kernel_layers,
