@@ -134,6 +134,28 @@ def test_activations(activation: nn.Module) -> None:
     check(nn.Sequential(nn.Linear(20, 30), activation), torch.randn(2, 20), kinds={"linear"})
 
 
+COMPOSED = [nn.LeakyReLU(0.1), nn.PReLU(), nn.PReLU(8), nn.GLU(1), nn.ChannelShuffle(2)]
+COMPOSED += [nn.GroupNorm(4, 8), nn.GroupNorm(2, 8, affine=False), nn.InstanceNorm2d(8, affine=True)]
+
+
+@pytest.mark.parametrize("module", COMPOSED, ids=str)
+def test_operators_made_of_others(module: nn.Module) -> None:
+    for parameter in module.parameters():
+        nn.init.uniform_(parameter, 0.2, 2)
+    check(module, image(8))
+    check(
+        nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1), module, nn.Conv2d(4 if isinstance(module, nn.GLU) else 8, 4, 1)
+        ),
+        image(),
+    )
+
+
+@pytest.mark.parametrize("function", [torch.square, torch.abs])
+def test_functions_made_of_others(function: Callable[[Tensor], Tensor]) -> None:
+    check(Function(function), image())
+
+
 @pytest.mark.parametrize("bounds", [(-1.0, 1.0), (0.5, None), (None, 0.25)])
 def test_clip(bounds: tuple[float | None, float | None]) -> None:
     check(Function(lambda x: torch.clamp(x, *bounds)), image(), kinds={"clip"})
