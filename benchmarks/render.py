@@ -307,6 +307,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "checkpoint_size": checkpoint_size,
     "calibration-only": partial(curvature.calibration_only, table, "calibration-only", curvature.GOALS),
     "calibration-digits": partial(curvature.calibration_only, table, "calibration-digits", {}),
+    "calibration-separable": partial(curvature.calibration_only, table, "calibration-separable", {}),
     "calibration-fashion": partial(curvature.calibration_only, table, "calibration-fashion", {}),
     "calibration-ablations": partial(curvature.calibration_only, table, "calibration-ablations", {}),
     "calibration-targets": partial(curvature.targets, table),

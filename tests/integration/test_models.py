@@ -27,6 +27,7 @@ REAL = Path(os.environ.get("SECATEUR_TEST_DATA", ROOT.parent / "shared" / "data"
 N_PARAMETERS = {
     "small-cnn": 56_554,
     "wide-cnn": 223_690,
+    "separable-cnn": 49_418,
     "resnet20": 269_722,
     "resnet32": 464_154,
     "resnet44": 658_586,
@@ -72,7 +73,7 @@ class TestBuiltIn:
         assert any(not torch.equal(one[key], other[key]) for key in one)
 
     @pytest.mark.parametrize(
-        "name", ["small-cnn", "wide-cnn", "resnet20", "resnet56", "resnet18", "vgg16-bn"]
+        "name", ["small-cnn", "wide-cnn", "separable-cnn", "resnet20", "resnet56", "resnet18", "vgg16-bn"]
     )
     def test_output_is_neither_dead_nor_exploding(self, name):
         torch.manual_seed(0)
@@ -156,7 +157,7 @@ class TestByName:
             ("my_model_module:o-ne", "pkg.mod:attr"),
             ("resnet-20", "Did you mean resnet20"),
             ("ResNet20", "Did you mean resnet20"),
-            ("zzz", "Built in: small-cnn, wide-cnn"),
+            ("zzz", "Built in: small-cnn, wide-cnn, separable-cnn"),
         ],
     )
     def test_errors(self, spec, message):

@@ -11,7 +11,7 @@ from torch import nn
 
 from secateur.errors import MissingExtra, ModelError
 from secateur.factories import call_factory
-from secateur.models.cnn import small_cnn, wide_cnn
+from secateur.models.cnn import separable_cnn, small_cnn, wide_cnn
 from secateur.models.resnet import resnet18, resnet20, resnet32, resnet34, resnet44, resnet50, resnet56
 from secateur.models.vgg import vgg16_bn
 from secateur.models.weights import load_weights
@@ -31,6 +31,7 @@ class ModelFactory(Protocol):
 MODELS: Mapping[str, ModelFactory] = {
     "small-cnn": small_cnn,
     "wide-cnn": wide_cnn,
+    "separable-cnn": separable_cnn,
     "resnet20": resnet20,
     "resnet32": resnet32,
     "resnet44": resnet44,
