@@ -48,7 +48,7 @@ def wide_cnn(*, num_classes: int = 10, in_channels: int = 1, width: float = 1.0)
 
 
 class SeparableCnn(nn.Module):
-    """A convolution, then pairs of a depthwise 3×3 and a 1×1 convolution, as in MobileNets; BatchNorm and ReLU.
+    """A convolution, then pairs of a depthwise 3×3 and a 1×1 one, as in MobileNets; BatchNorm and ReLU.
 
     Args:
         widths: Channels of the first convolution and of each pair; every second pair halves the image.
