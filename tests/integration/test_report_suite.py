@@ -121,7 +121,7 @@ def test_a_page_of_25_methods_is_of_bearable_size(pages: dict[str, str]) -> None
 
 
 def test_a_full_suite_draws_every_figure(pages: dict[str, str]) -> None:
-    families = [f"{stage}-{index}" for stage in ("recovered", "batchnorm", "cut") for index in range(5)]
+    families = [f"{stage}-{index}" for stage in ("recovered", "pruned", "cut") for index in range(5)]
     others = ["differences", "square", "effects", "controls", "trade-total", "trade-score", "cost"]
     assert drawn(pages["full"]) == {*families, *others, "densities", "overlap"}
     assert "not shown, because" not in Reader(pages["full"]).text
@@ -208,7 +208,7 @@ class TestHalfDone:
 
 def test_without_recovery_the_last_stage_decides(pages: dict[str, str]) -> None:
     text = Reader(pages["untrained"]).text
-    assert "Accuracy after BatchNorm re-estimation" in text
+    assert "Accuracy without recovery" in text
     assert "without any recovery" in text
     assert "Nothing was trained after the cut." in text
     assert "Accuracy after recovery" not in text

@@ -103,6 +103,25 @@ class TestTables:
         assert grid.difference("lamp", "magnitude", "recovered", 0.9) is None
         assert rows_of(difference_table(grid, grid.competitors))["LAMP"][0] == "–"
 
+    def test_a_cut_that_trained_is_not_judged_after_batchnorm(self) -> None:
+        content = make_suite({key: METHODS[key] for key in ("magnitude", "lamp", "snip")}, (0.9,))
+        content["suite"]["recovery"] = None
+        changes = {
+            "lamp": ("strategy", {"recovery": {"steps": 30}}),
+            "snip": ("criterion", {"update_weights": True}),
+        }
+        for cell in content["cells"]:
+            cell["accuracy"] |= {"cut": 0.8, "batchnorm": 0.7, "recovered": None}
+            if cell["method"] in changes:
+                key, found = changes[cell["method"]]
+                cell["about"][key] = {**(cell["about"][key] or {}), **found}
+        grid = Grid(read_suite(content))
+        assert grid.stages == ("pruned", "cut")
+        found = {
+            key: set(grid.accuracies(key, grid.final, 0.9).values()) for key in content["suite"]["methods"]
+        }
+        assert found == {"magnitude": {0.7}, "lamp": {0.8}, "snip": {0.8}}
+
     def test_fewer_seeds_than_others_are_counted_out(self) -> None:
         content = small()
         put(content, "lamp", 0.9, {0: 0.9, 1: 0.91, 2: None})

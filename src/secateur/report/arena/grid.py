@@ -111,10 +111,11 @@ class Grid:
 
     @cached_property
     def stages(self) -> tuple[str, ...]:
-        """Stages that some cell was run to, the furthest first."""
-        return tuple(
-            stage for stage in STAGES if any(cell["accuracy"][stage] is not None for cell in self.cells)
-        )
+        """Stages that some cell was run to, the furthest first; one that changed nothing is none."""
+        found = {stage: [accuracy_at(cell, stage) for cell in self.cells] for stage in STAGES}
+        if found["pruned"] == found["cut"]:
+            del found["pruned"]
+        return tuple(s for s, accuracies in found.items() if any(a is not None for a in accuracies))
 
     @cached_property
     def final(self) -> str:
@@ -133,7 +134,7 @@ class Grid:
 
     def accuracies(self, key: str, stage: str, sparsity: float) -> dict[int, float]:
         """Accuracy by seed, of the cells that have it."""
-        found = {cell["seed"]: cell["accuracy"][stage] for cell in self.cells_of(key, sparsity)}
+        found = {cell["seed"]: accuracy_at(cell, stage) for cell in self.cells_of(key, sparsity)}
         return {seed: accuracy for seed, accuracy in sorted(found.items()) if accuracy is not None}
 
     def accuracy(self, key: str, stage: str, sparsity: float) -> Estimate | None:
@@ -168,6 +169,22 @@ class Grid:
             if cell[what] not in distinct:
                 distinct.append(cell[what])
         return distinct
+
+
+def accuracy_at(cell: Cell, stage: str) -> float | None:
+    """Accuracy of a cell at a stage, where it was measured.
+
+    ``pruned`` is what `secateur.prune` would hand to recovery: BatchNorm is re-estimated, but not after a cut
+    that trained or solved for the kept weights, which has left the statistics right.
+    """
+    found = cell["accuracy"]
+    if stage != "pruned":
+        return found[stage]
+    about = cell["about"]
+    moved = (about.get("strategy") or {}).get("recovery") or (about.get("criterion") or {}).get(
+        "update_weights"
+    )
+    return found["cut"] if moved or found["batchnorm"] is None else found["batchnorm"]
 
 
 def _asked(cell: Cell) -> float:

@@ -33,7 +33,7 @@ _WORDS = (
 )
 _BEFORE = {
     "cut": "Before anything is done about it: how much harm a cut does by itself.",
-    "batchnorm": "Statistics of normalisation layers are measured again; no weight was trained.",
+    "pruned": "BatchNorm statistics are measured again, unless the cut itself trained or solved for weights.",
 }
 
 

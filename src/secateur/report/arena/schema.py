@@ -21,10 +21,10 @@ from secateur.report.schema import (
 
 STAGES: Mapping[str, str] = {
     "recovered": "after recovery",
-    "batchnorm": "after BatchNorm re-estimation",
+    "pruned": "without recovery",
     "cut": "right after the cut",
 }
-"""Where a cell's accuracy may be read, the furthest stage first."""
+"""Where a cell's accuracy may be read, the furthest stage first; see `accuracy_at`."""
 
 FAMILIES: Mapping[str, str] = {
     "baseline": "Baselines",
@@ -62,7 +62,7 @@ _CELL: Mapping[str, Types] = {
     "sparsity.prunable": NUMBER,
     "sparsity.all": NUMBER,
     "n_prune": WHOLE,
-    **{f"accuracy.{key}": or_null(NUMBER) for key in ("dense", *STAGES)},
+    **{f"accuracy.{key}": or_null(NUMBER) for key in ("dense", "cut", "batchnorm", "recovered")},
     "layers": LIST,
     **{f"cost.{key}": or_null(NUMBER) for key in ("score_s", "train_s", "total_s", "epochs")},
     "warnings": LIST,
