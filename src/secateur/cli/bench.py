@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from rich.table import Table
@@ -23,6 +22,8 @@ from secateur.arena import (
 from secateur.cli.console import err, out, parse_values, percent, print_json
 from secateur.errors import InvalidArgument
 from secateur.progress import Watcher
+from secateur.report.arena.grid import Grid
+from secateur.report.arena.schema import STAGES, read_suite
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ class BenchAccuracy:
         if self.json:
             print_json(content)
             return 0
-        out.print(_table(whole, content))
+        out.print(_table(content))
         n_cells = f"{len(content['cells'])} of {content['n_planned']} cells"
         out.print(f"{n_cells}; report {folder.path / 'report.html'}")
         return 0
@@ -135,16 +136,13 @@ def parse_shard(text: str) -> tuple[int, int]:
     return int(first), int(count)
 
 
-def _table(suite: Suite, content: dict[str, Any]) -> Table:
-    """Mean accuracy of each method at each sparsity, of the last stage that was run."""
-    stage = "batchnorm" if suite.recovery is None else "recovered"
-    table = Table("method", *(f"{s:g}" for s in suite.sparsities), title=f"{stage}, mean over seeds")
-    found: dict[tuple[str, float], list[float]] = {}
-    for cell in content["cells"]:
-        if cell["accuracy"][stage] is not None:
-            found.setdefault((cell["method"], cell["sparsity"]["asked"]), []).append(cell["accuracy"][stage])
-    for key, method in suite.methods.items():
-        values = [found.get((key, sparsity), []) for sparsity in suite.sparsities]
-        if any(values):
-            table.add_row(method.label or key, *(percent(fmean(v) if v else None) for v in values))
+def _table(content: dict[str, Any]) -> Table:
+    """Mean accuracy of each method at each sparsity, at the stage that the report goes by."""
+    grid = Grid(read_suite(content))
+    title = f"test accuracy {STAGES[grid.final]}, mean over seeds"
+    table = Table("method", *(f"{s:g}" for s in grid.sparsities), title=title)
+    for method in grid.methods:
+        found = [grid.accuracy(method.key, grid.final, sparsity) for sparsity in grid.sparsities]
+        if any(found):
+            table.add_row(method.label, *(percent(None if e is None else e.mean) for e in found))
     return table
