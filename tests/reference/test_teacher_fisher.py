@@ -176,6 +176,44 @@ def test_what_the_steps_left_is_taken_in_place_of_a_pass() -> None:
     assert asked
 
 
+@pytest.mark.parametrize("power", [0.0, 0.25, 0.5])
+def test_relative_scores_are_in_units_of_a_layers_root_mean_square(power: float) -> None:
+    student, teacher, _ = setup()
+    targets = select_targets(student)
+    with torch.no_grad():
+        targets["0.weight"][0] = 0  # what is gone does not count
+        targets["2.weight"].zero_()  # nor does a layer of which nothing is left divide by zero
+    given = {name: torch.rand_like(w.detach()) for name, w in targets.items()}
+    scores = score(student, None, TeacherFisher(teacher, power=power, relative=True), squared_gradients=given)
+    for name, weight in targets.items():
+        kept = [float(w) for w in weight.detach().flatten() if w != 0]
+        unit = math.sqrt(sum(w * w for w in kept) / len(kept)) if kept else 1.0
+        for s, w, f in zip(
+            scores[name].flatten(), weight.detach().flatten(), given[name].flatten(), strict=True
+        ):
+            assert float(s) == pytest.approx(abs(float(w)) / unit * (unit**2 * float(f)) ** power)
+
+
+def test_relative_scores_do_not_change_where_batchnorm_undoes_a_factor() -> None:
+    torch.manual_seed(0)
+    student = nn.Sequential(
+        nn.Linear(6, 8, bias=False), nn.BatchNorm1d(8, eps=0), nn.ReLU(), nn.Linear(8, CLASSES)
+    )
+    student = student.double().eval()
+    teacher, batches = (
+        copy.deepcopy(student),
+        [(torch.randn(16, 6, dtype=torch.float64), torch.zeros(16).long())],
+    )
+    other = copy.deepcopy(student)
+    with torch.no_grad():
+        other[0].weight.mul_(7)
+        other[1].running_var.mul_(49)
+    found, same = (score(net, batches, TeacherFisher(teacher, relative=True)) for net in (student, other))
+    assert all(torch.allclose(found[name], same[name]) for name in found)
+    plain, moved = (score(net, batches, TeacherFisher(teacher)) for net in (student, other))
+    assert torch.allclose(plain["0.weight"] * 7**0.5, moved["0.weight"])
+
+
 def test_refusals() -> None:
     student, teacher, batches = setup()
     for wrong in ({"temperature": 0.0}, {"power": -0.1}, {"power": 1.5}):

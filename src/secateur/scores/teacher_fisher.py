@@ -19,6 +19,10 @@ from secateur.scores.gradient import Accumulation, Accumulator, backward_to
 class TeacherFisher(AbstractCriterion):
     """``S_w = |w|·F_w^p``, F the mean over batches of the squared gradient of the teacher's loss.
 
+    With `relative`, ``S_w = |w|/σ · (σ²F_w)^p``: weights, and the curvature with them, in units of σ, the
+    root mean square of the layer's weights that are not zero. A layer with BatchNorm behind it computes the
+    same if its weights are all multiplied by one number, and then none of these scores changes.
+
     ``w²·F`` is the saliency of optimal brain damage (LeCun 1989) with the Fisher information as curvature
     (https://arxiv.org/abs/1801.05787), here of ``L = T²·KL(softmax(z_T/T) ‖ softmax(z_S/T))``. p = ½ ranks by
     it, p = 0 by magnitude, and ¼ by their geometric mean: the curvature of a cut that is not small is
@@ -33,6 +37,7 @@ class TeacherFisher(AbstractCriterion):
         teacher: A frozen network over the same inputs and classes, such as a copy of the student.
         temperature: T > 0, in that pass; the steps have their own.
         power: p, in [0, 1].
+        relative: Whether weights are measured by the others of their layer; of no effect for p = ½.
         seed: Of the draws.
 
     Raises:
@@ -42,6 +47,7 @@ class TeacherFisher(AbstractCriterion):
     teacher: nn.Module
     temperature: float = 4.0
     power: float = 0.25
+    relative: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -59,9 +65,18 @@ class TeacherFisher(AbstractCriterion):
         if squared is None:
             squared = self._from_pass(inputs)
         return {
-            name: weight.abs().to(squared[name].dtype) * squared[name] ** self.power
+            name: self._scores(weight.to(squared[name].dtype), squared[name])
             for name, weight in inputs.weights.items()
         }
+
+    def _scores(self, weight: Tensor, squared: Tensor) -> Tensor:
+        """Scores of one layer."""
+        scores = weight.abs() * squared**self.power
+        if not self.relative:
+            return scores
+        mean_square = weight.square().sum() / weight.count_nonzero().clamp(min=1)
+        # σ^(2p − 1), 1 for a layer of zeros
+        return scores * torch.where(mean_square > 0, mean_square, 1.0) ** (self.power - 0.5)
 
     def _from_pass(self, inputs: ScoreInputs) -> Named:
         """F over the batches."""
