@@ -151,9 +151,18 @@ def test_operators_made_of_others(module: nn.Module) -> None:
     )
 
 
-@pytest.mark.parametrize("function", [torch.square, torch.abs])
+SCALE = torch.linspace(0.5, 2, 8)
+FUNCTIONS: list[Callable[[Tensor], Tensor]] = [
+    torch.square,
+    torch.abs,
+    lambda x: F.group_norm(x, 2, weight=SCALE),
+    lambda x: F.group_norm(x, 2, bias=SCALE),
+]
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
 def test_functions_made_of_others(function: Callable[[Tensor], Tensor]) -> None:
-    check(Function(function), image())
+    check(Function(function), image(8))
 
 
 @pytest.mark.parametrize("bounds", [(-1.0, 1.0), (0.5, None), (None, 0.25)])

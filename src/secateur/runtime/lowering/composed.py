@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import torch
 from torch import Tensor
 
 from secateur.runtime.lowering.base import (
@@ -90,9 +91,12 @@ def group_norm(
     normal = low.add("layer_norm", [grouped], n_dims=1, eps=float(eps), scale=None, shift=None)
     found = low.reshape(normal, input.shape)
     scale, shift = optional(weight, "weight"), optional(bias, "bias")
-    if scale is None or shift is None:
+    if scale is None and shift is None:
         return found
-    names = {"scale": low.weight(scale, "scale"), "shift": low.weight(shift, "shift")}
+    names = {
+        "scale": low.weight(torch.ones(channels) if scale is None else scale, "scale"),
+        "shift": low.weight(torch.zeros(channels) if shift is None else shift, "shift"),
+    }
     return low.add("scale_shift", [found], activation="none", **names)
 
 
