@@ -36,9 +36,6 @@ Operand = Activation | Tensor | float
 """Something that a plan can compute with: an activation, a constant or a number."""
 Lower = Callable[..., Activation | list[Activation]]
 
-LARGEST = 3.4028234663852886e38
-"""The largest float32: a bound that is none."""
-
 _F = TypeVar("_F", bound=Lower)
 
 LOWERINGS: dict[str, Lower] = {}

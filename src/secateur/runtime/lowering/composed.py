@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from secateur.runtime.lowering.base import (
-    LARGEST,
     Activation,
     Lowering,
     Operand,
@@ -18,51 +17,42 @@ from secateur.runtime.lowering.base import (
     lowers,
     optional,
 )
+from secateur.runtime.lowering.layers import layer_norm
+from secateur.runtime.lowering.maths import add, clamp, mul, power, sub
+from secateur.runtime.lowering.views import permuted, sliced
 
 
 @lowers("square.default")
 def square(low: Lowering, x: Activation) -> Activation:
     """x²."""
-    return low.add("mul", [x, x], activation="none")
+    return power(low, x, 2)
 
 
 @lowers("abs.default")
 def absolute(low: Lowering, x: Activation) -> Activation:
     """|x|, what is above zero less what is below."""
-    return low.add("sub", [low.activate(x, "relu"), _below(low, x)], activation="none")
+    return sub(low, low.activate(x, "relu"), clamp(low, x, max=0.0), 1)
 
 
 @lowers("leaky_relu.default")
-def leaky_relu(low: Lowering, x: Activation, negative_slope: float) -> Activation:
+def leaky_relu(low: Lowering, x: Activation, negative_slope: Operand) -> Activation:
     """What is above zero, and a part of what is below."""
-    return _leaky(low, x, negative_slope)
+    return add(low, low.activate(x, "relu"), mul(low, clamp(low, x, max=0.0), negative_slope), 1)
 
 
 @lowers("prelu.default")
 def prelu(low: Lowering, x: Activation, weight: Tensor) -> Activation:
     """The same with one slope, or one for each channel."""
-    slope = constant(weight, "slope").reshape(-1, *(1 for _ in x.shape[2:]))
-    return _leaky(low, x, slope)
-
-
-def _leaky(low: Lowering, x: Activation, slope: Operand) -> Activation:
-    part = low.add("mul", [_below(low, x), slope], activation="none")
-    return low.add("add", [low.activate(x, "relu"), part], activation="none")
-
-
-def _below(low: Lowering, x: Activation) -> Activation:
-    return low.add("clip", [x], low=-LARGEST, high=0.0)
+    return leaky_relu(low, x, constant(weight, "slope").reshape(-1, *(1 for _ in x.shape[2:])))
 
 
 @lowers("glu.default")
 def glu(low: Lowering, x: Activation, dim: int) -> Activation:
     """One half of a dimension times the sigmoid of the other."""
     dim = dimension(dim, x.shape)
-    half = x.shape[dim] // 2
-    first, second = (
-        low.add("slice", [x], dim=dim, start=start, stop=start + half, step=1) for start in (0, half)
-    )
-    return low.add("mul", [first, low.activate(second, "sigmoid")], activation="none")
+    size = x.shape[dim]
+    first, second = sliced(low, x, dim, 0, size // 2), sliced(low, x, dim, size // 2, size)
+    return mul(low, first, low.activate(second, "sigmoid"))
 
 
 @lowers("channel_shuffle.default", "native_channel_shuffle.default")
@@ -70,8 +60,7 @@ def channel_shuffle(low: Lowering, x: Activation, groups: int) -> Activation:
     """First channels of all groups, then the second ones, and so on."""
     batch, channels, *plane = x.shape
     apart = low.reshape(x, (batch, groups, channels // groups, *plane))
-    order = [0, 2, 1, *range(3, len(apart.shape))]
-    return low.reshape(low.add("permute", [apart], dims=order), x.shape)
+    return low.reshape(permuted(low, apart, [0, 2, 1, *range(3, len(apart.shape))]), x.shape)
 
 
 @lowers("group_norm.default")
@@ -88,8 +77,7 @@ def group_norm(
     batch, channels, *plane = input.shape
     size = math.prod(plane) * channels // num_groups
     grouped = low.reshape(input, (batch, num_groups, size))
-    normal = low.add("layer_norm", [grouped], n_dims=1, eps=float(eps), scale=None, shift=None)
-    found = low.reshape(normal, input.shape)
+    found = low.reshape(layer_norm(low, grouped, [size], None, None, eps, False), input.shape)
     scale, shift = optional(weight, "weight"), optional(bias, "bias")
     if scale is None and shift is None:
         return found

@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 
 from secateur.runtime.lowering.base import (
-    LARGEST,
     LOWERINGS,
     Activation,
     Lowering,
@@ -51,9 +50,10 @@ def clamp(
     max: float | None = None,  # noqa: A002
 ) -> Activation:
     """Clip to a range that may be open at one end."""
-    bottom = -LARGEST if min is None else number(min, "lower bound")
-    top = LARGEST if max is None else number(max, "upper bound")
-    if (bottom, top) in ((0, 6), (0, LARGEST)):
+    largest = 3.4028234663852886e38
+    bottom = -largest if min is None else number(min, "lower bound")
+    top = largest if max is None else number(max, "upper bound")
+    if (bottom, top) in ((0, 6), (0, largest)):
         return low.activate(x, "relu6" if top == 6 else "relu")
     return low.add("clip", [x], low=float(bottom), high=float(top))
 

@@ -62,7 +62,8 @@ def view(low: Lowering, x: Activation, **_: object) -> Activation:
     return low.reshape(x, low.shapes[0])
 
 
-def _permuted(low: Lowering, x: Activation, dims: Sequence[int]) -> Activation:
+def permuted(low: Lowering, x: Activation, dims: Sequence[int]) -> Activation:
+    """Dimensions in another order; nothing if it is theirs."""
     order = [d % len(x.shape) for d in dims]
     return x if order == sorted(order) else low.add("permute", [x], dims=order)
 
@@ -70,7 +71,7 @@ def _permuted(low: Lowering, x: Activation, dims: Sequence[int]) -> Activation:
 @lowers("permute.default")
 def permute(low: Lowering, x: Activation, dims: Sequence[int]) -> Activation:
     """Dimensions in another order."""
-    return _permuted(low, x, dims)
+    return permuted(low, x, dims)
 
 
 @lowers("transpose.int")
@@ -78,16 +79,17 @@ def transpose(low: Lowering, x: Activation, dim0: int, dim1: int) -> Activation:
     """Two dimensions exchanged."""
     dims = list(range(len(x.shape)))
     dims[dim0], dims[dim1] = dims[dim1], dims[dim0]
-    return _permuted(low, x, dims)
+    return permuted(low, x, dims)
 
 
 @lowers("t.default", "numpy_T.default")
 def reverse(low: Lowering, x: Activation) -> Activation:
     """Dimensions in reverse order."""
-    return _permuted(low, x, range(len(x.shape))[::-1])
+    return permuted(low, x, range(len(x.shape))[::-1])
 
 
-def _sliced(low: Lowering, x: Activation, dim: int, start: int, stop: int, step: int = 1) -> Activation:
+def sliced(low: Lowering, x: Activation, dim: int, start: int, stop: int, step: int = 1) -> Activation:
+    """A range of a dimension; nothing if it is all of it."""
     size = x.shape[dim]
     if (start, stop, step) == (0, size, 1):
         return x
@@ -102,7 +104,7 @@ def part(low: Lowering, x: Activation, dim: int, start: int | None, end: int | N
         return x
     dim = dimension(dim, x.shape)
     first, stop, _ = slice(start, end).indices(x.shape[dim])
-    return _sliced(low, x, dim, first, stop, step)
+    return sliced(low, x, dim, first, stop, step)
 
 
 @lowers("select.int")
@@ -110,7 +112,7 @@ def select(low: Lowering, x: Activation, dim: int, index: int) -> Activation:
     """One place of a dimension, which goes away."""
     dim = dimension(dim, x.shape)
     place = int(number(index, "index")) % x.shape[dim]
-    return low.reshape(_sliced(low, x, dim, place, place + 1), low.shapes[0])
+    return low.reshape(sliced(low, x, dim, place, place + 1), low.shapes[0])
 
 
 @lowers("unbind.int")
@@ -118,7 +120,7 @@ def unbind(low: Lowering, x: Activation, dim: int) -> list[Activation]:
     """All places of a dimension, one by one."""
     dim = dimension(dim, x.shape)
     shape = (*x.shape[:dim], *x.shape[dim + 1 :])
-    return [low.reshape(_sliced(low, x, dim, i, i + 1), shape) for i in range(x.shape[dim])]
+    return [low.reshape(sliced(low, x, dim, i, i + 1), shape) for i in range(x.shape[dim])]
 
 
 @lowers("split.Tensor", "split_with_sizes.default", "chunk.default")
@@ -128,7 +130,7 @@ def split(low: Lowering, x: Activation, dim: int, **_: object) -> list[Activatio
     parts: list[Activation] = []
     start = 0
     for shape in low.shapes:
-        parts.append(_sliced(low, x, dim, start, start + shape[dim]))
+        parts.append(sliced(low, x, dim, start, start + shape[dim]))
         start += shape[dim]
     return parts
 
@@ -189,7 +191,7 @@ def pad(
     for dim, (before, after) in enumerate(pairs):
         if min(before, after) < 0:
             size = x.shape[dimension(dim, x.shape)]
-            x = _sliced(low, x, dim, max(0, -before), size - max(0, -after))
+            x = sliced(low, x, dim, max(0, -before), size - max(0, -after))
     grown = [[max(0, before), max(0, after)] for before, after in pairs]
     if not any(map(any, grown)):
         return x
