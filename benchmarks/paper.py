@@ -61,10 +61,12 @@ def first_run(stage: str, method: str, other: str) -> str:
 
 def cells_of(result: Mapping[str, Any], method: str, stage: str) -> dict[float, dict[int, float]]:
     """Accuracy of a method at a stage, by sparsity and seed."""
+    from secateur.report.arena.grid import accuracy_at
+
     by: dict[float, dict[int, float]] = {}
     for cell in result["cells"]:
-        if cell["method"] == method and cell["accuracy"][stage] is not None:
-            by.setdefault(cell["sparsity"]["asked"], {})[cell["seed"]] = cell["accuracy"][stage]
+        if cell["method"] == method and (accuracy := accuracy_at(cell, stage)) is not None:
+            by.setdefault(cell["sparsity"]["asked"], {})[cell["seed"]] = accuracy
     return by
 
 
@@ -75,7 +77,7 @@ def difference(suite: str, method: str, other: str) -> str:
         return missing(suite)
     from secateur.statistics import paired_difference
 
-    stage = "batchnorm" if result["suite"]["recovery"] is None else "recovered"
+    stage = "pruned" if result["suite"]["recovery"] is None else "recovered"
     ours = cells_of(result, method, stage)
     theirs = cells_of(result, method, DENSE) if other == DENSE else cells_of(result, other, stage)
     phrases: list[str] = []

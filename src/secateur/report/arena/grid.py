@@ -175,7 +175,8 @@ def accuracy_at(cell: Cell, stage: str) -> float | None:
     """Accuracy of a cell at a stage, where it was measured.
 
     ``pruned`` is what `secateur.prune` would hand to recovery: BatchNorm is re-estimated, but not after a cut
-    that trained or solved for the kept weights, which has left the statistics right.
+    that trained or solved for the kept weights, which has left the statistics right: the rule of
+    `secateur.cutting.moves_weights`, read from what a cell says of its method.
     """
     found = cell["accuracy"]
     if stage != "pruned":
