@@ -26,13 +26,16 @@ def paper(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def cell(
-    method: str, sparsity: float, seed: int, recovered: float, **accuracy: float | None
+    method: str, sparsity: float, seed: int, recovered: float, steps: int = 0, **accuracy: float | None
 ) -> dict[str, Any]:
+    """A cell of a cut by magnitude with ``steps`` of distillation within the cut."""
+    strategy = {"name": "stages", "recovery": {"steps": steps}} if steps else None
     return {
         "method": method,
+        "about": {"criterion": {"name": "magnitude"}, "strategy": strategy},
         "seed": seed,
         "sparsity": {"asked": sparsity},
-        "accuracy": {"dense": 0.9, "batchnorm": 0.5, "recovered": recovered, **accuracy},
+        "accuracy": {"dense": 0.9, "cut": 0.3, "batchnorm": 0.5, "recovered": recovered, **accuracy},
         "cost": {"cpu_s": 10.0 * (seed + 1), "epochs": 20.0},
     }
 
@@ -92,6 +95,9 @@ def test_a_difference_is_paired_by_seed(paper: Any, tmp_path: Path, monkeypatch:
     cells = [cell("ours", 0.9, 0, 0.0), cell("theirs", 0.9, 0, 0.0, batchnorm=0.4)]
     write(tmp_path, "untrained", cells, recovery=None)
     assert "90%: +10.00 (" in paper.difference("untrained", "ours", "theirs")
+    cells = [cell("ours", 0.9, 0, 0.0, steps=10, cut=0.7), cell("theirs", 0.9, 0, 0.0)]
+    write(tmp_path, "untrained", cells, recovery=None)
+    assert "90%: +20.00 (" in paper.difference("untrained", "ours", "theirs")
     assert paper.difference("trained", "ours", "nobody") == "not measured yet: `trained`"
     assert paper.cost("trained", "ours", "nobody") == (
         "per cell: `ours` 16 s of processor time, 20 ep. of training (`arena_trained.json`)"
