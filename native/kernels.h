@@ -16,7 +16,7 @@
 namespace secateur {
 
 enum class Activation : int32_t {
-  none, relu, relu6, silu, gelu, gelu_tanh, hardswish, hardsigmoid, sigmoid, tanh
+  none, relu, relu6, silu, gelu, gelu_tanh, hardswish, hardsigmoid, sigmoid, tanh, exp, log, sqrt
 };
 
 enum class Binary : int32_t { add, sub, mul, div };

@@ -212,6 +212,49 @@ SECATEUR_INLINE F error_function(F x) {
   return x < 0 ? -result : result;
 }
 
+// e^x over its whole range: each half of it lies where `exponential` is exact, and their product overflows to infinity
+// and underflows to 0.
+SECATEUR_INLINE F full_exponential(F x) {
+  const F half = exponential(0.5f * x);
+  return half * half;
+}
+
+// ln x, relative error below 2 ulp: x = 2^e · m with m in [√½, √2), and a polynomial of m − 1 (Cephes logf).
+SECATEUR_INLINE F logarithm(F x) {
+  const auto tiny = x < spread(1.17549435e-38f);  // below the normal numbers: scaled up, 0 and less are seen to last
+  const F scaled = tiny ? x * 8388608.0f : x;
+  I bits;
+  __builtin_memcpy(&bits, &scaled, sizeof bits);
+  F e = __builtin_convertvector(((bits >> 23) & 255) - 126, F) - (tiny ? spread(23.0f) : F{});
+  bits = (bits & 0x007FFFFF) | 0x3F000000;
+  F m;
+  __builtin_memcpy(&m, &bits, sizeof m);
+  const auto low = m < spread(0.707106781f);
+  e = low ? e - 1.0f : e;
+  m = low ? m + m - 1.0f : m - 1.0f;
+  F p = spread(7.0376836292e-2f);
+  p = p * m - 1.1514610310e-1f;
+  p = p * m + 1.1676998740e-1f;
+  p = p * m - 1.2420140846e-1f;
+  p = p * m + 1.4249322787e-1f;
+  p = p * m - 1.6668057665e-1f;
+  p = p * m + 2.0000714765e-1f;
+  p = p * m - 2.4999993993e-1f;
+  p = p * m + 3.3333331174e-1f;
+  const F square = m * m;
+  F result = p * m * square - 2.12194440e-4f * e - 0.5f * square;
+  result = m + result + 0.693359375f * e;
+  const F infinity = spread(__builtin_inff());
+  result = x == infinity ? x : result;
+  result = x == F{} ? -infinity : result;
+  return x < F{} || x != x ? spread(__builtin_nanf("")) : result;
+}
+
+SECATEUR_INLINE F square_root(F x) {
+  for (int i = 0; i < floats; i++) x[i] = __builtin_sqrtf(x[i]);
+  return x;
+}
+
 SECATEUR_INLINE F activated(F x, Activation activation) {
   switch (activation) {
     case Activation::none: return x;
@@ -225,6 +268,9 @@ SECATEUR_INLINE F activated(F x, Activation activation) {
     case Activation::hardsigmoid: return at_most(at_least(x + 3.0f, F{}), spread(6.0f)) / 6.0f;
     case Activation::sigmoid: return sigmoid(x);
     case Activation::tanh: return hyperbolic_tangent(x);
+    case Activation::exp: return full_exponential(x);
+    case Activation::log: return logarithm(x);
+    case Activation::sqrt: return square_root(x);
   }
   return x;
 }

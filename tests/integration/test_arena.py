@@ -11,7 +11,7 @@ import yaml
 
 from secateur.arena import SuiteFolder, collect, load_suite, merge, narrowed, plan, run_suite, suite_names
 from secateur.arena.cell import Bench, build_method
-from secateur.arena.suite import Suite
+from secateur.arena.suite import Method, Suite
 from secateur.cli import main
 from secateur.errors import InvalidArgument, RunError
 from secateur.models import build_model
@@ -233,6 +233,9 @@ def test_mistakes_in_a_suite_are_named(tmp_path: Path) -> None:
         suite_of(SMALL.replace("criterion: magnitude", "critrion: magnitude"), tmp_path)
     with pytest.raises(InvalidArgument, match=r"\[0.7\]"):
         suite_of(SMALL.replace("sparsities: [0.9]", "sparsities: [0.7]"), tmp_path)
+    twins = {key: Method(label="same", criterion="magnitude") for key in ("one", "two")}
+    with pytest.raises(InvalidArgument, match="'one' and 'two' have the same label"):
+        Suite(methods=twins)
     with pytest.raises(InvalidArgument, match="unknown method 'magnitud'"):
         narrowed(suite_of(SMALL, tmp_path), methods=["magnitud"])
 

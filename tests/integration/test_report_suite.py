@@ -57,11 +57,19 @@ def single_cell() -> Any:
     return content
 
 
+def controls_alone() -> Any:
+    content = small()
+    content["cells"] = [cell for cell in content["cells"] if cell["method"] == "shuffled"]
+    content["overlaps"] = []
+    return content
+
+
 PAGES: dict[str, Callable[[], Any]] = {
     "full": make_suite,
     "small": small,
     "half": half_done,
     "single": single_cell,
+    "controls": controls_alone,
     "seed": lambda: make_suite(FEW, (0.5, 0.9, 0.98), (0,)),
     "untrained": lambda: make_suite(FEW, (0.5, 0.9), recovered=False),
     "square": lambda: make_suite(SQUARE, (0.8, 0.95)),

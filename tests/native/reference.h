@@ -50,6 +50,9 @@ inline double activated(double x, secateur::Activation activation) {
     case Activation::hardsigmoid: return six;
     case Activation::sigmoid: return 1.0 / (1.0 + std::exp(-x));
     case Activation::tanh: return std::tanh(x);
+    case Activation::exp: return std::exp(x);
+    case Activation::log: return std::log(x);
+    case Activation::sqrt: return std::sqrt(x);
   }
   return x;
 }

@@ -50,10 +50,18 @@ def worst_error(model: nn.Module, plan: Plan, inputs: Sequence[Tensor]) -> float
         found = found if isinstance(found, tuple) else (found,)
         assert [y.shape for y in found] == [y.shape for y in expected]
         assert all(y.dtype == np.float32 for y in found)
-        errors += [
-            np.abs(a - b).max() / max(np.abs(b).max(), 1e-6) for a, b in zip(found, expected, strict=True)
-        ]
-    return float(max(errors))
+        errors += [_error(a, b) for a, b in zip(found, expected, strict=True)]
+    return float(np.max(errors))
+
+
+def _error(found: np.ndarray, expected: np.ndarray) -> float:
+    """The largest difference, relative to the largest number; infinite where only one is a number."""
+    with np.errstate(invalid="ignore"):
+        difference = np.abs(found - expected)
+    difference[(found == expected) | (np.isnan(found) & np.isnan(expected))] = 0
+    difference[np.isnan(difference)] = np.inf
+    size = np.abs(expected[np.isfinite(expected)])
+    return float(difference.max() / max(size.max(initial=0), 1e-6))
 
 
 def conv_bn(in_channels: int, out_channels: int, kernel: int, **options: Any) -> list[nn.Module]:

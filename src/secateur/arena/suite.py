@@ -105,7 +105,14 @@ class Suite:
     def __post_init__(self) -> None:
         for sparsity in self.sparsities:
             check_fraction("sparsity", sparsity, below_one=True)
+        labelled: dict[str, str] = {}
         for key, method in self.methods.items():
+            other = labelled.setdefault(method.label or key, key)
+            if other != key:
+                raise InvalidArgument(
+                    f"methods {other!r} and {key!r} have the same label, {method.label or key!r}; "
+                    "tables and figures could not tell them apart. Give each its own."
+                )
             extra = set(method.sparsities or ()) - set(self.sparsities)
             if extra:
                 raise InvalidArgument(

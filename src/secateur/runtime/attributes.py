@@ -18,6 +18,9 @@ ACTIVATIONS = (
     "hardsigmoid",
     "sigmoid",
     "tanh",
+    "exp",
+    "log",
+    "sqrt",
 )
 KERNELS = {"conv": ("dense", "rows", "patterns"), "linear": ("dense", "rows", "patterns", "gather")}
 """Kernels that the format knows, by operation."""

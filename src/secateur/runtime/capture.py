@@ -51,7 +51,8 @@ def _export(model: nn.Module, example: Sequence[Tensor]) -> ExportedProgram:
         with _plain_attention(), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             exported = torch.export.export(model, inputs, dynamic_shapes=cast("Any", shapes))
-            return exported.run_decompositions({})
+            known = torch.export.default_decompositions()
+            return exported.run_decompositions({operator: known[operator] for operator in _TAKEN_APART})
     # Export runs the model: whatever the model raises comes out of it.
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
@@ -126,7 +127,7 @@ class _Builder:
 
     def _call(self, node: Node) -> object:
         if node.target is operator.getitem:
-            return self._found[cast("Node", node.args[0])][cast("int", node.args[1])]
+            return self._part(cast("Node", node.args[0]), cast("int", node.args[1]))
         if _is_symbolic(node.meta.get("val")) or node.target in _CHECKS:
             return node.meta.get("val")
         target, arguments = cast("Any", node.target), self._arguments(node)
@@ -146,6 +147,16 @@ class _Builder:
                 f"a plan cannot hold {target}{_where(node)}: {error}. "
                 'Compile with fallback="torch" to run this part in torch, or write it in other operators.'
             ) from error
+
+    def _part(self, whole: Node, place: int) -> object:
+        """One of the results of an operator."""
+        parts = self._found[whole]
+        if place >= len(parts):
+            raise CompileError(
+                f"a plan cannot hold {whole.target}{_where(whole)}: of its results only the first "
+                f"{len(parts)} can be used, not number {place + 1} (places of maxima, for one)."
+            )
+        return parts[place]
 
     def _in_torch(self, node: Node) -> object:
         """The operator as one that torch runs."""
@@ -205,6 +216,9 @@ class _Builder:
             return {key: self._known(item) for key, item in cast("dict[str, Any]", x).items()}
         return x
 
+
+_TAKEN_APART = (torch.ops.aten.einsum.default, torch.ops.aten.cosine_similarity.default)
+"""Operators that torch itself replaces by others, which have a lowering."""
 
 _CHECKS = {torch.ops.aten._assert_scalar.default, torch.ops.aten.sym_constrain_range_for_size.default}
 """Operators that torch inserts to check sizes; the engine checks its inputs itself."""

@@ -205,6 +205,16 @@ def _hardsigmoid(x: Array) -> Array:
     return np.clip(x + 3, 0, 6) / np.float32(6)
 
 
+def _quietly(function: Callable[[Array], Array]) -> Callable[[Array], Array]:
+    """Without NumPy's warnings of infinities and NaNs, which are results like others here."""
+
+    def apply(x: Array) -> Array:
+        with np.errstate(all="ignore"):
+            return function(x)
+
+    return apply
+
+
 _ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
     "none": lambda x: x,
     "relu": lambda x: np.maximum(x, 0),
@@ -216,6 +226,9 @@ _ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
     "hardsigmoid": _hardsigmoid,
     "sigmoid": _sigmoid,
     "tanh": np.tanh,
+    "exp": _quietly(np.exp),
+    "log": _quietly(np.log),
+    "sqrt": _quietly(np.sqrt),
 }
 _STEPS: Mapping[str, _Step] = {
     "conv": _conv,

@@ -120,6 +120,9 @@ _ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "hardsigmoid": F.hardsigmoid,
     "sigmoid": torch.sigmoid,
     "tanh": torch.tanh,
+    "exp": torch.exp,
+    "log": torch.log,
+    "sqrt": torch.sqrt,
 }
 _STEPS: Mapping[str, _Step] = {
     "conv": _conv,

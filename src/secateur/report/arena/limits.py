@@ -96,8 +96,8 @@ def _other_counts(grid: Grid) -> list[str]:
     odd: dict[str, None] = {}
     for sparsity in grid.sparsities:
         counts = {m.label: {c["n_prune"] for c in grid.cells_of(m.key, sparsity)} for m in grid.competitors}
-        usual = Counter(n for found in counts.values() for n in found).most_common(1)[0][0]
-        odd |= dict.fromkeys(label for label, found in counts.items() if found - {usual})
+        for usual, _ in Counter(n for found in counts.values() for n in found).most_common(1):
+            odd |= dict.fromkeys(label for label, found in counts.items() if found - {usual})
     return list(odd)
 
 

@@ -5,7 +5,18 @@ activations as `Activation`, weights and other constants as tensors, and returns
 returns. `LOWERINGS` holds them all.
 """
 
-from secateur.runtime.lowering import composed, layers, maths, views
+from secateur.runtime.lowering import composed, layers, maths, norms, resampling, views
 from secateur.runtime.lowering.base import LOWERINGS, Activation, Lowering, Unsupported
 
-__all__ = ["LOWERINGS", "Activation", "Lowering", "Unsupported", "composed", "layers", "maths", "views"]
+__all__ = [
+    "LOWERINGS",
+    "Activation",
+    "Lowering",
+    "Unsupported",
+    "composed",
+    "layers",
+    "maths",
+    "norms",
+    "resampling",
+    "views",
+]

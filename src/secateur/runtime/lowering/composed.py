@@ -1,8 +1,9 @@
-"""Operators without an operation of their own, which are made of some that have one."""
+"""Functions without an operation of their own, which are made of some that have one."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -11,15 +12,13 @@ from secateur.runtime.lowering.base import (
     Activation,
     Lowering,
     Operand,
-    Unsupported,
     constant,
     dimension,
     lowers,
-    optional,
+    number,
 )
-from secateur.runtime.lowering.layers import layer_norm
-from secateur.runtime.lowering.maths import add, clamp, mul, power, sub
-from secateur.runtime.lowering.views import permuted, sliced
+from secateur.runtime.lowering.maths import add, clamp, div, mul, neg, power, rsub, sub, total
+from secateur.runtime.lowering.views import broadcast, permuted, sliced
 
 
 @lowers("square.default")
@@ -55,53 +54,137 @@ def glu(low: Lowering, x: Activation, dim: int) -> Activation:
     return mul(low, first, low.activate(second, "sigmoid"))
 
 
-@lowers("channel_shuffle.default", "native_channel_shuffle.default")
-def channel_shuffle(low: Lowering, x: Activation, groups: int) -> Activation:
-    """First channels of all groups, then the second ones, and so on."""
-    batch, channels, *plane = x.shape
-    apart = low.reshape(x, (batch, groups, channels // groups, *plane))
-    return low.reshape(permuted(low, apart, [0, 2, 1, *range(3, len(apart.shape))]), x.shape)
-
-
-@lowers("group_norm.default")
-def group_norm(
-    low: Lowering,
-    input: Activation,  # noqa: A002
-    num_groups: int,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    cudnn_enabled: bool,
+@lowers("elu.default")
+def elu(
+    low: Lowering, x: Activation, alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0
 ) -> Activation:
-    """LayerNorm over the pixels of a group of channels, then a scale and a shift for each channel."""
-    batch, channels, *plane = input.shape
-    size = math.prod(plane) * channels // num_groups
-    grouped = low.reshape(input, (batch, num_groups, size))
-    found = low.reshape(layer_norm(low, grouped, [size], None, None, eps, False), input.shape)
-    scale, shift = optional(weight, "weight"), optional(bias, "bias")
-    if scale is None and shift is None:
-        return found
-    names = {
-        "scale": low.weight(torch.ones(channels) if scale is None else scale, "scale"),
-        "shift": low.weight(torch.zeros(channels) if shift is None else shift, "shift"),
-    }
-    return low.add("scale_shift", [found], activation="none", **names)
+    """Scale · (x above zero, alpha · (e^(input_scale · x) − 1) below).
+
+    e^y − 1 as 2t/(1 − t), t = tanh(y/2), which does not cancel where y is small.
+    """
+    t = low.activate(mul(low, clamp(low, x, max=0.0), input_scale / 2), "tanh")
+    below = mul(low, div(low, t, rsub(low, t, 1.0, 1)), 2 * alpha * scale)
+    return add(low, mul(low, low.activate(x, "relu"), scale), below, 1)
 
 
-@lowers("instance_norm.default")
-def instance_norm(
-    low: Lowering,
-    input: Activation,  # noqa: A002
-    weight: Tensor | None,
-    bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    use_input_stats: bool,
-    momentum: float,
-    eps: float,
-    cudnn_enabled: bool,
+@lowers("celu.default")
+def celu(low: Lowering, x: Activation, alpha: float) -> Activation:
+    """ELU whose slope is 1 on both sides of zero."""
+    return elu(low, x, alpha, 1.0, 1 / alpha)
+
+
+@lowers("selu.default")
+def selu(low: Lowering, x: Activation) -> Activation:
+    """ELU with the two numbers of https://arxiv.org/abs/1706.02515."""
+    return elu(low, x, 1.6732632423543772, 1.0507009873554805)
+
+
+@lowers("softplus.default")
+def softplus(low: Lowering, x: Activation, beta: float = 1.0, threshold: float = 20.0) -> Activation:
+    """ln(1 + e^(βx))/β, as what is above zero and ln(1 + e^−|βx|)/β.
+
+    Past its threshold torch returns x, which differs from this by less than the last digit.
+    """
+    e = low.activate(mul(low, absolute(low, x), -beta), "exp")
+    rest = mul(low, low.activate(add(low, e, 1.0, 1), "log"), 1 / beta)
+    return add(low, low.activate(x, "relu"), rest, 1)
+
+
+@lowers("log_sigmoid.default")
+def log_sigmoid(low: Lowering, x: Activation) -> Activation:
+    """Logarithm of the sigmoid."""
+    return neg(low, softplus(low, neg(low, x)))
+
+
+@lowers("mish.default")
+def mish(low: Lowering, x: Activation) -> Activation:
+    """X · tanh(softplus(x)), which is x · σ(x) · (1 + q)/(1 + q²) with q = σ(−x)."""
+    q = low.activate(neg(low, x), "sigmoid")
+    part = div(low, add(low, q, 1.0, 1), add(low, mul(low, q, q), 1.0, 1))
+    return mul(low, low.activate(x, "silu"), part)
+
+
+@lowers("amax.default")
+def largest(low: Lowering, x: Activation, dim: Sequence[int] | None, keepdim: bool) -> Activation:
+    """Largest number along dimensions other than the batch: a pool over all of them."""
+    if x.shape[0] > 0:
+        raise Unsupported("its first dimension is not the batch")
+    dims = [dimension(d, x.shape) for d in (dim or range(len(x.shape)))]
+    kept = [d for d in range(1, len(x.shape)) if d not in dims]
+    sizes = [math.prod(x.shape[d] for d in group) for group in (kept, dims)]
+    rows = low.reshape(permuted(low, x, [0, *kept, *dims]), (x.shape[0], sizes[0], 1, sizes[1]))
+    found = low.add("max_pool", [rows], kernel=[1, sizes[1]], stride=[1, sizes[1]], padding=[0] * 4)
+    ones = [1 if d in dims else size for d, size in enumerate(x.shape)]
+    return low.reshape(found, tuple(ones if keepdim else (x.shape[d] for d in (0, *kept))))
+
+
+@lowers("max.dim")
+def largest_of_one(low: Lowering, x: Activation, dim: int, keepdim: bool) -> list[Activation]:
+    """Largest number along a dimension, without its place."""
+    return [largest(low, x, [dim], keepdim)]
+
+
+@lowers("amin.default")
+def smallest(low: Lowering, x: Activation, dim: Sequence[int] | None, keepdim: bool) -> Activation:
+    """Smallest number along dimensions other than the batch."""
+    return neg(low, largest(low, neg(low, x), dim, keepdim))
+
+
+@lowers("maximum.default")
+def maximum(low: Lowering, x: Operand, other: Operand) -> Activation:
+    """The larger of two numbers, place by place: a pool over both."""
+    shape = low.shapes[0]
+    pairs = [low.reshape(broadcast(low, a, shape), (shape[0], 1, *shape[1:])) for a in (x, other)]
+    return largest(low, low.add("cat", pairs, dim=1), [1], keepdim=False)
+
+
+@lowers("minimum.default")
+def minimum(low: Lowering, x: Operand, other: Operand) -> Activation:
+    """The smaller of two numbers, place by place."""
+    return neg(low, maximum(low, mul(low, x, -1.0), mul(low, other, -1.0)))
+
+
+@lowers("logsumexp.default")
+def log_sum_exp(low: Lowering, x: Activation, dim: Sequence[int], keepdim: bool) -> Activation:
+    """Logarithm of the sum of powers of e, the largest taken out first."""
+    most = largest(low, x, dim, keepdim=True)
+    powers = low.activate(sub(low, x, most, 1), "exp")
+    found = add(low, low.activate(total(low, powers, dim, keepdim=True, dtype=None), "log"), most, 1)
+    return found if keepdim else low.reshape(found, low.shapes[0])
+
+
+@lowers("log_softmax.int", "_log_softmax.default")
+def log_softmax(
+    low: Lowering, x: Activation, dim: int, dtype: object = None, half_to_float: bool = False
 ) -> Activation:
-    """GroupNorm with as many groups as channels."""
-    if not use_input_stats:
-        raise Unsupported("with running statistics it is")
-    return group_norm(low, input, input.shape[1], weight, bias, eps, cudnn_enabled)
+    """Logarithm of the softmax over a dimension other than the batch."""
+    return sub(low, x, log_sum_exp(low, x, [dim], keepdim=True), 1)
+
+
+@lowers("masked_fill.Scalar", "masked_fill.Tensor")
+def masked_fill(low: Lowering, x: Operand, mask: Tensor, value: Operand) -> Activation:
+    """One number in the places of a constant mask."""
+    return where(low, mask, value, x)
+
+
+@lowers("where.self", "where.ScalarSelf", "where.ScalarOther", "where.Scalar")
+def where(low: Lowering, condition: Tensor, x: Operand, other: Operand) -> Activation:
+    """One operand in some places, which are constant, and another in the rest.
+
+    Numbers are added, after what stands in their places is multiplied with 0. An infinite one is added to
+    what stands there as it is, since 0 times infinity is no number.
+    """
+    chosen = constant(condition, "condition").bool()
+    parts: list[Operand] = []
+    for operand, places in ((x, chosen), (other, ~chosen)):
+        if isinstance(operand, Activation):
+            hidden = any(_is_infinite(item) for item in (x, other))
+            parts.append(operand if hidden else mul(low, operand, places.float()))
+        else:
+            fill = operand if isinstance(operand, Tensor) else torch.tensor(number(operand, "value"))
+            parts.append(torch.where(places, fill.float(), torch.zeros(())))
+    return add(low, parts[0], parts[1], 1)
+
+
+def _is_infinite(x: Operand) -> bool:
+    return not isinstance(x, Activation) and bool(torch.as_tensor(x).isinf().any())

@@ -18,6 +18,7 @@ from secateur.runtime.lowering.base import (
     optional,
     pair,
 )
+from secateur.runtime.lowering.views import sliced
 
 
 @lowers("conv2d.default", "conv2d.padding", "conv1d.default", "conv1d.padding")
@@ -42,24 +43,49 @@ def conv(
         found = conv(low, image, weight[:, :, None], bias, [1, *stride], row, [1, *dilation], groups)
         return low.reshape(found, (*found.shape[:2], found.shape[3]))
     edges = _padding(padding, weight, pair(dilation))
-    if any(p > d * (k - 1) for p, d, k in zip(edges, pair(dilation) * 2, weight.shape[2:] * 2, strict=True)):
-        top, left, bottom, right = edges
-        x = low.add("pad", [x], padding=[[0, 0], [0, 0], [top, bottom], [left, right]], value=0.0)
-        edges = [0, 0, 0, 0]
+    steps, apart = pair(stride), pair(dilation)
+    return padded_conv(low, x, weight, bias, edges=edges, stride=steps, dilation=apart, groups=groups)
+
+
+def padded_conv(
+    low: Lowering,
+    x: Activation,
+    weight: Tensor,
+    bias: Tensor | None,
+    *,
+    edges: Sequence[tuple[int, int]],
+    stride: Sequence[int] = (1, 1),
+    dilation: Sequence[int] = (1, 1),
+    groups: int,
+) -> Activation:
+    """A convolution with any padding before and after the rows and the columns; less than 0 cuts off."""
+    for dim, (before, after) in enumerate(edges, 2):
+        x = sliced(low, x, dim, max(0, -before), x.shape[dim] - max(0, -after))
+    edges = [(max(0, before), max(0, after)) for before, after in edges]
+    if any(max(pads) > d * (k - 1) for pads, d, k in zip(edges, dilation, weight.shape[2:], strict=True)):
+        x = low.add("pad", [x], padding=[[0, 0], [0, 0], *map(list, edges)], value=0.0)
+        edges = [(0, 0), (0, 0)]
+    (top, bottom), (left, right) = edges
     return low.add_layer(
-        "conv", x, weight, bias, stride=pair(stride), padding=edges, dilation=pair(dilation), groups=groups
+        "conv",
+        x,
+        weight,
+        bias,
+        stride=list(stride),
+        padding=[top, left, bottom, right],
+        dilation=list(dilation),
+        groups=groups,
     )
 
 
-def _padding(padding: Sequence[int] | str, weight: Tensor, dilation: Sequence[int]) -> list[int]:
-    """Padding at top, left, bottom and right."""
+def _padding(padding: Sequence[int] | str, weight: Tensor, dilation: Sequence[int]) -> list[tuple[int, int]]:
+    """Padding before and after the rows, and the columns."""
     if padding == "valid":
-        return [0, 0, 0, 0]
+        return [(0, 0), (0, 0)]
     if isinstance(padding, str):
         total = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
-        before = [t // 2 for t in total]
-        return [*before, *(t - b for t, b in zip(total, before, strict=True))]
-    return pair([int(p) for p in padding]) * 2
+        return [(t // 2, t - t // 2) for t in total]
+    return [(p, p) for p in pair([int(p) for p in padding])]
 
 
 @lowers("linear.default")

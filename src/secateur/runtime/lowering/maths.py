@@ -16,7 +16,7 @@ from secateur.runtime.lowering.base import (
     number,
 )
 
-_FUNCTIONS = ("relu", "relu6", "silu", "hardswish", "hardsigmoid", "sigmoid", "tanh")
+_FUNCTIONS = ("relu", "relu6", "silu", "hardswish", "hardsigmoid", "sigmoid", "tanh", "exp", "log", "sqrt")
 
 
 def _function(name: str) -> None:
@@ -42,7 +42,7 @@ def hardtanh(low: Lowering, x: Activation, min_val: float, max_val: float) -> Ac
     return clamp(low, x, min_val, max_val)
 
 
-@lowers("clamp.default", "clamp_min.default", "clamp_max.default")
+@lowers("clamp.default", "clamp_min.default", "clamp_max.default", "clamp_min.Tensor", "clamp_max.Tensor")
 def clamp(
     low: Lowering,
     x: Activation,
@@ -106,13 +106,31 @@ def neg(low: Lowering, x: Activation) -> Activation:
     return _binary(low, "mul", x, -1.0)
 
 
+@lowers("reciprocal.default")
+def reciprocal(low: Lowering, x: Activation) -> Activation:
+    """1/x."""
+    return div(low, 1.0, x)
+
+
+@lowers("rsqrt.default")
+def reciprocal_root(low: Lowering, x: Activation) -> Activation:
+    """1/√x."""
+    return reciprocal(low, low.activate(x, "sqrt"))
+
+
 @lowers("pow.Tensor_Scalar")
 def power(low: Lowering, x: Activation, exponent: float) -> Activation:
-    """A small whole power."""
-    if exponent not in (2, 3):
-        raise Unsupported(f"only the powers 2 and 3 are, not {exponent}")
-    square = _binary(low, "mul", x, x)
-    return square if exponent == 2 else _binary(low, "mul", square, x)
+    """A power made of products, roots and quotients."""
+    if exponent < 0:
+        return reciprocal(low, power(low, x, -exponent))
+    if exponent == 0.5:
+        return low.activate(x, "sqrt")
+    if exponent not in (1, 2, 3):
+        raise Unsupported(f"only powers of ½, 1, 2, 3 and less than 0 by as much are, not {exponent}")
+    found = x
+    for _ in range(int(exponent) - 1):
+        found = _binary(low, "mul", found, x)
+    return found
 
 
 @lowers("mean.dim")

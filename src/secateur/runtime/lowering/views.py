@@ -15,6 +15,7 @@ from secateur.runtime.lowering.base import (
     lowers,
     number,
 )
+from secateur.runtime.shapes import Shape
 
 
 @lowers(
@@ -151,14 +152,44 @@ def stack(low: Lowering, tensors: Sequence[Operand], dim: int) -> Activation:
     return low.add("cat", [low.reshape(low.as_activation(x), shape) for x in tensors], dim=dim)
 
 
-@lowers("expand.default", "broadcast_to.default")
-def expand(low: Lowering, x: Operand, **_: object) -> Activation:
-    """Dimensions of size 1 repeated."""
-    shape, found = low.shapes[0], low.as_activation(x)
+def broadcast(low: Lowering, x: Operand, shape: Shape) -> Activation:
+    """Dimensions of size 1 repeated; nothing if there are none."""
+    found = low.as_activation(x)
     if found.shape == shape:
         return found
     full = low.reshape(found, (1,) * (len(shape) - len(found.shape)) + found.shape)
     return low.add("expand", [full], shape)
+
+
+@lowers("expand.default", "broadcast_to.default")
+def expand(low: Lowering, x: Operand, **_: object) -> Activation:
+    """Dimensions of size 1 repeated."""
+    return broadcast(low, x, low.shapes[0])
+
+
+@lowers("roll.default")
+def roll(low: Lowering, x: Activation, shifts: Sequence[int], dims: Sequence[int]) -> Activation:
+    """Places moved along dimensions, those that leave at one end back in at the other."""
+    if not dims:
+        raise Unsupported("it runs over all dimensions at once")
+    for shift, dim in zip(shifts, dims, strict=True):
+        place = dimension(dim, x.shape)
+        size = x.shape[place]
+        first = -shift % size
+        if first:
+            parts = [sliced(low, x, place, first, size), sliced(low, x, place, 0, first)]
+            x = low.add("cat", parts, dim=place)
+    return x
+
+
+@lowers("repeat.default")
+def repeat(low: Lowering, x: Activation, repeats: Sequence[int]) -> Activation:
+    """The whole one behind the other, so many times along each dimension."""
+    found = low.reshape(x, (1,) * (len(repeats) - len(x.shape)) + x.shape)
+    for dim, times in enumerate(repeats):
+        if times != 1:
+            found = low.add("cat", [found] * times, dim=dimension(dim, found.shape))
+    return found
 
 
 @lowers("full.default")
@@ -184,15 +215,36 @@ def pad(
     low: Lowering, x: Activation, pad: Sequence[int], value: float | None = None, mode: str = "constant"
 ) -> Activation:
     """Places with one number before and after; negative padding cuts off."""
-    if mode != "constant":
-        raise Unsupported(f"padding by {mode} is")
     pairs = [[0, 0]] * (len(x.shape) - len(pad) // 2)
     pairs += [[int(pad[i]), int(pad[i + 1])] for i in range(len(pad) - 2, -1, -2)]
     for dim, (before, after) in enumerate(pairs):
-        if min(before, after) < 0:
+        if mode != "constant" and max(before, after) > 0:
+            x = _padded_by_itself(low, x, dimension(dim, x.shape), before, after, mode)
+        elif min(before, after) < 0:
             size = x.shape[dimension(dim, x.shape)]
             x = sliced(low, x, dim, max(0, -before), size - max(0, -after))
     grown = [[max(0, before), max(0, after)] for before, after in pairs]
-    if not any(map(any, grown)):
+    if mode != "constant" or not any(map(any, grown)):
         return x
     return low.add("pad", [x], padding=grown, value=float(value or 0))
+
+
+def _padded_by_itself(
+    low: Lowering, x: Activation, dim: int, before: int, after: int, mode: str
+) -> Activation:
+    """A dimension continued by its own places: mirrored, repeated at the edge, or from the other end."""
+    size = x.shape[dim]
+    if min(before, after) < 0:
+        raise Unsupported(f"padding by {mode} that cuts off as well is")
+    places = [_source(place, size, mode) for place in range(-before, size + after)]
+    edges = [sliced(low, x, dim, p, p + 1) for p in (*places[:before], *places[before + size :])]
+    return low.add("cat", [*edges[:before], x, *edges[before:]], dim=dim)
+
+
+def _source(place: int, size: int, mode: str) -> int:
+    """Where padding finds what it puts at a place that lies before 0 or behind the last."""
+    if mode == "replicate":
+        return min(max(place, 0), size - 1)
+    if mode == "circular":
+        return place % size
+    return size - 1 - abs(size - 1 - abs(place))

@@ -1,0 +1,111 @@
+"""Normalisations without an operation of their own, made of some that have one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from secateur.runtime.lowering.base import Activation, Lowering, Unsupported, dimension, lowers, optional
+from secateur.runtime.lowering.layers import layer_norm
+from secateur.runtime.lowering.maths import add, div, mean, mul, sub, total
+
+
+@lowers("group_norm.default")
+def group_norm(
+    low: Lowering,
+    input: Activation,  # noqa: A002
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    cudnn_enabled: bool,
+) -> Activation:
+    """LayerNorm over the pixels of a group of channels, then a scale and a shift for each channel."""
+    batch, channels, *plane = input.shape
+    size = math.prod(plane) * channels // num_groups
+    grouped = low.reshape(input, (batch, num_groups, size))
+    found = low.reshape(layer_norm(low, grouped, [size], None, None, eps, False), input.shape)
+    scale, shift = optional(weight, "weight"), optional(bias, "bias")
+    if scale is None and shift is None:
+        return found
+    names = {
+        "scale": low.weight(torch.ones(channels) if scale is None else scale, "scale"),
+        "shift": low.weight(torch.zeros(channels) if shift is None else shift, "shift"),
+    }
+    return low.add("scale_shift", [found], activation="none", **names)
+
+
+@lowers("instance_norm.default")
+def instance_norm(
+    low: Lowering,
+    input: Activation,  # noqa: A002
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    use_input_stats: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool,
+) -> Activation:
+    """GroupNorm with as many groups as channels."""
+    if not use_input_stats:
+        raise Unsupported("with running statistics it is")
+    return group_norm(low, input, input.shape[1], weight, bias, eps, cudnn_enabled)
+
+
+@lowers("rms_norm.default")
+def rms_norm(
+    low: Lowering,
+    input: Activation,  # noqa: A002
+    normalized_shape: Sequence[int],
+    weight: Tensor | None,
+    eps: float | None,
+) -> Activation:
+    """Numbers over the root of the mean of their squares, over the last dimensions."""
+    dims = range(len(input.shape) - len(normalized_shape), len(input.shape))
+    squares = mean(low, mul(low, input, input), list(dims), keepdim=True, dtype=None)
+    least = torch.finfo(torch.float32).eps if eps is None else eps
+    found = div(low, input, low.activate(add(low, squares, least, 1), "sqrt"))
+    return found if weight is None else mul(low, found, weight)
+
+
+@lowers("linalg_vector_norm.default")
+def vector_norm(
+    low: Lowering,
+    x: Activation,
+    ord: float,  # noqa: A002
+    dim: Sequence[int] | None,
+    keepdim: bool,
+    dtype: object,
+) -> Activation:
+    """Euclidean length along dimensions other than the batch."""
+    if ord != 2:
+        raise Unsupported(f"only the norm of order 2 is, not {ord}")
+    return low.activate(total(low, mul(low, x, x), dim, keepdim, dtype), "sqrt")
+
+
+@lowers("var.dim")
+def variance(
+    low: Lowering, x: Activation, dim: Sequence[int] | None, unbiased: bool, keepdim: bool
+) -> Activation:
+    """Variance along dimensions other than the batch, divided by n − 1 or by n."""
+    return corrected_variance(low, x, dim, float(unbiased), keepdim)
+
+
+@lowers("var.correction")
+def corrected_variance(
+    low: Lowering, x: Activation, dim: Sequence[int] | None, correction: float | None, keepdim: bool
+) -> Activation:
+    """Mean of the squared distances from the mean, times n/(n − correction)."""
+    dims = [dimension(d, x.shape) for d in (dim or range(len(x.shape)))]
+    size = math.prod(x.shape[d] for d in dims)
+    less = 1.0 if correction is None else float(correction)
+    if size <= less:
+        raise Unsupported(f"{size} numbers with a correction of {less:g} are")
+    apart = sub(low, x, mean(low, x, dims, keepdim=True, dtype=None), 1)
+    found = mean(low, mul(low, apart, apart), dims, keepdim=keepdim, dtype=None)
+    return mul(low, found, size / (size - less))

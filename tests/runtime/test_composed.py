@@ -1,0 +1,225 @@
+"""Operators without an operation of their own, made of others, against torch."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from runtime.models import sparsify
+from runtime.test_ops import Function, check, image
+from secateur.errors import CompileError
+from secateur.runtime import compile as compile_model
+
+pytestmark = pytest.mark.usefixtures("engine")
+
+SCALE = torch.linspace(0.5, 2, 8)
+MASK = torch.arange(63).reshape(9, 7) % 3 == 0
+FUNCTIONS: dict[str, dict[str, Callable[[Tensor], Tensor]]] = {
+    "activations": {
+        "square": torch.square,
+        "absolute": torch.abs,
+        "leaky relu": lambda x: F.leaky_relu(x, 0.1),
+        "elu": lambda x: F.elu(x * 9, 0.7),
+        "celu": lambda x: F.celu(x, 0.3),
+        "selu": lambda x: F.selu(x / 1000),
+        "softplus": lambda x: F.softplus(x * 30, beta=0.5),
+        "log-sigmoid": lambda x: F.logsigmoid(x * 30),
+        "softsign": F.softsign,
+        "mish": lambda x: F.mish(x * 20),
+        "glu": lambda x: F.glu(x, 1),
+        "reciprocal": lambda x: 1 / (x * x + 1) + torch.rsqrt(x * x + 1) + (x * x + 1) ** -2,
+        "root": lambda x: (x * x) ** 0.5,
+    },
+    "extremes": {
+        "largest": lambda x: x.amax((2, 3)),
+        "largest of channels": lambda x: x.amax(1, keepdim=True),
+        "largest and not where": lambda x: x.max(3).values,
+        "smallest": lambda x: x.amin((1, 3)),
+        "larger": lambda x: torch.maximum(x, x.mean(1, keepdim=True)),
+        "smaller": lambda x: torch.minimum(x, SCALE.reshape(8, 1, 1)),
+        "logarithm of a sum": lambda x: torch.logsumexp(x * 100, (1, 2)),
+        "log-softmax": lambda x: F.log_softmax(x * 100, 1),
+    },
+    "masks": {
+        "masked": lambda x: F.softmax(x.masked_fill(MASK, float("-inf")), -1),
+        "masked by a number": lambda x: x.masked_fill(MASK, 2.5),
+        "chosen": lambda x: torch.where(MASK, x * 2, x.mean((2, 3), keepdim=True)),
+        "chosen or zero": lambda x: torch.where(MASK, 0.0, x),
+    },
+    "norms": {
+        "norm": lambda x: F.normalize(x, dim=1),
+        "variance": lambda x: x.var((1, 2)) + x.var((1, 2), unbiased=False),
+        "rms norm": lambda x: F.rms_norm(x, (9, 7), MASK.float() + 1, 1e-3),
+        "group norm with a scale": lambda x: F.group_norm(x, 2, weight=SCALE),
+        "group norm with a shift": lambda x: F.group_norm(x, 2, bias=SCALE),
+        "einsum": lambda x: (
+            torch.einsum("nchw,ndhw->ncd", x, x) @ torch.einsum("nchw,cw->nch", x, torch.ones(8, 7))
+        ),
+    },
+    "moves": {
+        "roll": lambda x: torch.roll(x, (2, -3, 9), (1, 3, 2)),
+        "repeat": lambda x: x.repeat(1, 2, 1, 3),
+        "reflected": lambda x: F.pad(x, (3, 2, 0, 8), mode="reflect"),
+        "replicated": lambda x: F.pad(x, (3, 0, 1, 12), mode="replicate"),
+        "circular": lambda x: F.pad(x, (3, 7, 9, 0), mode="circular"),
+        "pixel shuffle": lambda x: F.pixel_shuffle(x, 2),
+        "pixel unshuffle": lambda x: F.pixel_unshuffle(x[:, :, :8, :6], 2),
+    },
+}
+
+
+class Several(nn.Module):
+    """Functions side by side: one plan for all of them."""
+
+    def __init__(self, functions: Iterable[Callable[[Tensor], Tensor]]) -> None:
+        super().__init__()
+        self.functions = list(functions)
+        self.layers = nn.ModuleList(f for f in self.functions if isinstance(f, nn.Module))
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [function(x) for function in self.functions]
+
+
+@pytest.mark.parametrize("group", FUNCTIONS)
+def test_functions(group: str) -> None:
+    check(Several(FUNCTIONS[group].values()), image(8))
+
+
+MODULES = [nn.PReLU(), nn.PReLU(8), nn.GLU(1), nn.ChannelShuffle(2)]
+MODULES += [nn.GroupNorm(4, 8), nn.GroupNorm(2, 8, affine=False), nn.InstanceNorm2d(8, affine=True)]
+
+
+@pytest.mark.parametrize("module", MODULES, ids=str)
+def test_modules(module: nn.Module) -> None:
+    for parameter in module.parameters():
+        nn.init.uniform_(parameter, 0.2, 2)
+    check(module, image(8))
+    check(
+        nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1), module, nn.Conv2d(4 if isinstance(module, nn.GLU) else 8, 4, 1)
+        ),
+        image(),
+    )
+
+
+SIZES = [{"size": (18, 21)}, {"size": (4, 10)}, {"scale_factor": (1.7, 0.6)}, {"scale_factor": 2}]
+MODES = {
+    "nearest": {},
+    "nearest-exact": {},
+    "bilinear": {"align_corners": False},
+    "bilinear aligned": {"align_corners": True},
+    "bicubic": {"align_corners": False},
+    "area": {},
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_interpolation(mode: str) -> None:
+    options = {**MODES[mode], "mode": mode.split()[0]}
+    check(Several(partial(F.interpolate, **size, **options) for size in SIZES), image())
+
+
+@pytest.mark.parametrize("mode", ["nearest", "linear"])
+def test_interpolation_in_one_dimension(mode: str) -> None:
+    check(nn.Upsample(scale_factor=3, mode=mode), torch.randn(2, 3, 7))
+
+
+TRANSPOSED = [
+    {"kernel_size": 2, "stride": 2},
+    {"kernel_size": 3, "stride": 2, "padding": 1, "output_padding": 1},
+    {"kernel_size": 4, "stride": 2, "padding": 1, "groups": 2},
+    {"kernel_size": (3, 5), "stride": (1, 3), "padding": (0, 2), "dilation": (2, 1), "bias": False},
+    {"kernel_size": 1, "stride": 3, "output_padding": 2},
+    {"kernel_size": 3, "padding": 3},  # more than the window: the first pixels count for nothing
+    {"kernel_size": 3, "stride": 2, "padding": 4},
+    {"kernel_size": 3, "stride": 4, "dilation": 3, "output_padding": 2},
+]
+
+
+def test_transposed_convolution() -> None:
+    layers = [nn.ConvTranspose2d(4, 6, **options) for options in TRANSPOSED]
+    normed = [nn.Sequential(layer, nn.BatchNorm2d(6), nn.ReLU()) for layer in layers[:2]]
+    check(Several([*layers, *normed]), image(4))
+
+
+def test_transposed_convolution_in_one_dimension() -> None:
+    check(nn.ConvTranspose1d(4, 6, 4, 2, 1), torch.randn(2, 4, 9))
+
+
+def test_a_transposed_convolution_has_no_more_products_than_weights() -> None:
+    """Every weight is in one phase: the convolution in its place has as many non-zeros."""
+    layer = sparsify(nn.ConvTranspose2d(8, 8, 3, 2, 1, 1), density=0.2)
+    plan = compile_model(layer, image(8))
+    (conv,) = (op for op in plan.program.ops if op.kind == "conv")
+    assert plan.weights[conv.attributes["weight"]].n_stored == int(layer.weight.count_nonzero())
+
+
+class UNet(nn.Module):
+    """Down twice and up again, once by a transposed convolution and once by interpolation, with shortcuts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        widths = itertools.pairwise((3, 8, 16, 32))
+        self.down = nn.ModuleList(self._block(*pair) for pair in widths)
+        self.first = nn.ConvTranspose2d(32, 16, 2, 2)
+        self.second = nn.Upsample(scale_factor=2, mode="bilinear")
+        self.up = nn.ModuleList([self._block(32, 16), self._block(24, 8)])
+        self.last = nn.Conv2d(8, 2, 1)
+
+    @staticmethod
+    def _block(n_in: int, n_out: int) -> nn.Module:
+        return nn.Sequential(
+            nn.Conv2d(n_in, n_out, 3, padding=1, bias=False), nn.BatchNorm2d(n_out), nn.ELU()
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        a = self.down[0](x)
+        b = self.down[1](F.max_pool2d(a, 2))
+        c = self.down[2](F.max_pool2d(b, 2))
+        d = self.up[0](torch.cat([b, self.first(c)], 1))
+        return self.last(self.up[1](torch.cat([a, self.second(d)], 1)))
+
+
+class Decoder(nn.Module):
+    """A causal block with RMSNorm, rotary positions and gates, as in language models."""
+
+    def __init__(self, width: int = 16, length: int = 6) -> None:
+        super().__init__()
+        self.table, self.norm = nn.Embedding(20, width), nn.RMSNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width, bias=False), nn.Linear(width, width, bias=False)
+        self.gate, self.up = nn.Linear(width, 24, bias=False), nn.Linear(width, 24, bias=False)
+        self.head = nn.Linear(24, 20, bias=False)
+        angles = torch.outer(torch.arange(float(length)), 10 ** -torch.arange(0, 1, 0.25)).repeat(1, 2)
+        self.register_buffer("cos", angles.cos())
+        self.register_buffer("sin", angles.sin())
+        self.register_buffer("later", torch.ones(length, length).triu(1).bool())
+
+    def _turned(self, x: Tensor) -> Tensor:
+        first, second = x.chunk(2, -1)
+        return x * self.cos + torch.cat([-second, first], -1) * self.sin
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.table(tokens)
+        batch, length, width = x.shape
+        heads = self.qkv(self.norm(x)).view(batch, length, 3, 2, width // 2).permute(2, 0, 3, 1, 4)
+        q, k, v = heads.unbind(0)
+        scores = self._turned(q) @ self._turned(k).transpose(-1, -2) / 3
+        seen = scores.masked_fill(self.later, float("-inf")).softmax(-1) @ v
+        x = x + self.out(seen.transpose(1, 2).reshape(batch, length, width))
+        return F.log_softmax(self.head(F.silu(self.gate(x)) * self.up(x)), -1)
+
+
+def test_networks() -> None:
+    check(UNet(), image(3, 16, 16))
+    check(Decoder(), torch.randint(0, 20, (2, 6)))
+
+
+def test_places_of_maxima_are_refused() -> None:
+    with pytest.raises(CompileError, match=r"aten\.max\.dim.* only the first 1 can be used, not number 2"):
+        compile_model(Function(lambda x: x.max(1).indices * 1.0), image())
