@@ -220,6 +220,12 @@ def test_networks() -> None:
     check(Decoder(), torch.randint(0, 20, (2, 6)))
 
 
+def test_what_runs_along_the_batch_is_refused() -> None:
+    for function in (lambda x: x.permute(1, 0, 2, 3).amax(0), lambda x: x.amax(0), lambda x: x.roll(1)):
+        with pytest.raises(CompileError, match=r"batch|all dimensions"):
+            compile_model(Function(function), image())
+
+
 def test_places_of_maxima_are_refused() -> None:
     with pytest.raises(CompileError, match=r"aten\.max\.dim.* only the first 1 can be used, not number 2"):
         compile_model(Function(lambda x: x.max(1).indices * 1.0), image())

@@ -12,6 +12,7 @@ from secateur.runtime.lowering.base import (
     Activation,
     Lowering,
     Operand,
+    Unsupported,
     constant,
     dimension,
     lowers,
