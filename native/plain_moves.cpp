@@ -2,6 +2,7 @@
 #include <algorithm>
 #include <cstring>
 #include <limits>
+#include <utility>
 
 #include "error.h"
 #include "plain_ops.h"
@@ -18,20 +19,72 @@ std::vector<int64_t> strides_of(const Shape& shape) {
 
 float* floats(const Context& context, int buffer) { return reinterpret_cast<float*>(context.buffer(buffer)); }
 
-// to[i] = from[start + Σ index_d · step_d] over `shape` in C order, `to` with steps of its own.
+constexpr int64_t numbers_a_task = 1 << 15;  // fewer cost less than a second thread does
+constexpr int64_t is_long = 16;              // an innermost loop of so many hides what it costs to begin it
+
+// A dimension of a walk, and how far its next place is in what is read and in what is written.
+struct Loop {
+  int64_t size, from, to;
+};
+
+// Where the innermost loop reads a number of each line, and another loop the next number of the same lines: a few
+// lines at a time, all of whose numbers are read while they are near.
+void transpose_by_tiles(std::vector<Loop>& loops) {
+  Loop& inner = loops.back();
+  const auto along = std::find_if(loops.begin(), loops.end() - 1, [](const Loop& loop) { return loop.from == 1; });
+  if (inner.from == 1 || inner.size % is_long != 0 || along == loops.end() - 1 || along->size < is_long) return;
+  const Loop outer{inner.size / is_long, inner.from * is_long, inner.to * is_long};
+  inner.size = is_long;
+  loops.insert(along, outer);
+}
+
+// The same numbers in loops as few and as long as can be. Any order of loops will do: innermost stands one that is
+// long and takes the shortest steps in what is written.
+std::vector<Loop> loops_over(const Shape& shape, const std::vector<int64_t>& from, const std::vector<int64_t>& to) {
+  std::vector<Loop> loops;
+  for (size_t d = 0; d < shape.size(); d++) {
+    if (shape[d] == 1) continue;
+    const bool goes_on = !loops.empty() && loops.back().from == from[d] * shape[d] && loops.back().to == to[d] * shape[d];
+    if (goes_on)
+      loops.back() = {loops.back().size * shape[d], from[d], to[d]};
+    else
+      loops.push_back({shape[d], from[d], to[d]});
+  }
+  if (loops.empty()) loops.push_back({1, 1, 1});
+  const auto best = std::min_element(loops.rbegin(), loops.rend(), [](const Loop& a, const Loop& b) {
+    const int64_t long_a = std::min(a.size, is_long), long_b = std::min(b.size, is_long);
+    return long_a != long_b ? long_a > long_b : std::pair(a.to, a.from) < std::pair(b.to, b.from);
+  });
+  std::rotate(best.base() - 1, best.base(), loops.end());
+  transpose_by_tiles(loops);
+  return loops;
+}
+
+// Rows `first` to `last` of a walk, a row being its innermost loop.
 template <typename T>
-void copy_strided(const Shape& shape, const T* from, const std::vector<int64_t>& from_steps, T* to,
-                  const std::vector<int64_t>& to_steps) {
-  const int64_t inner = shape.empty() ? 1 : shape.back(), rows = count(shape) / inner;
-  const int64_t from_step = shape.empty() ? 1 : from_steps.back(), to_step = shape.empty() ? 1 : to_steps.back();
-  for (int64_t r = 0; r < rows; r++) {
-    int64_t rest = r, a = 0, b = 0;
-    for (size_t d = shape.empty() ? 0 : shape.size() - 1; d-- > 0;) {
-      a += rest % shape[d] * from_steps[d];
-      b += rest % shape[d] * to_steps[d];
-      rest /= shape[d];
+void copy_rows(const std::vector<Loop>& loops, int64_t first, int64_t last, const T* from, T* to) {
+  const Loop inner = loops.back();
+  const size_t n_outer = loops.size() - 1;
+  std::vector<int64_t> at(n_outer);
+  int64_t rest = first;
+  for (size_t d = n_outer; d-- > 0; rest /= loops[d].size) {
+    at[d] = rest % loops[d].size;
+    from += at[d] * loops[d].from;
+    to += at[d] * loops[d].to;
+  }
+  for (int64_t row = first; row < last; row++) {
+    if (inner.from == 1 && inner.to == 1)
+      std::memcpy(to, from, size_t(inner.size) * sizeof(T));
+    else
+      for (int64_t i = 0; i < inner.size; i++) to[i * inner.to] = from[i * inner.from];
+    for (size_t d = n_outer; d-- > 0;) {  // on to the next row, as an odometer does
+      from += loops[d].from;
+      to += loops[d].to;
+      if (++at[d] < loops[d].size) break;
+      at[d] = 0;
+      from -= loops[d].size * loops[d].from;
+      to -= loops[d].size * loops[d].to;
     }
-    for (int64_t i = 0; i < inner; i++) to[b + i * to_step] = from[a + i * from_step];
   }
 }
 
@@ -62,19 +115,27 @@ void PlainBuilder::copy(const Op& op, const Walk& walk) {
   const int from = session_.plain(op.inputs[0]), to = session_.new_plain(op.output);
   session_.forms_[size_t(op.output)].plain = to;
   const bool wide = session_.program_.values[size_t(op.output)].is_integer;
-  const int64_t total = count(session_.shapes_[size_t(op.output)]);
-  const bool fill = op.kind == OpKind::pad;
-  const double number = op.number;
-  session_.add_stage(1, {from, to}, [=](Context& context, int64_t, int) {
-    const auto run = [&](auto* in, auto* out, auto value) {
-      if (fill) std::fill(out, out + total, value);
-      copy_strided(walk.shape, in + walk.from_start, walk.from_steps, out + walk.to_start, walk.to_steps);
-    };
+  if (op.kind == OpKind::pad) {
+    const int64_t total = count(session_.shapes_[size_t(op.output)]);
+    const double number = op.number;
+    session_.add_stage(1, {to}, [=](Context& context, int64_t, int) {
+      if (wide)
+        std::fill_n(reinterpret_cast<int64_t*>(context.buffer(to)), total, int64_t(number));
+      else
+        std::fill_n(floats(context, to), total, float(number));
+    });
+  }
+  const std::vector<Loop> loops = loops_over(walk.shape, walk.from_steps, walk.to_steps);
+  const int64_t rows = count(walk.shape) / loops.back().size;
+  const int64_t tasks = std::clamp<int64_t>(count(walk.shape) / numbers_a_task, 1, std::max<int64_t>(rows, 1));
+  const int64_t from_start = walk.from_start, to_start = walk.to_start;
+  session_.add_stage(tasks, {from, to}, [=](Context& context, int64_t task, int) {
+    const int64_t first = rows * task / tasks, last = rows * (task + 1) / tasks;
     if (wide)
-      run(reinterpret_cast<const int64_t*>(context.buffer(from)), reinterpret_cast<int64_t*>(context.buffer(to)),
-          int64_t(number));
+      copy_rows(loops, first, last, reinterpret_cast<const int64_t*>(context.buffer(from)) + from_start,
+                reinterpret_cast<int64_t*>(context.buffer(to)) + to_start);
     else
-      run(floats(context, from), floats(context, to), float(number));
+      copy_rows(loops, first, last, floats(context, from) + from_start, floats(context, to) + to_start);
   });
 }
 
@@ -125,11 +186,14 @@ void PlainBuilder::cat(const Op& op) {
   const int64_t row = y[size_t(op.dim)] * inner * width, rows = count(y) * width / std::max<int64_t>(row, 1);
   std::vector<int> used = buffers;
   used.push_back(to);
-  session_.add_stage(1, used, [=](Context& context, int64_t, int) {
+  // each task has a share of every piece of every row, so that shares are equal whatever the sizes are
+  const int64_t tasks = std::max<int64_t>(count(y) / numbers_a_task, 1);
+  session_.add_stage(tasks, used, [=](Context& context, int64_t task, int) {
     for (int64_t r = 0; r < rows; r++) {
       char* out = context.buffer(to) + r * row;
       for (size_t i = 0; i < buffers.size(); i++) {
-        std::memcpy(out, context.buffer(buffers[i]) + r * sizes[i], size_t(sizes[i]));
+        const int64_t first = sizes[i] * task / tasks, last = sizes[i] * (task + 1) / tasks;
+        std::memcpy(out + first, context.buffer(buffers[i]) + r * sizes[i] + first, size_t(last - first));
         out += sizes[i];
       }
     }

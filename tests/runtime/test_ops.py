@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import pytest
@@ -276,6 +277,18 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_functions(name: str) -> None:
     check(Function(FUNCTIONS[name]), image())
+
+
+def test_moves_of_many_numbers() -> None:
+    """Loops long enough to be shared by threads and cut into tiles, along every dimension."""
+
+    def moved(x: Tensor) -> list[Tensor]:
+        orders = [(0, *order) for order in itertools.permutations((1, 2, 3))]
+        slim = x[:, :, :1]
+        others = [x[:, 1:, :, ::3], F.pad(x, (1, 0, 2, 3), value=2.0), torch.cat([x, slim, x], 2)]
+        return [*(x.permute(order) * 2 for order in orders), *others, slim.expand(-1, -1, 50, -1) * 2]
+
+    check(Function(moved), torch.randn(2, 32, 48, 80))
 
 
 @pytest.mark.parametrize(("shape", "n_dims"), [((2, 5, 12), 1), ((2, 5, 12), 2), ((2, 12), 1)])
