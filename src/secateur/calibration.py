@@ -43,7 +43,8 @@ class CalibrationRecovery:
         steps: After each stage but the last, ≥ 0.
         final_steps: After the last stage, ≥ 0. Most of the steps belong here: the stages before only have to
             choose well, and what their steps repair the next cut breaks again.
-        batch_size: Inputs a step, ≥ 2, drawn in passes without replacement; all where there are fewer.
+        batch_size: Inputs a step, ≥ 2, drawn in passes without replacement; all where there are fewer. The
+            same inputs in more and smaller batches get further for the same arithmetic.
         lr: Peak learning rate, > 0.
         momentum: In [0, 1).
         temperature: T > 0.
@@ -57,12 +58,12 @@ class CalibrationRecovery:
         InvalidArgument: for a number out of range or an unknown name.
     """
 
-    steps: int = 30
-    final_steps: int = 600
-    batch_size: int = 128
+    steps: int = 120
+    final_steps: int = 2400
+    batch_size: int = 32
     lr: float = 0.01
     momentum: float = 0.9
-    temperature: float = 4.0
+    temperature: float = 8.0
     batchnorm: Literal["train", "fixed"] = "train"
     augment: Literal["none", "flip-shift", "mix"] | Augment = "none"
     precision: Literal["auto", "fp32", "bf16"] = "auto"

@@ -134,7 +134,7 @@ class CalibrationOptions:
     """Distillation on the calibration inputs after each stage of the cut, without labels or training set."""
 
     steps: int = 0
-    """Steps after each stage but the last; 0 = none, also after the last. 30 are a good start."""
+    """Steps after each stage but the last; 0 = none, also after the last. 120 are a good start."""
     final_steps: int = CalibrationRecovery.final_steps
     """Steps after the last stage, where most of them belong."""
     batch_size: int = CalibrationRecovery.batch_size
@@ -160,7 +160,7 @@ class CalibrationOptions:
         self._recipe(0)
         if not self.runs and any(getattr(self, f.name) != f.default for f in fields(self)):
             raise InvalidArgument(
-                "options of calibration without steps would do nothing: set calibration.steps, such as 30."
+                "options of calibration without steps would do nothing: set calibration.steps, such as 120."
             )
 
     @property
