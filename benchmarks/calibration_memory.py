@@ -25,7 +25,7 @@ import secateur as sc
 from secateur.runtime.zoo import ZOO
 from secateur.scores import AbstractCriterion
 
-STEPS = sc.CalibrationRecovery(steps=2, final_steps=2)
+STEPS = sc.CalibrationRecovery(steps=2, final_steps=2, batch_size=128)
 CASES: dict[str, tuple[Callable[[nn.Module], AbstractCriterion], sc.CalibrationRecovery | None]] = {
     "teacher-fisher, with steps": (lambda teacher: sc.TeacherFisher(teacher), STEPS),
     "teacher-curvature, block=1, with steps": (

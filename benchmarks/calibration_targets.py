@@ -70,7 +70,7 @@ def main() -> None:
         ):
             student = copy.deepcopy(dense)
             recovery = sc.CalibrationRecovery(
-                steps=STEPS, final_steps=STEPS, temperature=temperature, seed=seed
+                steps=STEPS, final_steps=STEPS, batch_size=128, temperature=temperature, seed=seed
             )
             sc.cut(
                 student,

@@ -93,6 +93,34 @@ def tries(table: Table, name: str) -> str:
     return "\n\n".join([*parts, origin])
 
 
+def batches(table: Table) -> str:
+    """Validation accuracies by how the same images were dealt out to steps, and by temperature."""
+    result = json.loads((RESULTS / "calibration_batches.json").read_text())
+    variants: dict[str, list[dict[str, Any]]] = {}
+    for row in result["rows"]:
+        name = (
+            f"{row['stages']} stages, {row['steps']} steps of {row['batch_size']} each, "
+            f"{row['final_steps']:,} at the end, T = {row['temperature']:g}"
+        )
+        variants.setdefault(name, []).append(row)
+    cases = list(dict.fromkeys((row["network"], row["zeros"]) for row in result["rows"]))
+    rows: list[list[str]] = []
+    for name, own in variants.items():
+        found = [
+            [f"{100 * r['val_accuracy']:.2f}" for r in own if (r["network"], r["zeros"]) == case]
+            for case in cases
+        ]
+        seconds = [r["cpu_seconds"] for r in own if r["network"] == cases[0][0]]
+        rows.append([name, *(", ".join(f) or "–" for f in found), f"{fmean(seconds):.0f} s"])
+    about = result["provenance"]
+    origin = (
+        f"<sub>`benchmarks/results/calibration_batches.json`: accuracy in %, one number a seed. "
+        f"{result['about']} {about['hardware']['cpu']}, commit {about['commit'][:10]}, {about['date']}.</sub>"
+    )
+    head = ["steps", *(f"{network}, {zeros:.0%}" for network, zeros in cases), "CPU time of the first"]
+    return f"{table(head, rows)}\n\n{origin}"
+
+
 def _stage(row: dict[str, Any], zeros: float) -> str:
     for stage in row["stages"]:
         if stage["zeros"] == zeros:

@@ -314,6 +314,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "calibration-memory": partial(curvature.memory, table),
     "curvature-tries": partial(curvature.tries, table, "curvature_tries"),
     "calibration-tries": partial(curvature.tries, table, "calibration_tries"),
+    "calibration-batches": partial(curvature.batches, table),
     "calibration-cost": partial(curvature.cost, table),
     "curvature-steps": partial(curvature.steps, table),
     "runtime": runtime,

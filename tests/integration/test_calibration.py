@@ -24,7 +24,9 @@ from secateur.scores import AbstractCriterion, Magnitude, Random, TeacherCurvatu
 from secateur.stages import Stage
 from secateur.strategies import OneShot, carry_out
 
-STEPS = CalibrationRecovery(steps=40, final_steps=40, batch_size=16, lr=0.003, precision="fp32")
+STEPS = CalibrationRecovery(
+    steps=40, final_steps=40, batch_size=16, lr=0.003, temperature=4.0, precision="fp32"
+)
 
 
 def inputs() -> list[Tensor]:

@@ -229,7 +229,7 @@ def test_recoveries_end_with_the_teacher(recover, weights):
 
 def test_options_of_calibration_make_its_recipe():
     assert CalibrationOptions().recovery(3, []) is None
-    assert CalibrationOptions(steps=30).recovery(0, []) == CalibrationRecovery()
+    assert CalibrationOptions(steps=120).recovery(0, []) == CalibrationRecovery()
     made = CalibrationOptions(steps=5, final_steps=9, batchnorm="fixed", augment="mix").recovery(
         3, moved_by(4)
     )

@@ -279,7 +279,10 @@ def test_a_cell_describes_its_recipe_and_is_cut_by_it(tmp_path: Path) -> None:
             "magnitude": {"criterion": "magnitude", "strategy_options": {"stages": 2}},
             "taught": {
                 "criterion": "magnitude",
-                "strategy_options": {"stages": 2, "recovery": {"steps": 8, "augment": "mix"}},
+                "strategy_options": {
+                    "stages": 2,
+                    "recovery": {"steps": 8, "final_steps": 9, "augment": "mix"},
+                },
             },
         },
     }
