@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import re
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 
 from integration.report_helpers import Reader, drawn, load
+from secateur.calibration import CalibrationRecovery
 from secateur.errors import RunError
 from secateur.report import render_comparison, render_run
 
@@ -71,8 +73,8 @@ def taught(*, predicted: bool = True, n_steps: int = 20, **recipe: Any) -> Any:
         row["loss"] = {"before": before, "cut": cut, "recovered": recovered if n_steps else cut}
         row |= {"predicted": 0.25 if predicted else None, "n_steps": n_steps, "recovery_s": 1.5}
     if n_steps:
-        options = {"steps": n_steps, "final_steps": None, "batch_size": 128, "lr": 0.01, "augment": "none"}
-        run["calibration_recovery"] = {**options, "seed": 0, "teacher": "student", **recipe}
+        options = {**asdict(CalibrationRecovery()), "steps": n_steps, "final_steps": None}
+        run["calibration_recovery"] = {**options, "teacher": "student", **recipe}
     return run
 
 
