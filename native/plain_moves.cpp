@@ -186,13 +186,15 @@ void PlainBuilder::cat(const Op& op) {
   const int64_t row = y[size_t(op.dim)] * inner * width, rows = count(y) * width / std::max<int64_t>(row, 1);
   std::vector<int> used = buffers;
   used.push_back(to);
-  // each task has a share of every piece of every row, so that shares are equal whatever the sizes are
+  // whole rows to each task; where rows are fewer, equal shares of every piece of a row, whatever the sizes are
   const int64_t tasks = std::max<int64_t>(count(y) / numbers_a_task, 1);
+  const int64_t shares = std::max<int64_t>(tasks / std::max<int64_t>(rows, 1), 1), units = rows * shares;
   session_.add_stage(tasks, used, [=](Context& context, int64_t task, int) {
-    for (int64_t r = 0; r < rows; r++) {
+    for (int64_t unit = units * task / tasks; unit < units * (task + 1) / tasks; unit++) {
+      const int64_t r = unit / shares, share = unit % shares;
       char* out = context.buffer(to) + r * row;
       for (size_t i = 0; i < buffers.size(); i++) {
-        const int64_t first = sizes[i] * task / tasks, last = sizes[i] * (task + 1) / tasks;
+        const int64_t first = sizes[i] * share / shares, last = sizes[i] * (share + 1) / shares;
         std::memcpy(out + first, context.buffer(buffers[i]) + r * sizes[i] + first, size_t(last - first));
         out += sizes[i];
       }

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.usefixtures("engine")
 
 SCALE = torch.linspace(0.5, 2, 8)
 MASK = torch.arange(63).reshape(9, 7) % 3 == 0
+LIMITS = torch.arange(63.0).reshape(9, 7).masked_fill(torch.arange(63).reshape(9, 7) % 2 == 0, float("inf"))
 FUNCTIONS: dict[str, dict[str, Callable[[Tensor], Tensor]]] = {
     "activations": {
         "square": torch.square,
@@ -50,6 +51,7 @@ FUNCTIONS: dict[str, dict[str, Callable[[Tensor], Tensor]]] = {
         "masked": lambda x: F.softmax(x.masked_fill(MASK, float("-inf")), -1),
         "masked by a number": lambda x: x.masked_fill(MASK, 2.5),
         "chosen": lambda x: torch.where(MASK, x * 2, x.mean((2, 3), keepdim=True)),
+        "chosen, some infinite": lambda x: torch.where(MASK, LIMITS, x),
         "chosen or zero": lambda x: torch.where(MASK, 0.0, x),
     },
     "norms": {

@@ -21,6 +21,9 @@ from secateur.runtime.lowering.base import (
 from secateur.runtime.lowering.maths import add, clamp, div, mul, neg, power, rsub, sub, total
 from secateur.runtime.lowering.views import broadcast, permuted, sliced
 
+_EXACT_THRESHOLD = 16.0
+"""From here on ln(1 + e^x) and x are the same in float32."""
+
 
 @lowers("square.default")
 def square(low: Lowering, x: Activation) -> Activation:
@@ -59,7 +62,7 @@ def glu(low: Lowering, x: Activation, dim: int) -> Activation:
 def elu(
     low: Lowering, x: Activation, alpha: float = 1.0, scale: float = 1.0, input_scale: float = 1.0
 ) -> Activation:
-    """Scale · (x above zero, alpha · (e^(input_scale · x) − 1) below).
+    """What is above zero, and alpha · (e^(input_scale · x) − 1) for what is below, both times scale.
 
     e^y − 1 as 2t/(1 − t), t = tanh(y/2), which does not cancel where y is small.
     """
@@ -84,8 +87,10 @@ def selu(low: Lowering, x: Activation) -> Activation:
 def softplus(low: Lowering, x: Activation, beta: float = 1.0, threshold: float = 20.0) -> Activation:
     """ln(1 + e^(βx))/β, as what is above zero and ln(1 + e^−|βx|)/β.
 
-    Past its threshold torch returns x, which differs from this by less than the last digit.
+    Past its threshold torch returns x, which differs from this by less than the last digit if that is high.
     """
+    if threshold < _EXACT_THRESHOLD:
+        raise Unsupported(f"only a threshold of at least {_EXACT_THRESHOLD:g} is, not {threshold:g}")
     e = low.activate(mul(low, absolute(low, x), -beta), "exp")
     rest = mul(low, low.activate(add(low, e, 1.0, 1), "log"), 1 / beta)
     return add(low, low.activate(x, "relu"), rest, 1)
@@ -99,7 +104,7 @@ def log_sigmoid(low: Lowering, x: Activation) -> Activation:
 
 @lowers("mish.default")
 def mish(low: Lowering, x: Activation) -> Activation:
-    """X · tanh(softplus(x)), which is x · σ(x) · (1 + q)/(1 + q²) with q = σ(−x)."""
+    """Mish, x · tanh(softplus(x)), which is x · σ(x) · (1 + q)/(1 + q²) with q = σ(−x)."""
     q = low.activate(neg(low, x), "sigmoid")
     part = div(low, add(low, q, 1.0, 1), add(low, mul(low, q, q), 1.0, 1))
     return mul(low, low.activate(x, "silu"), part)
@@ -173,19 +178,15 @@ def where(low: Lowering, condition: Tensor, x: Operand, other: Operand) -> Activ
     """One operand in some places, which are constant, and another in the rest.
 
     Numbers are added, after what stands in their places is multiplied with 0. An infinite one is added to
-    what stands there as it is, since 0 times infinity is no number.
+    what stands there as it is: it hides that anyway.
     """
     chosen = constant(condition, "condition").bool()
     parts: list[Operand] = []
-    for operand, places in ((x, chosen), (other, ~chosen)):
+    for operand, opposite, places in ((x, other, chosen), (other, x, ~chosen)):
         if isinstance(operand, Activation):
-            hidden = any(_is_infinite(item) for item in (x, other))
-            parts.append(operand if hidden else mul(low, operand, places.float()))
+            kept = places if isinstance(opposite, Activation) else places | torch.as_tensor(opposite).isinf()
+            parts.append(operand if bool(kept.all()) else mul(low, operand, kept.float()))
         else:
             fill = operand if isinstance(operand, Tensor) else torch.tensor(number(operand, "value"))
             parts.append(torch.where(places, fill.float(), torch.zeros(())))
     return add(low, parts[0], parts[1], 1)
-
-
-def _is_infinite(x: Operand) -> bool:
-    return not isinstance(x, Activation) and bool(torch.as_tensor(x).isinf().any())

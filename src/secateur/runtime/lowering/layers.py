@@ -18,7 +18,7 @@ from secateur.runtime.lowering.base import (
     optional,
     pair,
 )
-from secateur.runtime.lowering.views import sliced
+from secateur.runtime.lowering.views import pad
 
 
 @lowers("conv2d.default", "conv2d.padding", "conv1d.default", "conv1d.padding")
@@ -59,11 +59,9 @@ def padded_conv(
     groups: int,
 ) -> Activation:
     """A convolution with any padding before and after the rows and the columns; less than 0 cuts off."""
-    for dim, (before, after) in enumerate(edges, 2):
-        x = sliced(low, x, dim, max(0, -before), x.shape[dim] - max(0, -after))
-    edges = [(max(0, before), max(0, after)) for before, after in edges]
-    if any(max(pads) > d * (k - 1) for pads, d, k in zip(edges, dilation, weight.shape[2:], strict=True)):
-        x = low.add("pad", [x], padding=[[0, 0], [0, 0], *map(list, edges)], value=0.0)
+    reach = [d * (k - 1) for d, k in zip(dilation, weight.shape[2:], strict=True)]
+    if any(min(pads) < 0 or max(pads) > most for pads, most in zip(edges, reach, strict=True)):
+        x = pad(low, x, [n for pads in reversed(edges) for n in pads])
         edges = [(0, 0), (0, 0)]
     (top, bottom), (left, right) = edges
     return low.add_layer(
