@@ -41,6 +41,7 @@ FUNCTIONS: dict[str, dict[str, Callable[[Tensor], Tensor]]] = {
         "largest": lambda x: x.amax((2, 3)),
         "largest of channels": lambda x: x.amax(1, keepdim=True),
         "largest and not where": lambda x: x.max(3).values,
+        "smallest and not where": lambda x: x.min(1, keepdim=True).values,
         "smallest": lambda x: x.amin((1, 3)),
         "larger": lambda x: torch.maximum(x, x.mean(1, keepdim=True)),
         "smaller": lambda x: torch.minimum(x, SCALE.reshape(8, 1, 1)),
@@ -57,9 +58,11 @@ FUNCTIONS: dict[str, dict[str, Callable[[Tensor], Tensor]]] = {
     "norms": {
         "norm": lambda x: F.normalize(x, dim=1),
         "variance": lambda x: x.var((1, 2)) + x.var((1, 2), unbiased=False),
+        "deviation": lambda x: x.std((1, 2)) + x.std((2, 3), correction=0).mean(1, keepdim=True),
         "rms norm": lambda x: F.rms_norm(x, (9, 7), MASK.float() + 1, 1e-3),
         "group norm with a scale": lambda x: F.group_norm(x, 2, weight=SCALE),
         "group norm with a shift": lambda x: F.group_norm(x, 2, bias=SCALE),
+        "product and sum": lambda x: torch.baddbmm(x[:, 0], x[:, 1], x[:, 2, :7, :7], beta=0.5, alpha=2),
         "einsum": lambda x: (
             torch.einsum("nchw,ndhw->ncd", x, x) @ torch.einsum("nchw,cw->nch", x, torch.ones(8, 7))
         ),
@@ -67,6 +70,10 @@ FUNCTIONS: dict[str, dict[str, Callable[[Tensor], Tensor]]] = {
     "moves": {
         "roll": lambda x: torch.roll(x, (2, -3, 9), (1, 3, 2)),
         "repeat": lambda x: x.repeat(1, 2, 1, 3),
+        "each repeated": lambda x: x.repeat_interleave(3, 1).repeat_interleave(2, -1),
+        "backwards": lambda x: x.flip((1, -1)),
+        "places": lambda x: x[:, [7, 0, 1, 2, -1, 2]].index_select(3, torch.tensor([5, 6, 0])),
+        "places in the shape of their index": lambda x: x[:, :, torch.tensor([[0, 3], [1, 2]])],
         "reflected": lambda x: F.pad(x, (3, 2, 0, 8), mode="reflect"),
         "replicated": lambda x: F.pad(x, (3, 0, 1, 12), mode="replicate"),
         "circular": lambda x: F.pad(x, (3, 7, 9, 0), mode="circular"),
@@ -223,9 +230,22 @@ def test_networks() -> None:
 
 
 def test_what_runs_along_the_batch_is_refused() -> None:
-    for function in (lambda x: x.permute(1, 0, 2, 3).amax(0), lambda x: x.amax(0), lambda x: x.roll(1)):
+    for function in (
+        lambda x: x.permute(1, 0, 2, 3).amax(0),
+        lambda x: x.amax(0),
+        lambda x: x.roll(1),
+        lambda x: x.flip(0),
+        lambda x: x.repeat_interleave(2),
+    ):
         with pytest.raises(CompileError, match=r"batch|all dimensions"):
             compile_model(Function(function), image())
+
+
+def test_an_index_by_a_mask_or_of_two_dimensions_is_refused() -> None:
+    first = torch.tensor([0, 1])
+    for function in (lambda x: x[:, :, MASK.any(1)], lambda x: x[:, first, first], lambda x: x[:, first[:0]]):
+        with pytest.raises(CompileError, match=r"aten\.index\.Tensor.*(mask|of 2|empty)"):
+            compile_model(Function(function), image(8))
 
 
 def test_places_of_maxima_are_refused() -> None:

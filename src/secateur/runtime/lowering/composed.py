@@ -136,6 +136,12 @@ def smallest(low: Lowering, x: Activation, dim: Sequence[int] | None, keepdim: b
     return neg(low, largest(low, neg(low, x), dim, keepdim))
 
 
+@lowers("min.dim")
+def smallest_of_one(low: Lowering, x: Activation, dim: int, keepdim: bool) -> list[Activation]:
+    """Smallest number along a dimension, without its place."""
+    return [smallest(low, x, [dim], keepdim)]
+
+
 @lowers("maximum.default")
 def maximum(low: Lowering, x: Operand, other: Operand) -> Activation:
     """The larger of two numbers, place by place: a pool over both."""

@@ -165,3 +165,11 @@ def matmul(low: Lowering, x: Operand, other: Operand = 0.0, mat2: Operand | None
     if not isinstance(right, Activation | int | float) and right.ndim == 2:
         return low.add_layer("linear", x, right.t(), None)
     return low.add("matmul", [x, right])
+
+
+@lowers("baddbmm.default")
+def matmul_added(
+    low: Lowering, x: Operand, batch1: Operand, batch2: Operand, beta: float, alpha: float
+) -> Activation:
+    """A matrix product added to something, both times a number."""
+    return add(low, _scaled(low, x, beta), matmul(low, batch1, batch2), alpha)

@@ -109,3 +109,19 @@ def corrected_variance(
     apart = sub(low, x, mean(low, x, dims, keepdim=True, dtype=None), 1)
     found = mean(low, mul(low, apart, apart), dims, keepdim=keepdim, dtype=None)
     return mul(low, found, size / (size - less))
+
+
+@lowers("std.dim")
+def deviation(
+    low: Lowering, x: Activation, dim: Sequence[int] | None, unbiased: bool, keepdim: bool
+) -> Activation:
+    """Root of the variance."""
+    return low.activate(variance(low, x, dim, unbiased, keepdim), "sqrt")
+
+
+@lowers("std.correction")
+def corrected_deviation(
+    low: Lowering, x: Activation, dim: Sequence[int] | None, correction: float | None, keepdim: bool
+) -> Activation:
+    """Root of the variance with a correction."""
+    return low.activate(corrected_variance(low, x, dim, correction, keepdim), "sqrt")

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
+from torch import Tensor
 
 from secateur.runtime.lowering.base import (
     Activation,
     Lowering,
     Operand,
     Unsupported,
+    constant,
     dimension,
     lowers,
     number,
@@ -192,6 +195,58 @@ def repeat(low: Lowering, x: Activation, repeats: Sequence[int]) -> Activation:
     return found
 
 
+@lowers("repeat_interleave.self_int")
+def repeat_interleave(
+    low: Lowering, x: Activation, repeats: int, dim: int | None, output_size: object
+) -> Activation:
+    """Each place of a dimension so many times, one behind the other."""
+    if dim is None:
+        raise Unsupported("without a dimension it runs over the batch and")
+    dim = dimension(dim, x.shape)
+    apart = low.reshape(x, (*x.shape[: dim + 1], 1, *x.shape[dim + 1 :]))
+    spread = broadcast(low, apart, (*x.shape[: dim + 1], repeats, *x.shape[dim + 1 :]))
+    return low.reshape(spread, low.shapes[0])
+
+
+def taken(low: Lowering, x: Activation, dim: int, places: Sequence[int]) -> Activation:
+    """Some places of a dimension in any order: its ranges that stay together, one behind the other."""
+    starts = [i for i, p in enumerate(places) if not i or p != places[i - 1] + 1]
+    ranges = [(places[a], places[b - 1] + 1) for a, b in pairwise([*starts, len(places)])]
+    parts = [sliced(low, x, dim, first, stop) for first, stop in ranges]
+    return parts[0] if len(parts) == 1 else low.add("cat", parts, dim=dim)
+
+
+@lowers("flip.default")
+def flip(low: Lowering, x: Activation, dims: Sequence[int]) -> Activation:
+    """Dimensions backwards."""
+    for dim in dims:
+        place = dimension(dim, x.shape)
+        x = taken(low, x, place, range(x.shape[place])[::-1])
+    return x
+
+
+@lowers("index_select.default")
+def index_select(low: Lowering, x: Activation, dim: int, index: Tensor) -> Activation:
+    """Constant places of a dimension."""
+    dim = dimension(dim, x.shape)
+    places = [int(p) % x.shape[dim] for p in constant(index, "index").flatten()]
+    if not places:
+        raise Unsupported("an empty index is")
+    return low.reshape(taken(low, x, dim, places), low.shapes[0])
+
+
+@lowers("index.Tensor")
+def index(low: Lowering, x: Activation, indices: Sequence[Tensor | None]) -> Activation:
+    """Constant places of one dimension."""
+    given = [(dim, index) for dim, index in enumerate(indices) if index is not None]
+    if len(given) != 1:
+        raise Unsupported(f"only an index of one dimension is, not of {len(given)}")
+    dim, places = given[0]
+    if places.dtype == torch.bool:
+        raise Unsupported("an index by a mask is")
+    return index_select(low, x, dim, places)
+
+
 @lowers("full.default")
 def full(low: Lowering, fill_value: float, **_: object) -> Activation:
     """One number in every place, as many as the batch asks for."""
@@ -236,9 +291,7 @@ def _padded_by_itself(
     size = x.shape[dim]
     if min(before, after) < 0:
         raise Unsupported(f"padding by {mode} that cuts off as well is")
-    places = [_source(place, size, mode) for place in range(-before, size + after)]
-    edges = [sliced(low, x, dim, p, p + 1) for p in (*places[:before], *places[before + size :])]
-    return low.add("cat", [*edges[:before], x, *edges[before:]], dim=dim)
+    return taken(low, x, dim, [_source(place, size, mode) for place in range(-before, size + after)])
 
 
 def _source(place: int, size: int, mode: str) -> int:
