@@ -36,6 +36,7 @@ N_PARAMETERS = {
     "resnet34": 21_282_122,
     "resnet50": 23_520_842,
     "vgg16-bn": 14_724_042,
+    "small-vit": 151_690,
 }
 
 
@@ -51,7 +52,9 @@ class TestBuiltIn:
     @pytest.mark.parametrize(("name", "n"), N_PARAMETERS.items())
     def test_number_of_parameters(self, name, n):
         with torch.device("meta"):
-            model = build_model(name, num_classes=10, in_channels=1 if "cnn" in name else 3)
+            model = build_model(
+                name, num_classes=10, in_channels=1 if "small" in name or "cnn" in name else 3
+            )
         assert sum(p.numel() for p in model.parameters()) == n
 
     @pytest.mark.parametrize("size", [(8, 8), (9, 13), (32, 32)])
@@ -73,7 +76,17 @@ class TestBuiltIn:
         assert any(not torch.equal(one[key], other[key]) for key in one)
 
     @pytest.mark.parametrize(
-        "name", ["small-cnn", "wide-cnn", "separable-cnn", "resnet20", "resnet56", "resnet18", "vgg16-bn"]
+        "name",
+        [
+            "small-cnn",
+            "wide-cnn",
+            "separable-cnn",
+            "resnet20",
+            "resnet56",
+            "resnet18",
+            "vgg16-bn",
+            "small-vit",
+        ],
     )
     def test_output_is_neither_dead_nor_exploding(self, name):
         torch.manual_seed(0)

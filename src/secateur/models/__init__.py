@@ -14,6 +14,7 @@ from secateur.factories import call_factory
 from secateur.models.cnn import separable_cnn, small_cnn, wide_cnn
 from secateur.models.resnet import resnet18, resnet20, resnet32, resnet34, resnet44, resnet50, resnet56
 from secateur.models.vgg import vgg16_bn
+from secateur.models.vit import small_vit
 from secateur.models.weights import load_weights
 from secateur.models.widths import widest_within
 
@@ -40,6 +41,7 @@ MODELS: Mapping[str, ModelFactory] = {
     "resnet34": resnet34,
     "resnet50": resnet50,
     "vgg16-bn": vgg16_bn,
+    "small-vit": small_vit,
 }
 """Built-in models by name."""
 
