@@ -13,6 +13,10 @@ namespace {
 // Cache that a block of input may fill: three quarters of what first-level data caches have (32 to 64 KB).
 constexpr double block_bytes = 37 * 1024;
 
+// As many times as much may come from the second-level cache again and again: half a megabyte, since the next block is
+// on its way there meanwhile.
+constexpr double most_blocks = 14.0;
+
 // The same where output channels share what is read: the rest is for their weights and sums. And fewer steps than this
 // are not worth keeping the sums after them.
 constexpr double dense_block_bytes = 24 * 1024;
@@ -88,7 +92,7 @@ void ConvPlan::choose(const KernelTable& table, const ConvShape& shape, const La
       };
       if (!dense_ && rows_kernel(table, th, tw, stride)) {
         const auto channels = double(shape.channels / shape.groups);
-        for (const double factor : {1.0, 1.4, 2.0, 4.0, 1e6}) {
+        for (const double factor : {1.0, 1.4, 2.0, 4.0, 8.0, most_blocks}) {
           const double most = double(int64_t(block_bytes * factor / input_bytes(th, tw)));
           const double blocks = std::ceil(channels / std::max(1.0, std::min(channels, most)));
           const double block = std::ceil(channels / blocks);

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Literal
 
 import torch
@@ -39,18 +41,25 @@ class CalibrationRecovery:
     mode by default: a cut moves the statistics of the activations, and with the old ones held fixed such
     steps get less far, or diverge (measured in ``docs/curvature.md``).
 
+    Batch statistics and dropout make noise, and a step cannot tell that from the harm that a cut has done.
+    So a cautious recipe's rate is ``lr · h/(h + ν)``, with h the teacher's loss after the cut, in eval mode,
+    and ν how far the dense network in training mode is from its own answers, by the same loss (`noise_of`).
+    A cut that did little harm is repaired by small steps, and if h is greater after the steps than before,
+    they are undone. Without BatchNorm and dropout all rates are `lr`.
+
     Attributes:
         steps: After each stage but the last, ≥ 0.
         final_steps: After the last stage, ≥ 0. Most of the steps belong here: the stages before only have to
             choose well, and what their steps repair the next cut breaks again.
         batch_size: Inputs a step, ≥ 2, drawn in passes without replacement; all where there are fewer. The
             same inputs in more and smaller batches get further for the same arithmetic.
-        lr: Peak learning rate, > 0.
+        lr: Peak learning rate after a cut that did much harm, > 0.
         momentum: In [0, 1).
         temperature: T > 0.
         batchnorm: train: batch statistics in the steps, and their running average after; fixed: as it was.
         augment: Changes each batch before student and teacher see it: none; flip-shift (`FlipShift`);
             mix (`mix`); or a function of your own.
+        cautious: Whether steps are held back where a cut did little harm, as above.
         precision: Of the passes; auto takes bf16 where the hardware has it.
         seed: Of the order, the augmentation and dropout.
 
@@ -66,6 +75,7 @@ class CalibrationRecovery:
     temperature: float = 8.0
     batchnorm: Literal["train", "fixed"] = "train"
     augment: Literal["none", "flip-shift", "mix"] | Augment = "none"
+    cautious: bool = True
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     seed: int = 0
 
@@ -127,6 +137,7 @@ def distil_on_inputs(
     *,
     steps: int,
     stage: int = 1,
+    share: float = 1.0,
     on_step: Callable[[], None] = lambda: None,
 ) -> Named | None:
     """Train `student` in place for `steps` steps towards the teacher's outputs; modes are left as they were.
@@ -140,6 +151,7 @@ def distil_on_inputs(
         recipe: How.
         steps: How many, ≥ 0.
         stage: Of the cut: each draws its own batches.
+        share: Of the recipe's learning rate, in [0, 1].
         on_step: Called after each step.
 
     Returns:
@@ -170,8 +182,7 @@ def distil_on_inputs(
     parameters = [p for p in student.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(parameters, lr=recipe.lr, momentum=recipe.momentum)
     with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=[device] if device.type == "cuda" else []))
-        torch.manual_seed(recipe.seed * 1_000_003 + stage)
+        stack.enter_context(_drawn(recipe, device, stage))
         for network in networks:
             stack.enter_context(modes_kept(network))
             network.eval()
@@ -182,7 +193,7 @@ def distil_on_inputs(
         batches = _Batches(len(inputs), recipe.batch_size, order)
         for step in range(steps):
             for group in optimizer.param_groups:
-                group["lr"] = recipe.lr * cosine_with_warmup((step + 0.5) / steps, warmup=_WARMUP)
+                group["lr"] = share * recipe.lr * cosine_with_warmup((step + 0.5) / steps, warmup=_WARMUP)
             chosen = batches.next().to(device)
             x = inputs[chosen]
             x = x if look is None else look(x, looks)
@@ -205,6 +216,37 @@ def distil_on_inputs(
         for parameter in parameters:
             parameter.grad = None
     return squares
+
+
+def noise_of(network: nn.Module, inputs: Tensor, recipe: CalibrationRecovery) -> float:
+    """How far `network` in training mode is from its own answers: the loss of a step that it does not need.
+
+    Args:
+        network: Comes back as it was.
+        inputs: Shape (N, …), on the network's device; in batches as large as those of the steps.
+        recipe: Batch size, temperature, and whether BatchNorm and dropout are in training mode at all.
+    """
+    if recipe.batchnorm == "fixed" or len(inputs) < 2:
+        return 0.0
+    own = copy.deepcopy(network)  # its running statistics move
+    answers = answers_of(own, inputs, recipe)
+    size = min(recipe.batch_size, len(inputs))
+    losses: list[float] = []
+    with _drawn(recipe, inputs.device, 0), torch.no_grad(), _autocast(recipe, inputs.device):
+        own.train()
+        for first in range(0, len(inputs) - size + 1, size):
+            x, answered = inputs[first : first + size], answers[first : first + size]
+            loss = kd_loss(logits_of(own(x)).float(), answered, temperature=recipe.temperature)
+            losses.append(float(loss))
+    return fmean(losses)
+
+
+@contextmanager
+def _drawn(recipe: CalibrationRecovery, device: torch.device, stage: int) -> Generator[None]:
+    """What the networks themselves draw, such as dropout, follows from the recipe's seed inside."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(recipe.seed * 1_000_003 + stage)
+        yield
 
 
 def _add_squares(squares: dict[str, Tensor], weights: Mapping[str, nn.Parameter], share: float) -> None:

@@ -141,6 +141,8 @@ class CalibrationOptions:
     """Calibration inputs a step."""
     lr: float = CalibrationRecovery.lr
     """Peak learning rate, anew after each stage."""
+    cautious: bool = CalibrationRecovery.cautious
+    """Lower the rate where a cut did little harm, and undo steps that do more of it."""
     momentum: float = CalibrationRecovery.momentum
     """Of SGD, in [0, 1)."""
     temperature: float = CalibrationRecovery.temperature

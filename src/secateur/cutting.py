@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from secateur.allocate import AbstractPattern, AbstractScope, Unstructured
-from secateur.calibration import CalibrationRecovery, answers_of, distil_on_inputs
+from secateur.calibration import CalibrationRecovery, answers_of, distil_on_inputs, noise_of
 from secateur.errors import InvalidArgument
 from secateur.evaluate import reestimate_batchnorm
 from secateur.losses import kd_loss, logits_of
@@ -130,6 +130,8 @@ def cut(
         if recovery is not None and recovery.look is None:
             teaching = answers_of(teacher, inputs, recovery)  # once for all steps of all stages
         loss = measure(student)
+        cautious = recovery is not None and recovery.cautious
+        noise = noise_of(student, measure.inputs, recovery) if recovery and cautious else 0.0
         for number, asked in enumerate(schedule, start=1):
             started = time.perf_counter()
             scores = score(
@@ -161,15 +163,33 @@ def cut(
             else:
                 started = time.perf_counter()
                 n_steps = recovery.steps_after(number, stages)
+                as_cut = copy.deepcopy(student.state_dict()) if cautious else None
                 squared = distil_on_inputs(
-                    student, inputs, teaching, masks, recovery, steps=n_steps, stage=number, on_step=on_step
+                    student,
+                    inputs,
+                    teaching,
+                    masks,
+                    recovery,
+                    steps=n_steps,
+                    stage=number,
+                    share=_share_of_rate(after_cut, noise),
+                    on_step=on_step,
                 )
                 stage = replace(stage, n_steps=n_steps, recovery_s=time.perf_counter() - started)
                 after = measure(student)
+                if as_cut is not None and after > after_cut:
+                    student.load_state_dict(as_cut)
+                    after = after_cut
             on_stage(replace(stage, loss=(loss, after_cut, after)))
             loss = after
     assert masks is not None, "there is at least one stage"
     return masks
+
+
+def _share_of_rate(harm: float, noise: float) -> float:
+    """Of the learning rate, for steps that see the `harm` of a cut and `noise` of their own."""
+    harm = max(harm, 0.0)
+    return harm / (harm + noise) if math.isfinite(harm) and harm + noise > 0 else 1.0
 
 
 def _next_masks(
@@ -232,18 +252,18 @@ class _Measure:
     """The teacher's loss in eval mode, on some of the inputs; the teacher is asked once."""
 
     def __init__(self, teacher: nn.Module, inputs: Tensor, recovery: CalibrationRecovery | None) -> None:
-        self._inputs = inputs[:: math.ceil(len(inputs) / _MEASURED)]
+        self.inputs = inputs[:: math.ceil(len(inputs) / _MEASURED)]
         self._temperature = 4.0 if recovery is None else recovery.temperature
-        self._taught = answers_of(teacher, self._inputs, CalibrationRecovery(precision="fp32"))
+        self._taught = answers_of(teacher, self.inputs, CalibrationRecovery(precision="fp32"))
 
     def __call__(self, student: nn.Module) -> float:
         total = 0.0
         with modes_kept(student), torch.no_grad():
             student.eval()
-            parts = zip(self._inputs.split(_CHUNK), self._taught.split(_CHUNK), strict=True)
+            parts = zip(self.inputs.split(_CHUNK), self._taught.split(_CHUNK), strict=True)
             for x, taught in parts:
                 loss = kd_loss(logits_of(student(x)).float(), taught, temperature=self._temperature)
-                total += float(loss) * len(x) / len(self._inputs)
+                total += float(loss) * len(x) / len(self.inputs)
         return total
 
 

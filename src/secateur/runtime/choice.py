@@ -18,7 +18,7 @@ SPARSE_BELOW = 0.35
 """Density below which a sparse kernel is assumed to win where nothing can be measured."""
 WORKING_SETS: tuple[int, ...] = (1 << 20, 2 << 20, 4 << 20, 8 << 20)
 """Bytes that an operation may read and write at a time: between second- and third-level caches."""
-_ABOUT = 1.04
+_ABOUT = 1.02
 _SECONDS = 0.3
 _MOST_CALLS = 200
 """Of a network so small that it could be called more often in the time; its least time is known by then."""
@@ -90,13 +90,13 @@ def _least_seconds(
     engines = {key: Engine(plan, threads=threads) for key, plan in plans.items()}
     least = dict.fromkeys(engines, float("inf"))
     end = time.perf_counter() + seconds
-    for _ in range(_MOST_CALLS):
+    for done in range(_MOST_CALLS):
         for key, engine in engines.items():
             engine(*arrays)  # what it needs is in the caches again
             started = time.perf_counter()
             engine(*arrays)
             least[key] = min(least[key], time.perf_counter() - started)
-        if time.perf_counter() > end:
+        if done + 1 >= _LEAST_ROUNDS and time.perf_counter() > end:
             break
     return least
 
