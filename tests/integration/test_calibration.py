@@ -10,7 +10,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from secateur.calibration import CalibrationRecovery, FlipShift, answers_of, distil_on_inputs, mix
+from secateur.calibration import (
+    CalibrationRecovery,
+    FlipShift,
+    answers_of,
+    distil_on_inputs,
+    mix,
+    noise_of,
+)
 from secateur.counts import n_prune
 from secateur.cutting import cut
 from secateur.data import DataOptions, load_data
@@ -61,14 +68,16 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return all(torch.equal(a[name], b[name]) for name in a)
 
 
-def cut_copy(criterion: AbstractCriterion, **options: Any) -> tuple[nn.Module, nn.Module, list[Stage]]:
+def cut_copy(
+    criterion: AbstractCriterion, *, sparsity: float = 0.7, **options: Any
+) -> tuple[nn.Module, nn.Module, list[Stage]]:
     """The cut student, the dense one, and the stages."""
     dense = network()
     student = copy.deepcopy(dense)
     stages: list[Stage] = []
-    masks = cut(student, inputs(), criterion, sparsity=0.7, on_stage=stages.append, **options)
+    masks = cut(student, inputs(), criterion, sparsity=sparsity, on_stage=stages.append, **options)
     masks.check(student)
-    assert masks.n_prune == n_prune(masks.numel, 0.7)
+    assert masks.n_prune == n_prune(masks.numel, sparsity)
     assert stages[-1].masks is masks
     return student, dense, stages
 
@@ -311,3 +320,72 @@ def test_without_steps_batchnorm_is_re_estimated_where_that_helps(sparsity: floa
         other[1].load_state_dict(other[1].state_dict() | dict(dense[1].named_buffers()))
     assert loss_of(student, dense) <= loss_of(other, dense)
     assert kept == (seen[0].loss[2] == seen[0].loss[1])
+
+
+CAREFREE = replace(STEPS, cautious=False)
+
+
+def test_noise_is_what_batch_statistics_and_dropout_make() -> None:
+    x = torch.cat(inputs())
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
+    dropping = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(36, 3))
+    assert noise_of(plain, x, STEPS) == pytest.approx(0.0, abs=1e-6)
+    assert noise_of(dropping, x, STEPS) > 0.01
+    normalised = network()
+    before = state_of(normalised)
+    small, large = (noise_of(normalised, x, replace(STEPS, batch_size=size)) for size in (4, 32))
+    assert small > large > 0
+    assert same(state_of(normalised), before)
+    assert not normalised.training
+    assert noise_of(normalised, x, replace(STEPS, batchnorm="fixed")) == 0.0
+
+
+def test_without_noise_caution_changes_nothing_that_helps() -> None:
+    def student() -> nn.Sequential:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Flatten(), nn.Linear(36, 24), nn.ReLU(), nn.Linear(24, 3))
+
+    found = []
+    for recipe in (STEPS, CAREFREE):
+        model = student()
+        losses: list[Any] = []
+        cut(
+            model,
+            inputs(),
+            Magnitude(),
+            sparsity=0.8,
+            stages=2,
+            recovery=recipe,
+            on_stage=lambda stage, to=losses: to.append(stage.loss),
+        )
+        assert all(after < cut_ for _, cut_, after in losses)
+        found.append(state_of(model))
+    assert same(*found)
+
+
+def test_steps_that_do_more_harm_than_the_cut_are_undone() -> None:
+    harmful = {"steps": 3, "final_steps": 3, "lr": 1.0, "batch_size": 4}
+    bare, dense, _ = cut_copy(Magnitude(), sparsity=0.02)
+    spoilt, _, spoiling = cut_copy(Magnitude(), sparsity=0.02, recovery=replace(CAREFREE, **harmful))
+    kept, _, keeping = cut_copy(Magnitude(), sparsity=0.02, recovery=replace(STEPS, **harmful))
+    assert spoiling[-1].loss[2] > spoiling[-1].loss[1]  # type: ignore[index]
+    assert keeping[-1].loss[2] <= keeping[-1].loss[1]  # type: ignore[index]
+    assert loss_of(kept, dense) <= loss_of(bare, dense) + 1e-6 < loss_of(spoilt, dense)
+
+
+def test_a_cut_that_did_little_harm_gets_a_lower_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares: list[float] = []
+
+    def recorded(*args: Any, share: float, **options: Any) -> object:
+        shares.append(share)
+        return distil_on_inputs(*args, share=share, **options)
+
+    monkeypatch.setattr("secateur.cutting.distil_on_inputs", recorded)
+    _, _, seen = cut_copy(Magnitude(), stages=4, sparsity=0.9, recovery=STEPS)
+    noise = noise_of(network(), torch.cat(inputs()), STEPS)
+    expected = [stage.loss[1] / (stage.loss[1] + noise) for stage in seen]  # type: ignore[index]
+    assert shares == pytest.approx(expected, rel=1e-5)
+    assert 0 < shares[0] < shares[-1] < 1
+    shares.clear()
+    cut_copy(Magnitude(), stages=4, sparsity=0.9, recovery=CAREFREE)
+    assert shares == [1.0] * 4
