@@ -102,10 +102,10 @@ def batches(table: Table) -> str:
             f"{row['stages']} stages, {row['steps']} steps of {row['batch_size']} each, "
             f"{row['final_steps']:,} at the end, T = {row['temperature']:g}"
         )
-        if "lr" in row:  # where it is not the default
-            name += f", lr {row['lr']:g}"
+        if "rate" in row:  # where it is not 0.01 throughout
+            name += f", {row['rate']}"
         variants.setdefault(name, []).append(row)
-    cases = list(dict.fromkeys((row["network"], row["zeros"]) for row in result["rows"]))
+    cases = sorted({(row["network"], row["zeros"]) for row in result["rows"]})
     rows: list[list[str]] = []
     for name, own in variants.items():
         found = [
