@@ -59,7 +59,8 @@ def fastest(passes: list[dict[str, Any]]) -> dict[str, Any]:
         if name not in timings or timing.get("median_s", math.inf) < timings[name].get("median_s", math.inf):
             timings[name] = timing
     last = passes[-1]
-    return {**last, "timings": list(timings.values()), "passes": [cell["commit"] for cell in passes]}
+    commits = [commit for cell in passes for commit in cell.get("passes", [cell["commit"]])]
+    return {**last, "timings": list(timings.values()), "passes": commits}
 
 
 def main() -> None:
