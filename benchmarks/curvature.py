@@ -36,7 +36,8 @@ def calibration_only(table: Table, name: str, goals: dict[float, str]) -> str:
             label = method.get("label") or key
             steps = _steps(own[0])
             rows.append([label, *(_accuracy(own, z, "cut") for z in zeros), f"{steps:,}"])
-            if not steps:  # those with steps have had BatchNorm in training mode
+            # those with steps have had BatchNorm in training mode, and some networks have none
+            if not steps and own[0]["accuracy"]["batchnorm"] is not None:
                 again = (_accuracy(own, z, "batchnorm") for z in zeros)
                 rows.append([f"{label}, BatchNorm re-estimated", *again, "0"])
     commits = ", ".join(sorted({str(cell["commit"])[:10] for cell in cells}))

@@ -309,6 +309,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "calibration-digits": partial(curvature.calibration_only, table, "calibration-digits", {}),
     "calibration-separable": partial(curvature.calibration_only, table, "calibration-separable", {}),
     "calibration-fashion": partial(curvature.calibration_only, table, "calibration-fashion", {}),
+    "calibration-vit": partial(curvature.calibration_only, table, "calibration-vit", {}),
     "calibration-ablations": partial(curvature.calibration_only, table, "calibration-ablations", {}),
     "calibration-targets": partial(curvature.targets, table),
     "calibration-memory": partial(curvature.memory, table),
