@@ -33,7 +33,7 @@ def calibration_only(table: Table, name: str, goals: dict[float, str]) -> str:
     for key, method in result["suite"]["methods"].items():
         own = [cell for cell in cells if cell["method"] == key]
         if own:
-            label = method.get("label") or key
+            label = (method.get("label") or key).replace("|", "\\|")
             steps = _steps(own[0])
             rows.append([label, *(_accuracy(own, z, "cut") for z in zeros), f"{steps:,}"])
             # those with steps have had BatchNorm in training mode, and some networks have none
