@@ -130,8 +130,9 @@ def cut(
         if recovery is not None and recovery.look is None:
             teaching = answers_of(teacher, inputs, recovery)  # once for all steps of all stages
         loss = measure(student)
-        cautious = recovery is not None and recovery.cautious
-        noise = noise_of(student, measure.inputs, recovery) if recovery and cautious else 0.0
+        noise = 0.0
+        if recovery is not None and recovery.cautious:
+            noise = noise_of(student, measure.inputs, recovery)
         for number, asked in enumerate(schedule, start=1):
             started = time.perf_counter()
             scores = score(
@@ -163,7 +164,7 @@ def cut(
             else:
                 started = time.perf_counter()
                 n_steps = recovery.steps_after(number, stages)
-                as_cut = copy.deepcopy(student.state_dict()) if cautious else None
+                as_cut = copy.deepcopy(student.state_dict()) if recovery.cautious else None
                 squared = distil_on_inputs(
                     student,
                     inputs,
@@ -189,7 +190,8 @@ def cut(
 def _share_of_rate(harm: float, noise: float) -> float:
     """Of the learning rate, for steps that see the `harm` of a cut and `noise` of their own."""
     harm = max(harm, 0.0)
-    return harm / (harm + noise) if math.isfinite(harm) and harm + noise > 0 else 1.0
+    both = harm + noise
+    return harm / both if math.isfinite(both) and both > 0 else 1.0
 
 
 def _next_masks(
