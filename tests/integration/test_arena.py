@@ -238,6 +238,9 @@ def test_mistakes_in_a_suite_are_named(tmp_path: Path) -> None:
         Suite(methods=twins)
     with pytest.raises(InvalidArgument, match="unknown method 'magnitud'"):
         narrowed(suite_of(SMALL, tmp_path), methods=["magnitud"])
+    alike = {key: Method(label=key, criterion="magnitude") for key in ("one", "two")}
+    with pytest.raises(InvalidArgument, match="'one' and 'two' do the same"):
+        Suite(methods=alike)
 
 
 def test_the_command_runs_lists_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -106,12 +106,19 @@ class Suite:
         for sparsity in self.sparsities:
             check_fraction("sparsity", sparsity, below_one=True)
         labelled: dict[str, str] = {}
+        computed: dict[str, str] = {}
         for key, method in self.methods.items():
             other = labelled.setdefault(method.label or key, key)
             if other != key:
                 raise InvalidArgument(
                     f"methods {other!r} and {key!r} have the same label, {method.label or key!r}; "
                     "tables and figures could not tell them apart. Give each its own."
+                )
+            same = computed.setdefault(json.dumps(_computed(method), sort_keys=True), key)
+            if same != key:
+                raise InvalidArgument(
+                    f"methods {same!r} and {key!r} do the same, and would fill the same places of the grid. "
+                    "Remove one of them."
                 )
             extra = set(method.sparsities or ()) - set(self.sparsities)
             if extra:
@@ -253,10 +260,20 @@ def _weights(suite: Suite) -> dict[str, str | None]:
     return {"student_weights": suite.student_weights, "teacher_weights": suite.teacher_weights}
 
 
-def _digest(shared: dict[str, Any], method: Method, sparsity: float, seed: int) -> str:
+def _computed(method: Method) -> dict[str, Any]:
+    """What of a method decides a result, and not only how and where it is shown."""
     bare = replace(method, label="", family="one-shot", sparsities=None, of=None, expect=None, shows=None)
-    named = without_defaults(bare, Method())
-    content = {"version": _CELL_VERSION, **shared, "method": named, "sparsity": sparsity, "seed": seed}
+    return without_defaults(bare, Method())
+
+
+def _digest(shared: dict[str, Any], method: Method, sparsity: float, seed: int) -> str:
+    content = {
+        "version": _CELL_VERSION,
+        **shared,
+        "method": _computed(method),
+        "sparsity": sparsity,
+        "seed": seed,
+    }
     canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
