@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -164,7 +164,7 @@ def cut(
             else:
                 started = time.perf_counter()
                 n_steps = recovery.steps_after(number, stages)
-                as_cut = copy.deepcopy(student.state_dict()) if recovery.cautious else None
+                undo = _remembered([*student.parameters(), *student.buffers()]) if recovery.cautious else None
                 squared = distil_on_inputs(
                     student,
                     inputs,
@@ -178,8 +178,8 @@ def cut(
                 )
                 stage = replace(stage, n_steps=n_steps, recovery_s=time.perf_counter() - started)
                 after = measure(student)
-                if as_cut is not None and after > after_cut:
-                    student.load_state_dict(as_cut)
+                if undo is not None and after > after_cut:
+                    undo()
                     after = after_cut
             on_stage(replace(stage, loss=(loss, after_cut, after)))
             loss = after
@@ -220,16 +220,26 @@ def _renormalise(
 
     After a small cut that was solved for, the recorded statistics of many more images are the better ones.
     """
-    before = {name: buffer.clone() for name, buffer in student.named_buffers()}
+    undo = _remembered(student.buffers())
     if not reestimate_batchnorm(student, inputs.split(_CHUNK)):
         return loss
     renormalised = measure(student)
     if renormalised < loss:
         return renormalised
-    with torch.no_grad():
-        for name, buffer in student.named_buffers():
-            buffer.copy_(before[name])
+    undo()
     return loss
+
+
+def _remembered(tensors: Iterable[Tensor]) -> Callable[[], None]:
+    """Copy `tensors`; what comes back gives them, bit for bit, the values that they have now."""
+    state = [(tensor, tensor.detach().clone()) for tensor in tensors]
+
+    def put_back() -> None:
+        with torch.no_grad():
+            for tensor, value in state:
+                tensor.copy_(value)
+
+    return put_back
 
 
 def moves_weights(criterion: AbstractCriterion, recovery: CalibrationRecovery | None) -> bool:
@@ -281,7 +291,7 @@ def _check_other(teacher: nn.Module, student: nn.Module) -> None:
 @contextmanager
 def _as_it_was_on_errors(student: nn.Module) -> Generator[None]:
     """Parameters, buffers and gradients of `student` come back bit for bit if the body raises."""
-    state = [(t, t.detach().clone()) for t in (*student.parameters(), *student.buffers())]
+    undo = _remembered([*student.parameters(), *student.buffers()])
     grads = [(p, p.grad) for p in student.parameters()]
     for parameter, _ in grads:
         parameter.grad = None
@@ -291,8 +301,6 @@ def _as_it_was_on_errors(student: nn.Module) -> Generator[None]:
         done = True
     finally:
         if not done:
-            with torch.no_grad():
-                for tensor, value in state:
-                    tensor.copy_(value)
+            undo()
         for parameter, gradient in grads:
             parameter.grad = gradient

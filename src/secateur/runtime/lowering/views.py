@@ -178,10 +178,7 @@ def roll(low: Lowering, x: Activation, shifts: Sequence[int], dims: Sequence[int
     for shift, dim in zip(shifts, dims, strict=True):
         place = dimension(dim, x.shape)
         size = x.shape[place]
-        first = -shift % size
-        if first:
-            parts = [sliced(low, x, place, first, size), sliced(low, x, place, 0, first)]
-            x = low.add("cat", parts, dim=place)
+        x = taken(low, x, place, [(i - shift) % size for i in range(size)])
     return x
 
 
