@@ -241,6 +241,9 @@ def test_mistakes_in_a_suite_are_named(tmp_path: Path) -> None:
     alike = {key: Method(label=key, criterion="magnitude") for key in ("one", "two")}
     with pytest.raises(InvalidArgument, match="'one' and 'two' do the same"):
         Suite(methods=alike)
+    shuffled = "\n  shuffled: {of: teacher-guided, criterion: teacher-guided, control: shuffled}\n"
+    with pytest.raises(InvalidArgument, match="'shuffled' is a control of 'teacher-guided', which is not among"):
+        narrowed(suite_of(SMALL.rstrip() + shuffled, tmp_path), methods=["magnitude", "shuffled"])
 
 
 def test_the_command_runs_lists_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -127,7 +127,8 @@ class Suite:
                 )
             if method.of is not None and method.of not in self.methods:
                 raise InvalidArgument(
-                    f"method {key!r} is a control {unknown('method', method.of, self.methods)}"
+                    f"method {key!r} is a control of {method.of!r}, which is not among the methods chosen; "
+                    f"choose it too, or correct its name: {', '.join(self.methods)}."
                 )
 
 
