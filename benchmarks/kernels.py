@@ -2,7 +2,7 @@
 
 Builds tests/native/bench_conv.cpp and keeps what it prints; needs CMake and a C++ compiler.
 
-python kernels.py [--images 16,1] [--sparsity 0,0.8,0.9,0.95]
+python kernels.py [--images 16,1] [--sparsity 0,0.5,0.65,0.8,0.9,0.95]
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     arguments.add_argument("--images", default="16,1", help="batch sizes")
-    arguments.add_argument("--sparsity", default="0,0.8,0.9,0.95")
+    arguments.add_argument("--sparsity", default="0,0.5,0.65,0.8,0.9,0.95")
     options = arguments.parse_args()
     limits: list[dict[str, Any]] = []
     layers: list[dict[str, Any]] = []

@@ -190,15 +190,22 @@ def kernel_limits() -> str:
 def kernel_layers() -> str:
     """GFLOP/s of single layers, products with zeros not counted."""
     result = load("kernels")
-    zeros = sorted({layer["zeros"] for layer in result["layers"]})
-    found: dict[tuple[int, ...], dict[float, float]] = {}
+    kinds = dict.fromkeys((layer["kernel"], layer["zeros"]) for layer in result["layers"])
+    found: dict[tuple[int, ...], dict[tuple[str, float], float]] = {}
     for layer in result["layers"]:
-        found.setdefault((layer["images"], *layer["layer"]), {})[layer["zeros"]] = layer["gflops"]
+        speeds = found.setdefault((layer["images"], *layer["layer"]), {})
+        speeds[layer["kernel"], layer["zeros"]] = layer["gflops"]
     rows = [
-        [f"{images} × {c}→{o}, {size}², {k}×{k}/{stride}", *(f"{speeds[z]:.0f}" for z in zeros)]
+        [
+            f"{images} × {c}→{o}, {size}², {k}×{k}/{stride}",
+            *(f"{speeds[kind]:.0f}" if kind in speeds else "–" for kind in kinds),
+        ]
         for (images, c, o, size, k, stride), speeds in found.items()
     ]
-    header = ["images × channels, input, kernel/stride", *(f"{z:.0%} zeros" for z in zeros)]
+    header = [
+        "images × channels, input, kernel/stride",
+        *(f"`{kernel}`" + (f", {zeros:.0%} zeros" if zeros else "") for kernel, zeros in kinds),
+    ]
     return table(header, rows) + "\n" + origin(result)
 
 

@@ -179,7 +179,7 @@ NumpyArray profile(Engine& engine, const std::vector<Array>& arrays, int repeats
 }
 
 std::vector<std::string> kernels(const std::string& op) {
-  if (op == "conv") return {"dense", "rows"};
+  if (op == "conv") return {"dense", "rows", "winograd"};
   if (op == "linear") return {"dense", "rows", "gather"};
   throw PlanError("only conv and linear have kernels, got '" + op + "'");
 }

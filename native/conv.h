@@ -44,25 +44,13 @@ struct Sharing {
   int64_t parts = 1;
 };
 
-class ConvPlan {
+// The kernel of one convolution that takes so many output channels and such a tile; nullptr if there is none.
+const DenseKernel* dense_kernel(const KernelTable& table, int32_t channels, int32_t height, int32_t width,
+                                int64_t stride);
+
+// How a session sees a convolution.
+class Convolution {
  public:
-  // `dense`: use all weights.
-  ConvPlan(const KernelTable& table, const ConvShape& shape, const Weight& weight, const Weight* bias,
-           Activation activation, bool dense, const LaneLayout& input, const LaneLayout& output,
-           const Sharing& sharing);
-
-  int64_t n_tasks() const { return n_slices_ * n_parts_ * int64_t(spans_.size() - 1); }
-  int64_t scratch_bytes() const { return slice_bytes_ * n_slices_; }
-
-  // Whether each task sums up a slice of the input channels for all outputs and writes no output: that is what
-  // add_slices is for, when all are done. The scratch is then common to all tasks.
-  bool sliced() const { return n_slices_ > 1; }
-
-  std::string describe() const;  // tile and blocks, for benchmarks
-
-  // How many input channels a copy has room for.
-  int64_t channels_at_a_time() const;
-
   // Layouts as given, the input's with at least its margins.
   struct Call {
     LaneView input, output;
@@ -70,8 +58,37 @@ class ConvPlan {
     char* scratch;      // of this thread; if sliced, of all
     std::function<void(const Share& channels)> fill;  // the copy, from its begin on
   };
-  void run(int64_t task, const Call& call) const;
-  void add_slices(const Share& outputs, const Call& call) const;
+
+  virtual ~Convolution() = default;
+  virtual int64_t n_tasks() const = 0;
+  virtual int64_t scratch_bytes() const = 0;
+  virtual void run(int64_t task, const Call& call) const = 0;
+
+  // How many input channels a copy has room for.
+  virtual int64_t channels_at_a_time() const = 0;
+
+  // Whether each task sums up a slice of the input channels for all outputs and writes no output: that is what
+  // add_slices is for, when all are done. The scratch is then common to all tasks.
+  virtual bool sliced() const { return false; }
+  virtual void add_slices(const Share&, const Call&) const {}
+
+  virtual std::string describe() const = 0;  // tile and blocks, for benchmarks
+};
+
+class ConvPlan : public Convolution {
+ public:
+  // `dense`: use all weights.
+  ConvPlan(const KernelTable& table, const ConvShape& shape, const Weight& weight, const Weight* bias,
+           Activation activation, bool dense, const LaneLayout& input, const LaneLayout& output,
+           const Sharing& sharing);
+
+  int64_t n_tasks() const override { return n_slices_ * n_parts_ * int64_t(spans_.size() - 1); }
+  int64_t scratch_bytes() const override { return slice_bytes_ * n_slices_; }
+  int64_t channels_at_a_time() const override;
+  void run(int64_t task, const Call& call) const override;
+  bool sliced() const override { return n_slices_ > 1; }
+  void add_slices(const Share& outputs, const Call& call) const override;
+  std::string describe() const override;
 
  private:
   struct Tile {

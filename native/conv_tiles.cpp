@@ -33,18 +33,6 @@ const RowsKernel* rows_kernel(const KernelTable& table, int32_t height, int32_t 
   return any;
 }
 
-const DenseKernel* dense_kernel(const KernelTable& table, int32_t channels, int32_t height, int32_t width,
-                                int64_t stride) {
-  const DenseKernel* any = nullptr;
-  for (int32_t i = 0; i < table.n_dense; i++) {
-    const DenseKernel& k = table.dense[i];
-    if (k.channels != channels || k.tile_height != height || k.tile_width != width || !k.run) continue;
-    if (k.stride_x == stride) return &k;
-    if (k.stride_x == 0) any = &k;
-  }
-  return any;
-}
-
 // Cycles of a row kernel for one output channel and one block of input channels, fitted to measurements on one
 // AVX-512 core (docs/runtime.md); only their ratios matter.
 double row_cycles(int pixels, double non_zeros, bool in_cache) {
@@ -59,6 +47,18 @@ int64_t even_blocks(int64_t channels, int64_t most) {
 }
 
 }  // namespace
+
+const DenseKernel* dense_kernel(const KernelTable& table, int32_t channels, int32_t height, int32_t width,
+                                int64_t stride) {
+  const DenseKernel* any = nullptr;
+  for (int32_t i = 0; i < table.n_dense; i++) {
+    const DenseKernel& k = table.dense[i];
+    if (k.channels != channels || k.tile_height != height || k.tile_width != width || !k.run) continue;
+    if (k.stride_x == stride) return &k;
+    if (k.stride_x == 0) any = &k;
+  }
+  return any;
+}
 
 // Cycles, by the model, for one tile and all channels, `block` input channels at a time.
 double ConvPlan::cost_of_tile(const ConvShape& shape, int64_t height, int64_t width, double per_channel,

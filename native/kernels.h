@@ -107,6 +107,29 @@ struct DenseKernel {
   void (*run)(const DenseCall&);
 };
 
+// ---- Winograd's F(2×2, 3×3): four outputs from sixteen products, not thirty-six ------------------------------------
+
+// One tile of 4×4 input pixels of each channel → 16 vectors, one for each place of the tile, each to be multiplied with
+// the weight of that place. At the far edges of a block there may be a row or column less, which no output needs then.
+struct WinogradInputCall {
+  const char* input;  // the tile's first input vector, channel 0
+  ptrdiff_t plane, row;
+  int64_t n_channels;
+  int32_t rows, columns;  // 3 or 4
+  char* places;
+  ptrdiff_t place, channel;  // bytes from a place to the next, from a channel to the next
+};
+
+// The sums of the 16 places of each output channel → up to 2×2 output pixels.
+struct WinogradOutputCall {
+  const char* places;
+  ptrdiff_t place, channel;
+  int64_t n_channels;
+  int32_t rows, columns;  // 1 or 2
+  const float* bias;      // per output channel
+  Finish finish;          // at the tile's first pixel, channel 0
+};
+
 // ---- Matrix × vector, sixteen outputs side by side ---------------------------------------------------------------
 
 struct GatherCall {
@@ -218,6 +241,8 @@ struct KernelTable {
   int32_t n_rows;
   const DenseKernel* dense;
   int32_t n_dense;
+  void (*winograd_input)(const WinogradInputCall&);  // nullptr where lane tensors hold halves, which it would cost dear
+  void (*winograd_output)(const WinogradOutputCall&);
   void (*gather)(const GatherCall&);
   void (*move)(const MoveCall&);
   void (*pack)(const ConvertCall&);

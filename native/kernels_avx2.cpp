@@ -8,6 +8,7 @@
 namespace secateur::avx2 {
 #include "vector.h"
 #include "kernels_conv.h"
+#include "kernels_winograd.h"
 #include "kernels_lane.h"
 #include "kernels_plain.h"
 #include "kernels_table.h"

@@ -53,6 +53,8 @@ const KernelTable table = {
     sizeof rows_kernels / sizeof *rows_kernels,
     dense_kernels,
     sizeof dense_kernels / sizeof *dense_kernels,
+    is_half ? nullptr : winograd_input_kernel,
+    is_half ? nullptr : winograd_output_kernel,
     gather_kernel,
     move_kernel,
     convert<true>,

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "lane_ops.h"
+#include "winograd.h"
 
 namespace secateur {
 
@@ -42,7 +43,7 @@ Work LaneBuilder::feed_from(const Session::Feeder& feeder, const LaneLayout& lay
   return [=](Context& context, int64_t task, int thread) {
     char* const to = context.buffer(buffer);
     const Share channels = share_of(layout.channels, task, feeder.parts);
-    ConvPlan::Call call{};
+    Convolution::Call call{};
     call.input = feeder.layout.view(context.buffer(feeder.buffer));
     call.output = at_channel(layout.view(to), -channels.begin);
     call.scratch = context.scratch(thread);
@@ -69,13 +70,19 @@ LaneBuilder::Target LaneBuilder::target_of(const Op& op, const Source& input, co
 void LaneBuilder::add_conv(const Op& op, const ConvShape& shape, Source input, const LaneLayout& layout) {
   const double stored = double(op.weight->numbers.size()), all = double(count(op.weight->shape));
   const KernelChoice usual = stored > 0.7 * all ? KernelChoice::dense : KernelChoice::rows;
-  const bool dense = op.kernel_for(session_.total_, usual) == KernelChoice::dense;
+  const KernelChoice choice = op.kernel_for(session_.total_, usual);
+  const bool winograd = choice == KernelChoice::winograd && WinogradPlan::takes(session_.table_, shape);
+  const bool dense = choice == KernelChoice::dense || choice == KernelChoice::winograd;
   const auto feeder = std::exchange(session_.feeder_, std::nullopt);
   const bool grouped = layout.groups > 1, copies = input.buffer < 0;
   const Sharing sharing{grouped ? 1 : session_.threads_, by_channels(layout), copies,
                         feeder ? feeder->parts : parts_to_feed(op, dense)};
-  const auto plan = std::make_shared<ConvPlan>(session_.table_, shape, *op.weight, op.bias, op.activation, dense,
-                                               input.layout, layout, sharing);
+  std::shared_ptr<const Convolution> plan;
+  if (winograd)
+    plan = std::make_shared<WinogradPlan>(session_.table_, shape, *op.weight, op.bias, op.activation, layout, sharing);
+  else
+    plan = std::make_shared<ConvPlan>(session_.table_, shape, *op.weight, op.bias, op.activation, dense, input.layout,
+                                      layout, sharing);
   if (!plan->sliced()) session_.scratch_bytes_ = std::max(session_.scratch_bytes_, plan->scratch_bytes());
   if (!feeder && sharing.parts > 1) {
     session_.feeder_ = {session_.op_, sharing.parts, plan, input.buffer, input.layout};
@@ -98,7 +105,7 @@ void LaneBuilder::add_conv(const Op& op, const ConvShape& shape, Source input, c
       input.mover->run(context.buffer(input.mover->from_buffer), {group, channels}, from);
     };
     if (input.mover && !copies) fill({0, shape.channels});
-    ConvPlan::Call call = target.call(context, group, thread);
+    Convolution::Call call = target.call(context, group, thread);
     call.input = input.layout.view(from, group);
     if (copies) call.fill = fill;
     plan->run(task - group, call);
@@ -114,8 +121,8 @@ void LaneBuilder::add_conv(const Op& op, const ConvShape& shape, Source input, c
   finish(op.output, target.buffer, layout);
 }
 
-ConvPlan::Call LaneBuilder::Target::call(Context& context, int64_t group, int thread) const {
-  ConvPlan::Call call{};
+Convolution::Call LaneBuilder::Target::call(Context& context, int64_t group, int thread) const {
+  Convolution::Call call{};
   call.output = layout.view(context.buffer(buffer), group);
   if (residual >= 0) call.residual = residual_layout.view(context.buffer(residual), group);
   call.scratch = sums < 0 ? context.scratch(thread) : context.buffer(sums);

@@ -33,7 +33,7 @@ class LaneBuilder {
     LaneLayout residual_layout;
     int sums;
 
-    ConvPlan::Call call(Context& context, int64_t group, int thread) const;
+    Convolution::Call call(Context& context, int64_t group, int thread) const;
   };
 
   bool conv(const Op& op);

@@ -28,7 +28,7 @@ const std::pair<const char*, OpKind> op_kinds[] = {
 const char* const activation_names[] = {"none", "relu", "relu6", "silu", "gelu", "gelu_tanh", "hardswish",
                                         "hardsigmoid", "sigmoid", "tanh", "exp", "log", "sqrt"};
 const char* const binary_names[] = {"add", "sub", "mul", "div"};
-const char* const kernel_names[] = {"dense", "rows", "patterns", "gather"};
+const char* const kernel_names[] = {"dense", "rows", "patterns", "gather", "winograd"};
 
 template <typename E, size_t N>
 E named(const std::string& name, const char* const (&names)[N], const char* what) {
@@ -287,6 +287,8 @@ std::string Op::where() const {
     if (value == kind) return std::string(text) + " '" + name + "'";
   return "'" + name + "'";
 }
+
+const char* kernel_name(KernelChoice choice) { return kernel_names[size_t(choice)]; }
 
 KernelChoice Op::kernel_for(int64_t batch, KernelChoice usual) const {
   KernelChoice choice = kernels.empty() ? usual : kernels.front().second;

@@ -39,7 +39,8 @@ struct Weight {
   std::vector<float> all() const;  // with the zeros
 };
 
-enum class KernelChoice { dense, rows, patterns, gather };
+enum class KernelChoice { dense, rows, patterns, gather, winograd };
+const char* kernel_name(KernelChoice choice);
 
 struct Op {
   OpKind kind;

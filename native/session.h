@@ -78,7 +78,7 @@ class Session {
   struct Feeder {          // a convolution whose output the next one reads part by part, each right after it is computed
     int op;
     int64_t parts;
-    std::shared_ptr<const ConvPlan> plan;
+    std::shared_ptr<const Convolution> plan;
     int buffer;            // of its input
     LaneLayout layout;
   };

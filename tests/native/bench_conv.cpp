@@ -1,17 +1,20 @@
 // How fast the kernels run on one thread, as lines of JSON: first what they reach when all they read lies in one cache,
-// then layer by layer; GFLOP/s count non-zeros only. benchmarks/kernels.py keeps them.
+// then layer by layer; GFLOP/s count non-zeros only, and for
+// Winograd's transforms the products that a dense convolution has. benchmarks/kernels.py keeps them.
 //   bench_conv [fp32|fp16] [images] [zeros …]
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 #include <new>
 #include <random>
 #include <vector>
 
 #include "conv.h"
 #include "dispatch.h"
+#include "winograd.h"
 
 using namespace secateur;
 
@@ -121,7 +124,7 @@ void limit_of_dense(const KernelTable& table) {
   print_limit("dense", 4, most);
 }
 
-void measure(const KernelTable& table, const Layer& layer, int32_t images, double zeros) {
+void measure(const KernelTable& table, const Layer& layer, int32_t images, double zeros, KernelChoice kernel) {
   std::mt19937 random(1);
   std::uniform_real_distribution<float> uniform(0.0f, 1.0f);
   Weight weight;
@@ -137,19 +140,27 @@ void measure(const KernelTable& table, const Layer& layer, int32_t images, doubl
   const LaneLayout output = image_layout(table, images, layer.outputs, size, size, 1);
   const LaneLayout whole = image_layout(table, images, layer.channels, layer.size, layer.size, 1);
   const LaneLayout input = window_input(whole, output, window).layout;
-  const ConvPlan plan(table, {layer.channels, layer.outputs, 1, window}, weight, nullptr, Activation::relu,
-                      zeros == 0.0, input, output, {1, false, false});
-  Memory in(input.bytes()), out(output.bytes()), scratch(plan.scratch_bytes());
+  const ConvShape shape{layer.channels, layer.outputs, 1, window};
+  const Sharing alone{1, false, false};
+  std::unique_ptr<const Convolution> plan;
+  if (kernel == KernelChoice::winograd) {
+    if (!WinogradPlan::takes(table, shape)) return;
+    plan = std::make_unique<WinogradPlan>(table, shape, weight, nullptr, Activation::relu, output, alone);
+  } else {
+    plan = std::make_unique<ConvPlan>(table, shape, weight, nullptr, Activation::relu, kernel == KernelChoice::dense,
+                                      input, output, alone);
+  }
+  Memory in(input.bytes()), out(output.bytes()), scratch(plan->scratch_bytes());
   const double best = best_seconds([&] {
-    for (int64_t task = 0; task < plan.n_tasks(); task++)
-      plan.run(task, {input.view(in.data), output.view(out.data), {}, scratch.data, {}});
+    for (int64_t task = 0; task < plan->n_tasks(); task++)
+      plan->run(task, {input.view(in.data), output.view(out.data), {}, scratch.data, {}});
   });
   const double useful = 2.0 * double(size * size * images);
-  std::printf("{\"layer\": [%lld, %lld, %lld, %lld, %lld], \"zeros\": %.2f, \"us\": %.1f, \"gflops\": %.1f, "
-              "\"tiles\": \"%s\"}\n",
+  std::printf("{\"layer\": [%lld, %lld, %lld, %lld, %lld], \"zeros\": %.2f, \"kernel\": \"%s\", \"us\": %.1f, "
+              "\"gflops\": %.1f, \"tiles\": \"%s\"}\n",
               (long long)layer.channels, (long long)layer.outputs, (long long)layer.size, (long long)layer.window,
-              (long long)layer.stride, zeros, best * 1e6, useful * double(stored) / best / 1e9,
-              plan.describe().c_str());
+              (long long)layer.stride, zeros, kernel_name(kernel), best * 1e6, useful * double(stored) / best / 1e9,
+              plan->describe().c_str());
 }
 
 }  // namespace
@@ -159,10 +170,13 @@ int main(int argc, char** argv) {
   const int32_t images = argc > 2 ? int32_t(std::atoi(argv[2])) : table.lanes;
   std::vector<double> zeros;
   for (int i = 3; i < argc; i++) zeros.push_back(std::atof(argv[i]));
-  if (zeros.empty()) zeros = {0.0, 0.8, 0.9, 0.95};
+  const std::vector<KernelChoice> with_zeros{KernelChoice::rows};
+  const std::vector<KernelChoice> without_zeros{KernelChoice::dense, KernelChoice::winograd};
+  if (zeros.empty()) zeros = {0.0, 0.5, 0.65, 0.8, 0.9, 0.95};
   std::printf("{\"isa\": \"%s\", \"images\": %d}\n", table.isa, images);
   limit_of_dense(table);
   for (const int64_t kilobytes : {16, 512, 8192}) limit_of_rows(table, kilobytes);
   for (const double z : zeros)
-    for (const Layer& layer : layers) measure(table, layer, images, z);
+    for (const Layer& layer : layers)
+      for (const KernelChoice kernel : z == 0.0 ? without_zeros : with_zeros) measure(table, layer, images, z, kernel);
 }

@@ -10,6 +10,7 @@
 #include "engine.h"
 #include "error.h"
 #include "testing.h"
+#include "winograd.h"
 
 using namespace secateur;
 
@@ -24,10 +25,10 @@ const char* const programs[] = {
     R"({"precision":"fp32","working_set":[],"one_thread":0,"values":[{"shape":[-1,4,36,28],"dtype":"f32"},
 {"shape":[-1,4,18,14],"dtype":"f32"},{"shape":[-1,4,9,7],"dtype":"f32"},{"shape":[-1,6,5,4],"dtype":"f32"},
 {"shape":[-1,6,5,4],"dtype":"f32"},{"shape":[-1,6,5,4],"dtype":"f32"},{"shape":[-1,6,2,2],"dtype":"f32"},
-{"shape":[-1,6],"dtype":"f32"},{"shape":[-1,3],"dtype":"f32"}],
+{"shape":[-1,6],"dtype":"f32"},{"shape":[-1,3],"dtype":"f32"},{"shape":[-1,6,5,4],"dtype":"f32"}],
 "inputs":[{"name":"x","value":0}],"outputs":[{"name":"y","value":8}],
 "weights":{"a":{"shape":[6,4,3,3],"dtype":"f32","coding":"delta"},"b":{"shape":[6,2,1,1],"dtype":"f32","coding":"dense"},
-"c":{"shape":[3,6],"dtype":"f32","coding":"dense"},"s":{"shape":[6],"dtype":"f32","coding":"dense"}},
+"c":{"shape":[3,6],"dtype":"f32","coding":"dense"},"w":{"shape":[6,6,3,3],"dtype":"f32","coding":"delta"},"s":{"shape":[6],"dtype":"f32","coding":"dense"}},
 "ops":[{"op":"max_pool","name":"1","inputs":[0],"output":1,"kernel":[2,2],"stride":[2,2],"padding":[0,0,0,0]},
 {"op":"max_pool","name":"2","inputs":[1],"output":2,"kernel":[2,2],"stride":[2,2],"padding":[0,0,0,0]},
 {"op":"conv","name":"3","inputs":[2],"output":3,"weight":"a","bias":"s","stride":[2,2],"padding":[1,1,1,1],
@@ -35,7 +36,9 @@ const char* const programs[] = {
 {"op":"conv","name":"4","inputs":[3,3],"output":4,"weight":"b","bias":null,"stride":[1,1],"padding":[0,0,0,0],
 "dilation":[1,1],"groups":3,"activation":"silu","kernels":[[1,"?"]],"measured":[]},
 {"op":"add","name":"5","inputs":[3,4],"output":5,"activation":"gelu"},
-{"op":"max_pool","name":"6","inputs":[5],"output":6,"kernel":[3,3],"stride":[2,2],"padding":[0,1,0,0]},
+{"op":"conv","name":"9","inputs":[5],"output":9,"weight":"w","bias":"s","stride":[1,1],"padding":[1,1,1,1],
+"dilation":[1,1],"groups":1,"activation":"tanh","kernels":[[1,"?"]],"measured":[]},
+{"op":"max_pool","name":"6","inputs":[9],"output":6,"kernel":[3,3],"stride":[2,2],"padding":[0,1,0,0]},
 {"op":"mean","name":"7","inputs":[6],"output":7,"dims":[2,3],"keep":false},
 {"op":"linear","name":"8","inputs":[7],"output":8,"weight":"c","bias":null,"activation":"none",
 "kernels":[[1,"?"],[2,"?"]],"measured":[]}],"provenance":{}})",
@@ -71,27 +74,33 @@ const char* const programs[] = {
 constexpr size_t n_programs = sizeof programs / sizeof *programs;
 
 const char* const words[] = {"0", "-1", "1", "2", "3", "7", "64", "1000", "-5", "4294967296", "9223372036854775807",
-                             "1e400", "0.5", "null", "true", "[]", "{}", "\"x\"", "\"rows\"", "\"dense\"", "\"gather\"",
+                             "1e400", "0.5", "null", "true", "[]", "{}", "\"x\"", "\"rows\"", "\"dense\"", "\"gather\"", "\"winograd\"",
                              "\"tanh\"", "[1,1]", "[[", "]", ",", ":", "\"", "\\u0000"};
 
 std::string with_kernels(std::string text) {
-  const char* const names[] = {"rows", "dense", "gather"};
-  for (size_t at; (at = text.find("\"?\"")) != std::string::npos;) text.replace(at + 1, 1, names[below(3)]);
+  const char* const names[] = {"rows", "dense", "gather", "winograd"};
+  for (size_t at; (at = text.find("\"?\"")) != std::string::npos;) text.replace(at + 1, 1, names[below(4)]);
   return text;
 }
 
-// Which kernels have run: rows, dense, gather. How often a program was cut; and how often an operation had no time of
+// Which kernels have run: rows, dense, gather, winograd. How often a program was cut; and how often an operation had no time of
 // its own, as it ran part by part with the one before.
-int ran[3], cut, fed;
+int ran[4], cut, fed;
 
 void count_run(const Program& program, int64_t batch, int threads) {
   cut += sections_of(program, chosen_table(program.half), batch, threads, program.working_set_for(batch)).size() > 1;
   for (const Op& op : program.ops) {
     if (op.kernels.empty()) continue;
     const KernelChoice choice = op.kernel_for(batch, KernelChoice::rows);
-    const bool dense = choice == KernelChoice::dense && op.groups == 1;
+    const Shape& weight = op.weight->shape;
+    const bool winograd = choice == KernelChoice::winograd && op.kind == OpKind::conv &&
+                          WinogradPlan::takes(chosen_table(program.half),
+                                              {weight[1], weight[0], op.groups,
+                                               {weight[2], weight[3], op.stride[0], op.stride[1], op.dilation[0],
+                                                op.dilation[1], op.padding[0], op.padding[1]}});
+    const bool dense = (choice == KernelChoice::dense || choice == KernelChoice::winograd) && op.groups == 1;
     const bool gather = choice == KernelChoice::gather && op.kind == OpKind::linear;
-    ran[dense ? 1 : gather ? 2 : 0]++;
+    ran[winograd ? 3 : dense ? 1 : gather ? 2 : 0]++;
   }
 }
 
@@ -125,7 +134,8 @@ std::string damaged(std::string text) {
 std::map<std::string, Weight> some_weights(size_t program) {
   struct Listed { const char* name; Shape shape; bool sparse; };
   const std::vector<Listed> listed[] = {
-      {{"a", {6, 4, 3, 3}, true}, {"b", {6, 2, 1, 1}, false}, {"c", {3, 6}, false}, {"s", {6}, false}},
+      {{"a", {6, 4, 3, 3}, true}, {"b", {6, 2, 1, 1}, false}, {"c", {3, 6}, false}, {"w", {6, 6, 3, 3}, true},
+       {"s", {6}, false}},
       {{"e", {11, 8}, false}, {"g", {8}, false}, {"w", {8, 8}, true}},
       {{"a", {44, 2, 1, 1}, true}, {"d", {44, 1, 3, 3}, false}, {"s", {44}, false}}};
   std::map<std::string, Weight> weights;
@@ -211,7 +221,8 @@ int main(int argc, char** argv) {
   generator.seed(argc > 2 ? uint64_t(std::atoll(argv[2])) : 1);
   int accepted = 0;
   for (int i = 0; i < rounds; i++) accepted += try_one(below(n_programs));
-  std::printf("%d programs, %d accepted and run, %d refused; kernels: %d rows, %d dense, %d gather; %d cut, %d fed\n",
-              rounds, accepted, rounds - accepted, ran[0], ran[1], ran[2], cut, fed);
-  return accepted < rounds && ran[0] > 0 && ran[1] > 0 && ran[2] > 0 && cut > 0 && fed > 0 ? 0 : 1;
+  std::printf("%d programs, %d accepted and run, %d refused; kernels: %d rows, %d dense, %d gather, %d "
+              "winograd; %d cut, %d fed\n",
+              rounds, accepted, rounds - accepted, ran[0], ran[1], ran[2], ran[3], cut, fed);
+  return accepted < rounds && ran[0] > 0 && ran[1] > 0 && ran[2] > 0 && ran[3] > 0 && cut > 0 && fed > 0 ? 0 : 1;
 }

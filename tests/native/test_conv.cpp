@@ -1,10 +1,13 @@
 // Every row and dense kernel of every instruction set of this machine, and whole convolutions through the layouts,
 // against reference.h. Prints one line for each instruction set; exits with 1 at the first difference, or
 // if no convolution had its input sliced among threads.
+#include <memory>
+
 #include "conv.h"
 #include "dispatch.h"
 #include "mover.h"
 #include "testing.h"
+#include "winograd.h"
 
 using namespace secateur;
 using namespace testing;
@@ -132,18 +135,20 @@ void move(const KernelTable& table, const LaneLayout& from, char* source, const 
   for (int32_t group = 0; group < to.groups; group++) mover.run(source, {group, {0, to.channels}}, target);
 }
 
-// A convolution of any geometry, dense and sparse, as the engine would run it; whether it was sliced.
-bool check_conv(const KernelTable& table) {
+// A convolution as the engine would run it: of any geometry, dense and sparse, or by Winograd's transforms; whether it
+// was sliced.
+bool check_conv(const KernelTable& table, bool winograd) {
   reference::Conv p{};
-  p.groups = between(0, 3) ? 1 : between(1, 3);
-  p.kh = between(1, 4), p.kw = between(1, 4), p.sy = between(1, 3), p.sx = between(1, 3);
-  p.dy = between(1, 2), p.dx = between(1, 2);
+  p.groups = winograd || between(0, 3) ? 1 : between(1, 3);
+  const auto one_to = [&](int64_t most) { return winograd ? 1 : between(1, most); };
+  p.kh = winograd ? 3 : between(1, 4), p.kw = winograd ? 3 : between(1, 4);
+  p.sy = one_to(3), p.sx = one_to(3), p.dy = one_to(2), p.dx = one_to(2);
   p.top = between(0, p.kh * p.dy - 1), p.left = between(0, p.kw * p.dx - 1);
-  p.outputs = p.groups * between(1, 9);
+  p.outputs = p.groups * between(1, winograd ? 40 : 9);
   const int64_t reach_y = (p.kh - 1) * p.dy + 1, reach_x = (p.kw - 1) * p.dx + 1;
   int64_t images_lanes = 1;
   while (images_lanes < table.lanes && between(0, 1)) images_lanes *= 2;
-  const int64_t images = between(images_lanes / 2 + 1, images_lanes), channels = p.groups * between(1, 24);
+  const int64_t images = between(images_lanes / 2 + 1, images_lanes), channels = p.groups * between(1, winograd ? 160 : 24);
   reference::Image x(images, channels, between(1, 20) + reach_y, between(1, 20) + reach_x);
   for (float& number : x.numbers) number = uniform();
   const int64_t bottom = between(0, p.top), right = between(0, p.left);
@@ -180,13 +185,18 @@ bool check_conv(const KernelTable& table) {
   const bool dense = between(0, 1);
   const bool copies = !needed.direct && output.groups == 1 && between(0, 1);
   const Sharing sharing{output.groups > 1 ? 1 : int(between(1, 3)), copies || between(0, 1), copies};
-  const ConvPlan plan(table, {channels, p.outputs, p.groups, window}, weight, &bias, activation, dense, needed.layout,
-                      output, sharing);
+  const ConvShape shape{channels, p.outputs, p.groups, window};
+  std::unique_ptr<const Convolution> made;
+  if (winograd)
+    made = std::make_unique<WinogradPlan>(table, shape, weight, &bias, activation, output, sharing);
+  else
+    made = std::make_unique<ConvPlan>(table, shape, weight, &bias, activation, dense, needed.layout, output, sharing);
+  const Convolution& plan = *made;
   Buffer scratch(std::max<int64_t>(plan.scratch_bytes(), 64));
   const Mover mover(table, whole, 0, needed.layout, 1, window, Region::all);
   const Buffer copy(std::max<int64_t>(plan.channels_at_a_time() * needed.layout.plane(), 64));
   for (int64_t group = 0; group < output.groups; group++) {
-    ConvPlan::Call call{};
+    Convolution::Call call{};
     call.input = needed.layout.view(copies ? copy.data : in.data, group);
     call.output = output.view(out.data, group);
     if (with_residual) call.residual = output.view(add.data, group);
@@ -203,8 +213,10 @@ bool check_conv(const KernelTable& table) {
   for (float& number : weight.numbers) number = std::fabs(number);
   const std::vector<float> none(size_t(p.outputs), 0.0f);
   reference::Image magnitudes = reference::conv(x, p, weight.numbers, none, nullptr, height, width, Activation::none);
+  const double transforms = winograd ? 4.0 : 1.0;  // what they add up before and after the products
   for (size_t i = 0; i < got.numbers.size(); i++)
-    expect_near(double(got.numbers[i]), double(wanted.numbers[i]), double(magnitudes.numbers[i]), "conv");
+    expect_near(double(got.numbers[i]), double(wanted.numbers[i]), transforms * double(magnitudes.numbers[i]),
+                winograd ? "winograd" : "conv");
   return plan.sliced();
 }
 
@@ -222,7 +234,8 @@ int main(int argc, char** argv) {
         if (table->dense[i].run) check_dense(*table, table->dense[i]), kernels += round == 0;
     }
     int sliced = 0;
-    for (int i = 0; i < rounds; i++) sliced += check_conv(*table);
+    for (int i = 0; i < rounds; i++) sliced += check_conv(*table, false);
+    for (int i = 0; table->winograd_input && i < rounds; i++) check_conv(*table, true);
     std::printf("%s: %d kernels, %d convolutions agree, %d of them sliced\n", table->isa, kernels, rounds, sliced);
     if (!sliced) return 1;
   }

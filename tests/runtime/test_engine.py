@@ -88,7 +88,7 @@ def test_the_table_names_every_layer(plan: Plan) -> None:
     assert len(names) == 22  # two shortcuts among them
     assert all(name in text for name in names)
     for layer in layers:
-        assert layer.kernel in ("dense", "rows", "patterns", "gather")
+        assert layer.kernel in ("dense", "winograd", "rows", "gather")
         assert layer.density == 1 or 0.01 < layer.density < 0.2
     assert f"{plan.n_nonzero:,} of {plan.n_weights:,} weights are not zero; fp32" in text
 

@@ -22,8 +22,13 @@ ACTIVATIONS = (
     "log",
     "sqrt",
 )
-KERNELS = {"conv": ("dense", "rows", "patterns"), "linear": ("dense", "rows", "patterns", "gather")}
+KERNELS = {
+    "conv": ("dense", "winograd", "rows", "patterns"),
+    "linear": ("dense", "rows", "patterns", "gather"),
+}
 """Kernels that the format knows, by operation."""
+WITH_ZEROS = ("dense", "winograd")
+"""Kernels that multiply with zeros too."""
 WEIGHTS_OF = ("weight", "bias", "scale", "shift")
 """Attributes that name weights."""
 MAX_DIMS = 32

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from secateur.errors import PlanError
+from secateur.runtime.attributes import WITH_ZEROS
 from secateur.runtime.container import Entry, read_container, write_container
 from secateur.runtime.program import Op, Program, WeightSpec, parse_program
 from secateur.runtime.table import text_table
@@ -30,7 +31,7 @@ class Layer:
         density: Fraction of its weights that are not zero.
         batch: Batch size it was measured with; None if it was not measured.
         kernel: The kernel chosen for that batch size.
-        dense_us: Microseconds of the dense kernel; None if not measured.
+        dense_us: Microseconds of the fastest kernel that multiplies with zeros too; None if not measured.
         sparse_us: Microseconds of the fastest sparse kernel; None if not measured or if there is none.
         why: What the choice rests on.
     """
@@ -181,8 +182,8 @@ def _layers_of(op: Op, weight: Weight) -> list[Layer]:
     layers: list[Layer] = []
     for row in measured:
         times: dict[str, float] = row["us"]
-        dense = times.get("dense")
-        sparse = min((t for kernel, t in times.items() if kernel != "dense"), default=None)
+        dense = min((t for kernel, t in times.items() if kernel in WITH_ZEROS), default=None)
+        sparse = min((t for kernel, t in times.items() if kernel not in WITH_ZEROS), default=None)
         kernel = op.kernel_for(row["batch"])
         why = _reason(kernel, times)
         layers.append(Layer(op.name, weight.shape, weight.density, row["batch"], kernel, dense, sparse, why))
