@@ -242,7 +242,7 @@ def test_mistakes_in_a_suite_are_named(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument, match="'one' and 'two' do the same"):
         Suite(methods=alike)
     shuffled = "\n  shuffled: {of: teacher-guided, criterion: teacher-guided, control: shuffled}\n"
-    with pytest.raises(InvalidArgument, match="'shuffled' is a control of 'teacher-guided', which is not among"):
+    with pytest.raises(InvalidArgument, match="'shuffled' is a control of 'teacher-guided', which is not"):
         narrowed(suite_of(SMALL.rstrip() + shuffled, tmp_path), methods=["magnitude", "shuffled"])
 
 
