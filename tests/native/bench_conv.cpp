@@ -94,6 +94,24 @@ void limit_of_rows(const KernelTable& table, int64_t kilobytes) {
   print_limit("rows", kilobytes, 2.0 * n_steps * n_rows * 16 * table.lanes / best / 1e9);
 }
 
+#if defined(__x86_64__)
+// Sixteen multiply-adds, each with an operand of its own from the first-level cache, and nothing else: what no row kernel
+// can exceed, though this processor loads two vectors a cycle and multiplies and adds two.
+__attribute__((target("avx512f"))) void limit_of_operands() {
+  typedef float Vector __attribute__((vector_size(64)));
+  constexpr int64_t n = 100000;
+  alignas(64) static Vector from[16] = {};
+  const double best = best_seconds([&]() __attribute__((target("avx512f"))) {
+    Vector sums[16] = {}, weight = {};
+    for (int64_t i = 0; i < n; i++) {
+#pragma GCC unroll 16
+      for (int s = 0; s < 16; s++) __asm__ volatile("vfmadd231ps %2, %1, %0" : "+v"(sums[s]) : "v"(weight), "m"(from[s]));
+    }
+  });
+  print_limit("multiply-adds with an operand each", 1, 2.0 * n * 16 * 16 / best / 1e9);
+}
+#endif
+
 // The fastest dense kernel with all it reads in the first-level cache.
 void limit_of_dense(const KernelTable& table) {
   constexpr int32_t n_steps = 288;
@@ -175,6 +193,9 @@ int main(int argc, char** argv) {
   if (zeros.empty()) zeros = {0.0, 0.5, 0.65, 0.8, 0.9, 0.95};
   std::printf("{\"isa\": \"%s\", \"images\": %d}\n", table.isa, images);
   limit_of_dense(table);
+#if defined(__x86_64__)
+  if (std::strcmp(table.isa, "avx512") == 0) limit_of_operands();
+#endif
   for (const int64_t kilobytes : {16, 512, 8192}) limit_of_rows(table, kilobytes);
   for (const double z : zeros)
     for (const Layer& layer : layers)
