@@ -171,13 +171,18 @@ def runtime(zeros: float | None = None, name: str = "runtime") -> str:
     return table(header, rows) + "\n" + note + origin(result, commits)
 
 
+def code_or_words(name: str) -> str:
+    """A name as code, several words as they are."""
+    return name if " " in name else f"`{name}`"
+
+
 def kernel_limits() -> str:
     """What kernels reach in each cache, as a share of the dense kernel in the first level."""
     result = load("kernels")
     peak = next(limit["gflops"] for limit in result["limits"] if limit["limit"] == "dense")
     rows = [
         [
-            f"`{limit['limit']}`, {limit['kilobytes']} KB",
+            f"{code_or_words(limit['limit'])}, {limit['kilobytes']} KB",
             f"{limit['gflops']:.0f}",
             f"{limit['gflops'] / peak:.0%}",
         ]
