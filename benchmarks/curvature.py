@@ -124,6 +124,25 @@ def batches(table: Table) -> str:
     return f"{table(head, rows)}\n\n{origin}"
 
 
+def recovery_rates(table: Table) -> str:
+    """Validation accuracies after one epoch of recovery at several rates."""
+    result = json.loads((RESULTS / "recovery_rates.json").read_text())
+    rates = sorted({row["lr"] for row in result["rows"]}, reverse=True)
+    rows: list[list[str]] = []
+    for zeros in sorted({row["zeros"] for row in result["rows"]}):
+        own = {row["lr"]: row for row in result["rows"] if row["zeros"] == zeros}
+        start = next(iter(own.values()))["start_val_accuracy"]
+        found = (f"{100 * own[lr]['val_accuracy']:.2f}" if lr in own else "–" for lr in rates)
+        rows.append([f"{zeros:.0%}", f"{100 * start:.2f}", *found])
+    about = result["provenance"]
+    origin = (
+        f"<sub>`benchmarks/results/recovery_rates.json`: accuracy in %. {result['about']} "
+        f"{about['hardware']['cpu']}, commit {about['commit'][:10]}, {about['date']}.</sub>"
+    )
+    head = ["zeros", "after the steps", *(f"one epoch at {lr:g}" for lr in rates)]
+    return f"{table(head, rows)}\n\n{origin}"
+
+
 def _stage(row: dict[str, Any], zeros: float) -> str:
     for stage in row["stages"]:
         if stage["zeros"] == zeros:

@@ -328,6 +328,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "curvature-tries": partial(curvature.tries, table, "curvature_tries"),
     "calibration-tries": partial(curvature.tries, table, "calibration_tries"),
     "calibration-batches": partial(curvature.batches, table),
+    "recovery-rates": partial(curvature.recovery_rates, table),
     "calibration-cost": partial(curvature.cost, table),
     "curvature-steps": partial(curvature.steps, table),
     "runtime": runtime,
