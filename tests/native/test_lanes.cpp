@@ -302,8 +302,9 @@ void check_convert(const KernelTable& table) {
 
 void check(const KernelTable& table) {
   // A kernel that is added to the table does not compile here, so that whoever adds it adds a test.
-  const auto& [isa, lanes, number_size, floats, weight_bits, rows, n_rows, dense, n_dense, gather, move, pack, unpack, binary, map, max_pool, mean_pool,
-               mean, layer_norm, activate, matmul, softmax] = table;
+  const auto& [isa, lanes, number_size, floats, weight_bits, rows, n_rows, dense, n_dense, winograd_input, winograd_output,
+               gather, move, pack, unpack, binary, map, max_pool, mean_pool, mean, layer_norm, activate, matmul,
+               softmax] = table;
   check_gather(gather, floats);
   check_move(move, lanes);
   check_convert(table);
