@@ -48,6 +48,12 @@ struct Sharing {
 const DenseKernel* dense_kernel(const KernelTable& table, int32_t channels, int32_t height, int32_t width,
                                 int64_t stride);
 
+// Into how many parts of the output channels and spans of the tiles a convolution is shared out.
+struct Split {
+  int64_t parts, spans;
+};
+Split split_of(const Sharing& sharing, bool by_outputs, int64_t tiles, int64_t outputs);
+
 // How a session sees a convolution.
 class Convolution {
  public:

@@ -134,13 +134,22 @@ void ConvPlan::cover(const KernelTable& table, const LaneLayout& output, int32_t
   }
 }
 
-// Tiles are shared out; with few of them, output channels are, and with groups, where each reads channels of its own.
+// Tiles are shared out; with few of them, output channels are.
+Split split_of(const Sharing& sharing, bool by_outputs, int64_t tiles, int64_t outputs) {
+  const int64_t threads = sharing.threads;
+  if (sharing.parts > 1) return {sharing.parts, 1};
+  if (threads == 1) return {1, 1};
+  if (by_outputs || (tiles < threads * 4 && tiles % threads != 0)) return {std::min(threads, outputs), 1};
+  return {1, std::min(tiles, threads * 8)};
+}
+
+// With groups, output channels are shared out too, since each reads channels of its own.
 //
 // Whoever has some of the outputs reads all inputs, most of which other cores wrote. If there are many more inputs than
 // outputs, better each sums up what it has itself, and only sums change hands. Sums of halves must not be cut short.
 void ConvPlan::share(const Sharing& sharing, const ConvShape& shape, bool halves) {
   const auto tiles = int64_t(tiles_.size()), threads = int64_t(sharing.threads);
-  int64_t spans = 1;
+  Split split{1, 1};
   const bool wide = shape.groups == 1 && shape.channels >= 2 * shape.outputs;
   if (threads > 1 && sharing.by_channels && wide && !(dense_ && halves)) {
     n_slices_ = std::min(threads, shape.channels);
@@ -148,15 +157,11 @@ void ConvPlan::share(const Sharing& sharing, const ConvShape& shape, bool halves
     n_blocks_ = (shape.channels + block_channels_ - 1) / block_channels_;
     n_slices_ = std::min(n_slices_, n_blocks_);
     no_bias_.assign(size_t(shape.outputs), 0.0f);
-  } else if (sharing.parts > 1) {
-    n_parts_ = sharing.parts;
-  } else if (threads > 1) {
-    if (sharing.by_channels || shape.groups > 1 || (tiles < threads * 4 && tiles % threads != 0))
-      n_parts_ = std::min(threads, shape.outputs);
-    else
-      spans = std::min(tiles, threads * 8);
+  } else {
+    split = split_of(sharing, sharing.by_channels || shape.groups > 1, tiles, shape.outputs);
   }
-  for (int64_t i = 0; i <= spans; i++) spans_.push_back(i * tiles / spans);
+  n_parts_ = split.parts;
+  for (int64_t i = 0; i <= split.spans; i++) spans_.push_back(i * tiles / split.spans);
   if (dense_ && n_blocks_ == 1 && n_slices_ == 1) return;  // no sums are kept
   int64_t sums = 0;
   for (Tile& tile : tiles_) {

@@ -10,14 +10,14 @@ namespace secateur {
 
 namespace {
 
-// What a region's inputs may fill, so that they and the sums stay in the second-level cache.
-constexpr int64_t inputs_bytes = 1 << 20;
+// Bytes that a region's inputs may fill, so that they and the sums stay in the second-level cache.
+constexpr int64_t most_inputs = 1 << 20;
 
 // The same for the sums of a chunk of output channels, all places.
-constexpr int64_t sums_bytes = 256 * 1024;
+constexpr int64_t most_sums = 256 * 1024;
 
 // Inputs of one place that stay in the first-level cache beside weights and sums.
-constexpr int64_t block_bytes = 24 * 1024;
+constexpr int64_t most_block = 24 * 1024;
 
 // Places whose distance is a power of two would share the same few lines of a cache.
 constexpr int64_t apart = 5 * 64;
@@ -67,9 +67,9 @@ WinogradPlan::WinogradPlan(const KernelTable& table, const ConvShape& shape, con
   const SparseRows rows = sparse_rows(weight, 1);
   bias_.assign(size_t(outputs_), 0.0f);
   if (bias) bias_ = bias->all();
-  no_bias_.assign(8, 0.0f);
   choose(table);
-  split(sharing);
+  no_bias_.assign(size_t(panel_), 0.0f);
+  share(sharing);
   pack(rows);
 }
 
@@ -81,7 +81,7 @@ std::string WinogradPlan::describe() const {
 // How many tiles at a time, by the cycles of the kernels: two loads and two multiply-adds each, and weights, all of which
 // each region reads, at sixteen bytes.
 void WinogradPlan::choose(const KernelTable& table) {
-  const int64_t fit = std::max<int64_t>(1, inputs_bytes / (places * channels_ * vector_bytes_));
+  const int64_t fit = std::max<int64_t>(1, most_inputs / (places * channels_ * vector_bytes_));
   double best = std::numeric_limits<double>::infinity();
   for (int32_t tiles = 1; tiles <= std::min<int64_t>({8, fit, n_tiles_}); tiles++) {
     for (const int32_t m : {8, 4}) {
@@ -93,24 +93,20 @@ void WinogradPlan::choose(const KernelTable& table) {
   }
   n_regions_ = (n_tiles_ + most_tiles_ - 1) / most_tiles_;
   const int64_t channel = most_tiles_ * vector_bytes_;
-  const int64_t n_blocks = (channels_ * channel + block_bytes - 1) / block_bytes;
+  const int64_t n_blocks = (channels_ * channel + most_block - 1) / most_block;
   block_channels_ = (channels_ + n_blocks - 1) / n_blocks;
   for (int64_t c = 0; c < block_channels_; c++) offsets_.push_back(int32_t(c * channel));
   input_place_ = channels_ * channel + apart;
   inputs_bytes_ = places * input_place_;
 }
 
-// As ConvPlan does, with regions for tiles.
-void WinogradPlan::split(const Sharing& sharing) {
-  const auto threads = int64_t(sharing.threads);
-  if (sharing.parts > 1)
-    n_parts_ = sharing.parts;
-  else if (threads > 1 && (sharing.by_channels || (n_regions_ < threads * 4 && n_regions_ % threads != 0)))
-    n_parts_ = std::min(threads, outputs_);
-  else if (threads > 1)
-    n_spans_ = std::min(n_regions_, threads * 8);
+// Output channels in chunks, of which as many sums are kept as fit.
+void WinogradPlan::share(const Sharing& sharing) {
+  const Split split = split_of(sharing, sharing.by_channels, n_regions_, outputs_);
+  n_parts_ = split.parts;
+  n_spans_ = split.spans;
   const int64_t channel = most_tiles_ * vector_bytes_;
-  const int64_t most = std::max<int64_t>(1, sums_bytes / (places * channel * panel_)) * panel_;
+  const int64_t most = std::max<int64_t>(1, most_sums / (places * channel * panel_)) * panel_;
   int64_t weights = 0, widest = 0;
   for (int64_t part = 0; part < n_parts_; part++) {
     first_chunks_.push_back(int64_t(chunks_.size()));

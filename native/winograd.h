@@ -33,7 +33,7 @@ class WinogradPlan : public Convolution {
   };
 
   void choose(const KernelTable& table);
-  void split(const Sharing& sharing);
+  void share(const Sharing& sharing);
   void pack(const SparseRows& rows);
   void transform_input(const Share& tiles, const Call& call) const;
   void multiply(const Chunk& chunk, int64_t n_tiles, const Call& call) const;
