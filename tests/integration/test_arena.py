@@ -11,7 +11,7 @@ import yaml
 
 from secateur.arena import SuiteFolder, collect, load_suite, merge, narrowed, plan, run_suite, suite_names
 from secateur.arena.cell import Bench, build_method
-from secateur.arena.suite import Method, Suite
+from secateur.arena.suite import Method, Suite, recovery_of
 from secateur.cli import main
 from secateur.errors import InvalidArgument, RunError
 from secateur.models import build_model
@@ -259,6 +259,20 @@ def test_the_command_runs_lists_and_reports(tmp_path: Path, capsys: pytest.Captu
     assert main(["bench", "accuracy", "--list"]) == 0
     assert "digits-quick" in capsys.readouterr().out
     assert main([*command, "--shard", "3of4"]) == 2
+
+
+def test_a_method_may_be_recovered_in_its_own_way(tmp_path: Path) -> None:
+    suite = suite_of(
+        SMALL.replace("{criterion: teacher-guided}", "{criterion: teacher-guided, lr: 0.01}"), tmp_path
+    )
+    assert suite.recovery is not None
+    own = recovery_of(suite, suite.methods["teacher-guided"])
+    assert own == replace(suite.recovery, lr=0.01)
+    assert recovery_of(suite, suite.methods["magnitude"]) == suite.recovery
+    plain = {cell.method: cell.id for cell in plan(suite_of(SMALL, tmp_path)) if cell.sparsity == 0.9}
+    for cell in plan(suite):
+        if cell.sparsity == 0.9:
+            assert (cell.id == plain[cell.method]) == (cell.method != "teacher-guided")
 
 
 def test_several_processes_fill_one_folder(tmp_path: Path) -> None:

@@ -52,6 +52,8 @@ class Method:
     """Calibration batches that it scores by where it is not all of them."""
     kd_weight: float | None = None
     """Weight of the teacher in the recovery where it differs from the suite's."""
+    lr: float | None = None
+    """Peak rate of the recovery where it differs from the suite's, which the tables then say."""
     epochs: int | None = None
     """Training budget in epochs where it differs from the suite's, which the tables then say."""
     sparsities: tuple[float, ...] | None = None
@@ -234,10 +236,8 @@ def recovery_of(suite: Suite, method: Method) -> Recovery | None:
     """How a method is trained: the suite's recovery with the method's own changes."""
     if suite.recovery is None:
         return None
-    recipe = suite.recovery
-    if method.kd_weight is not None:
-        recipe = replace(recipe, kd_weight=method.kd_weight)
-    return recipe if method.epochs is None else replace(recipe, epochs=method.epochs)
+    own = {"kd_weight": method.kd_weight, "lr": method.lr, "epochs": method.epochs}
+    return replace(suite.recovery, **{key: value for key, value in own.items() if value is not None})
 
 
 def _shared(suite: Suite) -> dict[str, Any]:

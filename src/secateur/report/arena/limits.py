@@ -60,6 +60,13 @@ def _unequal(grid: Grid) -> Iterator[Notice]:
             f"Most methods were charged {usual:g} epochs of training; {listing(others, most=9)}. "
             "A longer training, not the choice of weights, may make the difference.",
         )
+    if others := _other_rates(grid):
+        yield Notice(
+            "warning",
+            "Not the same rate",
+            f"Recovered at another peak rate than most: {listing(others, most=9)}. "
+            "The rate, not the choice of weights, may make the difference.",
+        )
     removed = _other_counts(grid)
     if removed:
         yield Notice(
@@ -89,6 +96,15 @@ def _unequal(grid: Grid) -> Iterator[Notice]:
                 f"Not the same {name}",
                 f"The cells name {len(grid.common(what))} descriptions; the end of the page has them.",
             )
+
+
+def _other_rates(grid: Grid) -> list[str]:
+    """Competitors that are recovered at another rate than most, each with it."""
+    rates = {
+        m.label: (grid.cells_of(m.key)[0]["about"].get("recovery") or {}).get("lr") for m in grid.competitors
+    }
+    usual = Counter(rate for rate in rates.values() if rate is not None).most_common(1)
+    return [f"{label} {rate:g}" for label, rate in rates.items() if rate is not None and rate != usual[0][0]]
 
 
 def _other_counts(grid: Grid) -> list[str]:
