@@ -7,13 +7,16 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from secateur.arena import SuiteFolder, collect, load_suite, merge, narrowed, plan, run_suite, suite_names
-from secateur.arena.cell import Bench, build_method
+from secateur.arena.cell import Bench, build_method, calibration_of
+from secateur.arena.networks import Networks
 from secateur.arena.suite import Method, Suite, recovery_of
 from secateur.cli import main
-from secateur.errors import InvalidArgument, RunError
+from secateur.data import ImageLoader
+from secateur.errors import DataError, InvalidArgument, RunError
 from secateur.models import build_model
 from secateur.progress import Watcher
 from secateur.scores import CRITERIA
@@ -282,3 +285,20 @@ def test_several_processes_fill_one_folder(tmp_path: Path) -> None:
     command = ["bench", "accuracy", "--suite", str(path), "--out", str(out), "--device", "cpu"]
     assert main([*command, "--jobs", "2", "--methods", "magnitude,teacher-guided"]) == 0
     assert len(list((out / "cells").glob("*.json"))) == 4
+
+
+def test_a_method_may_calibrate_on_all_training_images(finished: tuple[Suite, SuiteFolder]) -> None:
+    suite, folder = finished
+    networks = Networks.prepare(suite, 0, folder.networks(0), "cpu", Watcher())
+    train = networks.data.train
+    assert isinstance(train, ImageLoader)
+    batches = calibration_of(networks.data, Method(calibrate_on="train"))
+    images = torch.cat([x for x, _ in batches])
+    assert len(images) == train.n_samples > 128  # what the suite calibrates on
+    assert torch.equal(images, torch.cat([x for x, _ in replace(train, augmentation=None, shuffle=False)]))
+    few = list(calibration_of(networks.data, Method(calibrate_on="train", calibration_batches=1)))
+    assert torch.equal(few[0][0], images[: train.batch_size])
+    plain = list(calibration_of(networks.data, Method()))
+    assert sum(len(x) for x, _ in plain) == 128
+    with pytest.raises(DataError, match="calibrate_on: train"):
+        calibration_of(replace(networks.data, train=[]), Method(calibrate_on="train"))

@@ -17,7 +17,8 @@ from secateur.arena.networks import Networks
 from secateur.arena.suite import Cell, Method, Suite, recovery_of
 from secateur.building import build, build_criterion_from, build_scope_from, class_of
 from secateur.cutting import moves_weights
-from secateur.errors import SecateurWarning
+from secateur.data import Data, ImageLoader
+from secateur.errors import DataError, SecateurWarning
 from secateur.evaluate import evaluate, reestimate_batchnorm
 from secateur.masks import Masks
 from secateur.naming import Batches, Named
@@ -145,7 +146,7 @@ class Bench:
                 sparsity=cell.sparsity,
                 recipe=budget,
                 train=data.train,
-                calibration=_first(data.calibration, self.suite.methods[cell.method].calibration_batches),
+                calibration=calibration_of(data, self.suite.methods[cell.method]),
                 validation=data.val,
                 teacher=self.networks.teacher_logits(budget) if budget.kd_weight else None,
                 include=self.suite.include,
@@ -211,9 +212,23 @@ def build_method(method: Method, teacher: nn.Module, seed: int) -> AbstractStrat
     return build("strategy", method.strategy, kind, options, {"seed": seed})
 
 
-def _first(batches: Batches, count: int | None) -> Batches:
-    """The first `count` batches; all of them for None."""
-    return batches if count is None else list(islice(batches, count))
+def calibration_of(data: Data, method: Method) -> Batches:
+    """What a method scores by.
+
+    Raises:
+        DataError: if it wants the training images, and the data does not tell them from their augmentation.
+    """
+    batches = data.calibration
+    if method.calibrate_on == "train":
+        if not isinstance(data.train, ImageLoader):
+            raise DataError(
+                "calibrate_on: train needs training data whose augmentation can be left out, an ImageLoader, "
+                f"got {type(data.train).__name__}. Leave such methods out."
+            )
+        batches = replace(data.train, augmentation=None, shuffle=False)
+    return (
+        batches if method.calibration_batches is None else list(islice(batches, method.calibration_batches))
+    )
 
 
 def _score_seconds(strategy: AbstractStrategy) -> float:

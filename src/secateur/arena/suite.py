@@ -48,6 +48,9 @@ class Method:
     start: Literal["trained", "init", "small"] = "trained"
     """What is pruned: the trained student, the same network with fresh weights, or, not pruned at all, a
     fresh narrow network with as many parameters as the others keep."""
+    calibrate_on: Literal["calibration", "train"] = "calibration"
+    """What it scores by, and takes steps on: the suite's calibration images, or all training images, neither
+    with augmentation."""
     calibration_batches: int | None = None
     """Calibration batches that it scores by where it is not all of them."""
     kd_weight: float | None = None
