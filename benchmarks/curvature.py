@@ -129,17 +129,17 @@ def recovery_rates(table: Table) -> str:
     result = json.loads((RESULTS / "recovery_rates.json").read_text())
     rates = sorted({row["lr"] for row in result["rows"]}, reverse=True)
     rows: list[list[str]] = []
-    for zeros in sorted({row["zeros"] for row in result["rows"]}):
-        own = {row["lr"]: row for row in result["rows"] if row["zeros"] == zeros}
+    for zeros, inputs in sorted({(row["zeros"], row["inputs"]) for row in result["rows"]}):
+        own = {r["lr"]: r for r in result["rows"] if (r["zeros"], r["inputs"]) == (zeros, inputs)}
         start = next(iter(own.values()))["start_val_accuracy"]
         found = (f"{100 * own[lr]['val_accuracy']:.2f}" if lr in own else "–" for lr in rates)
-        rows.append([f"{zeros:.0%}", f"{100 * start:.2f}", *found])
+        rows.append([f"{zeros:.0%}", f"{inputs:,}", f"{100 * start:.2f}", *found])
     about = result["provenance"]
     origin = (
         f"<sub>`benchmarks/results/recovery_rates.json`: accuracy in %. {result['about']} "
         f"{about['hardware']['cpu']}, commit {about['commit'][:10]}, {about['date']}.</sub>"
     )
-    head = ["zeros", "after the steps", *(f"one epoch at {lr:g}" for lr in rates)]
+    head = ["zeros", "images of the steps", "after the steps", *(f"one epoch at {lr:g}" for lr in rates)]
     return f"{table(head, rows)}\n\n{origin}"
 
 
