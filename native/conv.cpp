@@ -41,6 +41,12 @@ SparseRows sparse_rows(const Weight& weight, int64_t groups) {
   return rows;
 }
 
+ConvShape shape_of(const Op& op) {
+  const Shape& w = op.weight->shape;
+  return {w[1] * op.groups, w[0], op.groups,
+          {w[2], w[3], op.stride[0], op.stride[1], op.dilation[0], op.dilation[1], op.padding[0], op.padding[1]}};
+}
+
 ConvPlan::ConvPlan(const KernelTable& table, const ConvShape& shape, const Weight& weight, const Weight* bias,
                    Activation activation, bool dense, const LaneLayout& input, const LaneLayout& output,
                    const Sharing& sharing)

@@ -30,6 +30,8 @@ struct ConvShape {
   Window window;
 };
 
+ConvShape shape_of(const Op& op);  // of a conv
+
 // Input pixels from the first to the last that the windows of `pixels` outputs read, in one direction.
 inline int64_t extent(int64_t pixels, int64_t stride, int64_t window, int64_t dilation) {
   return (pixels - 1) * stride + (window - 1) * dilation + 1;

@@ -33,12 +33,9 @@ static void winograd_input_kernel(const WinogradInputCall& call) {
   }
 }
 
-// Aᵀ · m · A, with Aᵀ = [1 1 1 0; 0 1 −1 −1]; then as for every sum.
-static void winograd_output_kernel(const WinogradOutputCall& call) {
-  const Finish& finish = call.finish;
-  float low, high;
-  const bool clamp = is_clamp(finish.activation, &low, &high);
-  const V lowest = spread_number(low), highest = spread_number(high);
+// Aᵀ · m · A, with Aᵀ = [1 1 1 0; 0 1 −1 −1], of which the first rows and columns are kept.
+template <int rows, int columns>
+static void winograd_output(const WinogradOutputCall& call) {
   const char* from = call.places;
   for (int64_t c = 0; c < call.n_channels; c++, from += call.channel) {
     V half[2][4];
@@ -50,16 +47,19 @@ static void winograd_output_kernel(const WinogradOutputCall& call) {
       half[1][x] = m1 - m2 - load(m + 12 * call.place);
     }
     const V bias = spread_number(call.bias[c]);
-    char* const out = finish.output.data + c * finish.output.plane;
-    const char* const residual = finish.residual.data ? finish.residual.data + c * finish.residual.plane : nullptr;
-    for (int y = 0; y < call.rows; y++) {
-      V v[2] = {half[y][0] + half[y][1] + half[y][2] + bias, half[y][1] - half[y][2] - half[y][3] + bias};
-      for (int x = 0; x < call.columns; x++) {
-        if (residual) v[x] += load(residual + y * finish.residual.row + x * vector_bytes);
-        if (clamp) v[x] = at_most(at_least(v[x], lowest), highest);
-        store(out + y * finish.output.row + x * vector_bytes, v[x]);
-      }
+    V sums[rows * columns];
+#pragma GCC unroll 2
+    for (int y = 0; y < rows; y++) {
+      sums[y * columns] = half[y][0] + half[y][1] + half[y][2] + bias;
+      if constexpr (columns == 2) sums[y * columns + 1] = half[y][1] - half[y][2] - half[y][3] + bias;
     }
-    if (!clamp) activate_tile(out, finish.output.row, call.rows, call.columns, finish.activation);
+    finish_tile<rows, columns>(sums, call.finish, c);
   }
+}
+
+static void winograd_output_kernel(const WinogradOutputCall& call) {
+  if (call.rows == 2)
+    call.columns == 2 ? winograd_output<2, 2>(call) : winograd_output<2, 1>(call);
+  else
+    call.columns == 2 ? winograd_output<1, 2>(call) : winograd_output<1, 1>(call);
 }

@@ -132,13 +132,10 @@ Convolution::Call LaneBuilder::Target::call(Context& context, int64_t group, int
 bool LaneBuilder::conv(const Op& op) {
   const LaneLayout output = layout_of(op.output);
   if (!output.lanes) return false;
-  Window window;
-  float fill;
-  window_of(op, window, fill);
-  const Shape& w = op.weight->shape;
+  const ConvShape shape = shape_of(op);
   const Source input = session_.feeder_ ? Source{-1, layout_of(op.inputs[0]), nullptr}
-                                        : window_source(op, window, fill, by_channels(output));
-  add_conv(op, {w[1] * op.groups, w[0], op.groups, window}, input, output);
+                                        : window_source(op, shape.window, 0, by_channels(output));
+  add_conv(op, shape, input, output);
   return true;
 }
 

@@ -68,8 +68,7 @@ bool LaneBuilder::window_of(const Op& op, Window& window, float& fill) const {
             op.padding[0], op.padding[1]};
   fill = 0;
   if (op.kind == OpKind::conv) {
-    window.height = op.weight->shape[2];
-    window.width = op.weight->shape[3];
+    window = shape_of(op).window;
     return true;
   }
   if (op.kind == OpKind::max_pool) {

@@ -67,7 +67,7 @@ WinogradPlan::WinogradPlan(const KernelTable& table, const ConvShape& shape, con
   const SparseRows rows = sparse_rows(weight, 1);
   bias_.assign(size_t(outputs_), 0.0f);
   if (bias) bias_ = bias->all();
-  choose(table);
+  choose();
   no_bias_.assign(size_t(panel_), 0.0f);
   share(sharing);
   pack(rows);
@@ -80,18 +80,23 @@ std::string WinogradPlan::describe() const {
 
 // How many tiles at a time, by the cycles of the kernels: two loads and two multiply-adds each, and weights, all of which
 // each region reads, at sixteen bytes.
-void WinogradPlan::choose(const KernelTable& table) {
+void WinogradPlan::choose() {
   const int64_t fit = std::max<int64_t>(1, most_inputs / (places * channels_ * vector_bytes_));
   double best = std::numeric_limits<double>::infinity();
   for (int32_t tiles = 1; tiles <= std::min<int64_t>({8, fit, n_tiles_}); tiles++) {
     for (const int32_t m : {8, 4}) {
-      if (!dense_kernel(table, m, 1, tiles, 1)) continue;
+      if (!dense_kernel(table_, m, 1, tiles, 1)) continue;
       const auto regions = double((n_tiles_ + tiles - 1) / tiles);
       const double cost = regions * (std::max({double(tiles + m), double(m * tiles), 8.0}) + 1.0 + 0.25 * m) / m;
       if (cost < best) best = cost, most_tiles_ = tiles, panel_ = m;
     }
   }
-  n_regions_ = (n_tiles_ + most_tiles_ - 1) / most_tiles_;
+  const int64_t n_regions = (n_tiles_ + most_tiles_ - 1) / most_tiles_;
+  for (int64_t region = 0; region < n_regions; region++) {
+    const Share tiles = share_of(n_tiles_, region, n_regions);
+    const auto across = int32_t(tiles.end - tiles.begin);
+    regions_.push_back({tiles, dense_kernel(table_, panel_, 1, across, 1), dense_kernel(table_, 1, 1, across, 1)});
+  }
   const int64_t channel = most_tiles_ * vector_bytes_;
   const int64_t n_blocks = (channels_ * channel + most_block - 1) / most_block;
   block_channels_ = (channels_ + n_blocks - 1) / n_blocks;
@@ -102,7 +107,7 @@ void WinogradPlan::choose(const KernelTable& table) {
 
 // Output channels in chunks, of which as many sums are kept as fit.
 void WinogradPlan::share(const Sharing& sharing) {
-  const Split split = split_of(sharing, sharing.by_channels, n_regions_, outputs_);
+  const Split split = split_of(sharing, sharing.by_channels, int64_t(regions_.size()), outputs_);
   n_parts_ = split.parts;
   n_spans_ = split.spans;
   const int64_t channel = most_tiles_ * vector_bytes_;
@@ -128,8 +133,8 @@ void WinogradPlan::pack(const SparseRows& rows) {
   for (const Chunk& chunk : chunks_) {
     const auto [begin, end] = chunk.outputs;
     for (int64_t o = begin; o < end; o++) {
-      const int64_t first = begin + (o - begin) / panel_ * panel_;  // of its panel
-      const bool whole = end - first >= panel_;
+      int64_t first = begin + (o - begin) / panel_ * panel_, width = panel_;  // of its panel; the last ones are alone
+      if (end - first < panel_) first = o, width = 1;
       int64_t at = rows.starts[size_t(o)];
       for (int64_t c = 0; c < channels_; c++) {
         Taps taps{};
@@ -138,8 +143,7 @@ void WinogradPlan::pack(const SparseRows& rows) {
         const auto numbers = transformed(taps);
         const int64_t block = c / block_channels_ * block_channels_, n = std::min(block_channels_, channels_ - block);
         // before it: all panels of earlier blocks, earlier panels of this one, earlier input channels of the panel
-        int64_t place = chunk.first_weight + block * (end - begin);
-        place += whole ? (first - begin) * n + (c - block) * panel_ + (o - first) : (o - begin) * n + (c - block);
+        const int64_t place = chunk.first_weight + block * (end - begin) + (first - begin) * n + (c - block) * width + (o - first);
         for (int64_t p = 0; p < places; p++)
           weights_[size_t(place + p * channels_ * (end - begin))] = table_.weight_bits(numbers[size_t(p)]);
       }
@@ -164,11 +168,9 @@ void WinogradPlan::transform_input(const Share& tiles, const Call& all) const {
   }
 }
 
-void WinogradPlan::multiply(const Chunk& chunk, int64_t n_tiles, const Call& all) const {
-  const auto across = int32_t(n_tiles);
-  const DenseKernel* const whole = dense_kernel(table_, panel_, 1, across, 1);
-  const DenseKernel* const single = dense_kernel(table_, 1, 1, across, 1);
+void WinogradPlan::multiply(const Chunk& chunk, const Region& region, const Call& all) const {
   const int64_t n_outputs = chunk.outputs.end - chunk.outputs.begin;
+  const int64_t n_tiles = region.tiles.end - region.tiles.begin;
   DenseCall call{};
   call.weights = weights_.data() + chunk.first_weight;
   call.offsets = offsets_.data();
@@ -183,7 +185,7 @@ void WinogradPlan::multiply(const Chunk& chunk, int64_t n_tiles, const Call& all
       for (int64_t o = 0; o < n_outputs;) {
         const int64_t n = n_outputs - o >= panel_ ? panel_ : 1;
         call.partial = sums + o * n_tiles * vector_bytes_;
-        (n == 1 ? single : whole)->run(call);
+        (n == 1 ? region.single : region.panel)->run(call);
         call.weights += n * call.n_steps;
         o += n;
       }
@@ -215,14 +217,14 @@ void WinogradPlan::finish(const Chunk& chunk, const Share& tiles, const Call& al
 
 void WinogradPlan::run(int64_t task, const Call& all) const {
   const int64_t part = task % n_parts_;
-  const Share regions = share_of(n_regions_, task / n_parts_, n_spans_);
+  const Share regions = share_of(int64_t(regions_.size()), task / n_parts_, n_spans_);
   if (all.fill) all.fill({0, channels_});
-  for (int64_t region = regions.begin; region < regions.end; region++) {
-    const Share tiles = share_of(n_tiles_, region, n_regions_);
-    transform_input(tiles, all);
+  for (int64_t r = regions.begin; r < regions.end; r++) {
+    const Region& region = regions_[size_t(r)];
+    transform_input(region.tiles, all);
     for (int64_t i = first_chunks_[size_t(part)]; i < first_chunks_[size_t(part) + 1]; i++) {
-      multiply(chunks_[size_t(i)], tiles.end - tiles.begin, all);
-      finish(chunks_[size_t(i)], tiles, all);
+      multiply(chunks_[size_t(i)], region, all);
+      finish(chunks_[size_t(i)], region.tiles, all);
     }
   }
 }

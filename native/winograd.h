@@ -32,11 +32,17 @@ class WinogradPlan : public Convolution {
     int64_t first_weight;
   };
 
-  void choose(const KernelTable& table);
+  // Tiles that are computed together, and what multiplies them: panel_ output channels at a time, and the last ones.
+  struct Region {
+    Share tiles;
+    const DenseKernel *panel, *single;
+  };
+
+  void choose();
   void share(const Sharing& sharing);
   void pack(const SparseRows& rows);
   void transform_input(const Share& tiles, const Call& call) const;
-  void multiply(const Chunk& chunk, int64_t n_tiles, const Call& call) const;
+  void multiply(const Chunk& chunk, const Region& region, const Call& call) const;
   void finish(const Chunk& chunk, const Share& tiles, const Call& call) const;
 
   const KernelTable& table_;
@@ -46,7 +52,7 @@ class WinogradPlan : public Convolution {
   Activation activation_;
   int64_t vector_bytes_;
   int64_t tiles_across_, n_tiles_;
-  int64_t n_regions_ = 1;         // of tiles that are computed together
+  std::vector<Region> regions_;
   int64_t most_tiles_ = 1;        // in a region
   int32_t panel_ = 1;             // output channels of a kernel
   int64_t n_parts_ = 1, n_spans_ = 1;

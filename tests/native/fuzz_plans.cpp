@@ -92,12 +92,8 @@ void count_run(const Program& program, int64_t batch, int threads) {
   for (const Op& op : program.ops) {
     if (op.kernels.empty()) continue;
     const KernelChoice choice = op.kernel_for(batch, KernelChoice::rows);
-    const Shape& weight = op.weight->shape;
     const bool winograd = choice == KernelChoice::winograd && op.kind == OpKind::conv &&
-                          WinogradPlan::takes(chosen_table(program.half),
-                                              {weight[1], weight[0], op.groups,
-                                               {weight[2], weight[3], op.stride[0], op.stride[1], op.dilation[0],
-                                                op.dilation[1], op.padding[0], op.padding[1]}});
+                          WinogradPlan::takes(chosen_table(program.half), shape_of(op));
     const bool dense = (choice == KernelChoice::dense || choice == KernelChoice::winograd) && op.groups == 1;
     const bool gather = choice == KernelChoice::gather && op.kind == OpKind::linear;
     ran[winograd ? 3 : dense ? 1 : gather ? 2 : 0]++;

@@ -56,7 +56,7 @@ class Method:
     kd_weight: float | None = None
     """Weight of the teacher in the recovery where it differs from the suite's."""
     lr: float | None = None
-    """Peak rate of the recovery where it differs from the suite's, which the tables then say."""
+    """Peak rate of the recovery where it differs from the suite's, which the report then says."""
     epochs: int | None = None
     """Training budget in epochs where it differs from the suite's, which the tables then say."""
     sparsities: tuple[float, ...] | None = None
