@@ -13,12 +13,12 @@ from torch import nn
 
 from secateur import provenance
 from secateur.allocate import SCOPES
-from secateur.arena.networks import Networks
+from secateur.arena.networks import Networks, training_images
 from secateur.arena.suite import Cell, Method, Suite, recovery_of
 from secateur.building import build, build_criterion_from, build_scope_from, class_of
 from secateur.cutting import moves_weights
-from secateur.data import Data, ImageLoader
-from secateur.errors import DataError, SecateurWarning
+from secateur.data import Data
+from secateur.errors import SecateurWarning
 from secateur.evaluate import evaluate, reestimate_batchnorm
 from secateur.masks import Masks
 from secateur.naming import Batches, Named
@@ -216,16 +216,11 @@ def calibration_of(data: Data, method: Method) -> Batches:
     """What a method scores by.
 
     Raises:
-        DataError: if it wants the training images, and the data does not tell them from their augmentation.
+        DataError: if it wants the training images, and they cannot be had without augmentation.
     """
     batches = data.calibration
     if method.calibrate_on == "train":
-        if not isinstance(data.train, ImageLoader):
-            raise DataError(
-                "calibrate_on: train needs training data whose augmentation can be left out, an ImageLoader, "
-                f"got {type(data.train).__name__}. Leave such methods out."
-            )
-        batches = replace(data.train, augmentation=None, shuffle=False)
+        batches = replace(training_images(data, "calibrate_on: train"), augmentation=None, shuffle=False)
     return (
         batches if method.calibration_batches is None else list(islice(batches, method.calibration_batches))
     )

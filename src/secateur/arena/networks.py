@@ -30,6 +30,20 @@ _CACHE_BYTES = 2**31
 """Most memory that remembered teacher logits may take."""
 
 
+def training_images(data: Data, option: str) -> ImageLoader:
+    """The training images, where a method's `option` needs them apart from labels and augmentation.
+
+    Raises:
+        DataError: if they cannot be had so.
+    """
+    if not isinstance(data.train, ImageLoader):
+        raise DataError(
+            f"{option} needs training data in an ImageLoader, got {type(data.train).__name__}. "
+            f"Leave methods with {option} out."
+        )
+    return data.train
+
+
 @dataclass
 class Networks:
     """Data and networks for one seed.
@@ -161,12 +175,7 @@ class Networks:
 
     def _taught_at_random(self) -> nn.Module:
         """A network like the teacher, trained on labels that say nothing."""
-        train = self.data.train
-        if not isinstance(train, ImageLoader):
-            raise DataError(
-                "a teacher of random labels needs data in an ImageLoader, got "
-                f"{type(train).__name__}. Leave methods with teacher: random-labels out."
-            )
+        train = training_images(self.data, "teacher: random-labels")
         generator = torch.Generator().manual_seed(self.seed)
         labels = torch.randint(0, self.data.n_classes, (train.n_samples,), generator=generator)
         split = ImageSplit(train.split.images, labels.to(train.split.labels.device))
