@@ -13,6 +13,9 @@ constexpr int64_t worth_sharing = 32 * 1024;
 // Blocks of so many pixels are one tile.
 constexpr int64_t small_block = 16;
 
+// How much larger blocks may be that need not be copied.
+constexpr double most_larger = 1.2;
+
 // With more threads, copies for all of them would take longer than they save.
 constexpr int most_copies = 4;
 
@@ -79,6 +82,17 @@ bool LaneBuilder::window_of(const Op& op, Window& window, float& fill) const {
   return op.kind == OpKind::avg_pool && (op.flag || !padded);
 }
 
+// The blocks that a reader wants, if they hold the value and are not much larger: what nobody else reads may lie so.
+void suit(LaneLayout& value, const WindowInput& input) {
+  LaneLayout wanted = input.layout;
+  wanted.top = wanted.left = wanted.bottom = wanted.right = 0;
+  const auto blocks_hold = [](int64_t size, int64_t pitch, int64_t n) { return pitch == 0 || pitch * n >= size; };
+  const int64_t now = value.block_height * value.block_width, then = wanted.block_height * wanted.block_width;
+  if (blocks_hold(value.height, wanted.pitch_y, int64_t(wanted.groups) * wanted.grid_y) &&
+      blocks_hold(value.width, wanted.pitch_x, wanted.grid_x) && double(then) <= most_larger * double(now))
+    value = wanted;
+}
+
 // Every value that is a batch of images gets a layout, with the margins that those who read it need.
 void LaneBuilder::plan_margins() {
   auto& layouts = session_.layouts_;
@@ -89,12 +103,16 @@ void LaneBuilder::plan_margins() {
                             groups_for(session_.table_, session_.images_, shape[2], shape[3], session_.threads_));
     layouts.push_back(layout);
   }
-  for (const Op& op : session_.program_.ops) {
+  const Program& program = session_.program_;
+  for (size_t i = 0; i < program.ops.size(); i++) {
+    const Op& op = program.ops[i];
     Window window;
     float fill;
     if (!window_of(op, window, fill)) continue;
     LaneLayout &from = layouts[size_t(op.inputs[0])], &to = layouts[size_t(op.output)];
-    if (!from.lanes || !to.lanes || by_channels(to)) continue;
+    const bool fed = i > 0 && feeds_next(program, session_.last_readers_, i - 1);
+    if (!from.lanes || !to.lanes || (by_channels(to) && !fed)) continue;
+    if (fed && from.groups == to.groups && !by_channels(to)) suit(from, window_input(from, to, window));
     const WindowInput input = window_input(from, to, window);
     if (!input.direct || !input.layout.has_margin()) continue;
     if (from.has_margin() && from.fill != fill) continue;  // two fills: the later reader makes itself a copy

@@ -49,7 +49,7 @@ class LaneBuilder {
   bool window_of(const Op& op, Window& window, float& fill) const;
   int lane(int value, const LaneLayout& layout);  // the buffer, packed if need be
   int64_t parts_to_feed(const Op& op, bool dense) const;
-  Work feed_from(const Session::Feeder& feeder, const LaneLayout& layout, int buffer) const;
+  void add_fed(const Op& op, const ConvShape& shape, const LaneLayout& output);
   Target target_of(const Op& op, const Source& input, const LaneLayout& layout);
   void add_conv(const Op& op, const ConvShape& shape, Source input, const LaneLayout& layout);
   Source window_source(const Op& op, const Window& window, float fill, bool copies);

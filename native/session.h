@@ -39,6 +39,8 @@ class Context {
 
 using Work = std::function<void(Context&, int64_t task, int thread)>;
 
+class Mover;
+
 class Session {
  public:
   // `batch` images at a time out of `total` in the call, for which kernels are chosen; `threads` share each stage.
@@ -81,6 +83,7 @@ class Session {
     std::shared_ptr<const Convolution> plan;
     int buffer;            // of its input
     LaneLayout layout;
+    std::shared_ptr<const Mover> mover;  // that fills the buffer; null if it is filled
   };
 
   int new_buffer(int64_t bytes);

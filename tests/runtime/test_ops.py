@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -86,24 +87,34 @@ def test_conv1d(options: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize(
-    "depthwise", [{"kernel_size": 3, "padding": 1}, {"kernel_size": 5, "padding": 2, "stride": 2}]
+    "depthwise",
+    [
+        {"kernel_size": 3, "padding": 1},
+        {"kernel_size": 3, "padding": 1, "stride": 2},
+        {"kernel_size": 5, "padding": 2, "stride": 2},
+    ],
+    ids=["3x3", "3x3 stride 2", "5x5 stride 2"],
 )
 @pytest.mark.parametrize("density", [0.2, 1.0])
+@pytest.mark.parametrize("size", [(14, 14), (95, 97), (112, 112)], ids=str)
 def test_a_depthwise_convolution_runs_with_the_one_that_feeds_it(
-    depthwise: dict[str, int], density: float
+    depthwise: dict[str, int], density: float, size: tuple[int, int]
 ) -> None:
     first, second = nn.Conv2d(4, 50, 1), nn.Conv2d(50, 50, groups=50, bias=False, **depthwise)
-    layers = [first, nn.ReLU6(), second, nn.BatchNorm2d(50), nn.ReLU6(), nn.AdaptiveAvgPool2d(1)]
+    layers = [first, nn.ReLU6(), second, nn.BatchNorm2d(50), nn.ReLU6(), nn.Conv2d(50, 6, 1)]
     model = sparsify(nn.Sequential(*layers), density=density)
-    x = torch.randn(5, 4, 64, 64)
-    plan = compile_model(model, x, batches=[1, 5], threads=1)
+    x = torch.randn(5, 4, *size)
+    plan = compile_model(model, x, batches=[1, 5], threads=2)
     assert worst_error(model, plan, [x]) < TOLERANCE
     assert worst_error(model, plan, [x[:1]]) < TOLERANCE
-    if find_native() is not None:
-        times = Engine(plan, threads=1).profile(x.numpy())[0]
+    if find_native() is None:
+        return
+    assert str(plan).count("timed with the layer before, which it runs with") == 2
+    shared = replace(plan, program=replace(plan.program, one_thread=0))
+    for threads in (1, 2):
+        times = Engine(shared, threads=threads).profile(x[:1].numpy())[0]
         assert times[0] > 0
         assert times[1] == 0
-        assert str(plan).count("timed with the layer before, which it runs with") == 2
 
 
 @pytest.mark.parametrize("density", [0.0, 0.02, 0.5, 1.0])
