@@ -34,6 +34,7 @@ LAYERS = (
     {
         "calibration",
         "cutting",
+        "repair",
         "enforce",
         "evaluate",
         "diagnostics",

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import copy
-import math
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from secateur.allocate import AbstractPattern, AbstractScope, Unstructured
-from secateur.calibration import CalibrationRecovery, answers_of, distil_on_inputs, noise_of
+from secateur.calibration import CalibrationRecovery
 from secateur.errors import InvalidArgument
-from secateur.evaluate import reestimate_batchnorm
-from secateur.losses import kd_loss, logits_of
 from secateur.masks import Masks, apply_masks
-from secateur.modules import modes_kept
 from secateur.naming import Batches, Loss, Named, split_batches
+from secateur.repair import Repair, remembered
 from secateur.schedules import geometric_sparsities
 from secateur.scores import AbstractCriterion, SolvingScores, score
 from secateur.stages import (
@@ -35,10 +31,6 @@ from secateur.stages import (
     networks_of,
     staged_masks,
 )
-
-_MEASURED = 512
-"""Calibration inputs that a stage's losses are measured on, at most."""
-_CHUNK = 256
 
 
 def cut(
@@ -123,16 +115,8 @@ def cut(
     inputs = torch.cat([x for x, _ in split_batches(batches, next(iter(targets.values())).device)])
     schedule = geometric_sparsities(sparsity, stages)
     masks: Masks | None = None
-    squared: Named | None = None
     with _as_it_was_on_errors(student), torch.enable_grad():
-        measure = _Measure(teacher, inputs, recovery)
-        teaching = teacher
-        if recovery is not None and recovery.look is None:
-            teaching = answers_of(teacher, inputs, recovery)  # once for all steps of all stages
-        loss = measure(student)
-        noise = 0.0
-        if recovery is not None and recovery.cautious:
-            noise = noise_of(student, measure.inputs, recovery)
+        repair = Repair(student, teacher, inputs, recovery, stages=stages, on_step=on_step)
         for number, asked in enumerate(schedule, start=1):
             started = time.perf_counter()
             scores = score(
@@ -142,7 +126,7 @@ def cut(
                 task_loss=task_loss,
                 include=include,
                 exclude=exclude,
-                squared_gradients=squared,
+                squared_gradients=repair.squared_gradients,
             )
             scored = time.perf_counter()
             before, masks = masks, _next_masks(scores, masks, scope, schedule, number)
@@ -158,40 +142,9 @@ def cut(
                 predicted=predicted,
             )
             del scores  # and the rows that it may hold
-            after_cut = measure(student)
-            if recovery is None:
-                after = _renormalise(student, inputs, measure, after_cut)
-            else:
-                started = time.perf_counter()
-                n_steps = recovery.steps_after(number, stages)
-                undo = _remembered([*student.parameters(), *student.buffers()]) if recovery.cautious else None
-                squared = distil_on_inputs(
-                    student,
-                    inputs,
-                    teaching,
-                    masks,
-                    recovery,
-                    steps=n_steps,
-                    stage=number,
-                    share=_share_of_rate(after_cut, noise),
-                    on_step=on_step,
-                )
-                stage = replace(stage, n_steps=n_steps, recovery_s=time.perf_counter() - started)
-                after = measure(student)
-                if undo is not None and after > after_cut:
-                    undo()
-                    after = after_cut
-            on_stage(replace(stage, loss=(loss, after_cut, after)))
-            loss = after
+            on_stage(repair(stage, number))
     assert masks is not None, "there is at least one stage"
     return masks
-
-
-def _share_of_rate(harm: float, noise: float) -> float:
-    """Of the learning rate, for steps that see the `harm` of a cut and `noise` of their own."""
-    harm = max(harm, 0.0)
-    both = harm + noise
-    return harm / both if math.isfinite(both) and both > 0 else 1.0
 
 
 def _next_masks(
@@ -213,35 +166,6 @@ def _put_solution(targets: dict[str, nn.Parameter], scores: Named, masks: Masks)
     return solution.predicted
 
 
-def _renormalise(
-    student: nn.Module, inputs: Tensor, measure: Callable[[nn.Module], float], loss: float
-) -> float:
-    """Re-estimate BatchNorm on `inputs` where that lowers the teacher's loss from `loss`; what it is then.
-
-    After a small cut that was solved for, the recorded statistics of many more images are the better ones.
-    """
-    undo = _remembered(student.buffers())
-    if not reestimate_batchnorm(student, inputs.split(_CHUNK)):
-        return loss
-    renormalised = measure(student)
-    if renormalised < loss:
-        return renormalised
-    undo()
-    return loss
-
-
-def _remembered(tensors: Iterable[Tensor]) -> Callable[[], None]:
-    """Copy `tensors`; what comes back gives them, bit for bit, the values that they have now."""
-    state = [(tensor, tensor.detach().clone()) for tensor in tensors]
-
-    def put_back() -> None:
-        with torch.no_grad():
-            for tensor, value in state:
-                tensor.copy_(value)
-
-    return put_back
-
-
 def moves_weights(criterion: AbstractCriterion, recovery: CalibrationRecovery | None) -> bool:
     """Whether a cut by `criterion` changes weights that it keeps: by solving for them, or by `recovery`."""
     return recovery is not None or bool(getattr(criterion, "update_weights", False))
@@ -260,25 +184,6 @@ def check_no_regrow(*, regrow: bool) -> None:
         )
 
 
-class _Measure:
-    """The teacher's loss in eval mode, on some of the inputs; the teacher is asked once."""
-
-    def __init__(self, teacher: nn.Module, inputs: Tensor, recovery: CalibrationRecovery | None) -> None:
-        self.inputs = inputs[:: math.ceil(len(inputs) / _MEASURED)]
-        self._temperature = 4.0 if recovery is None else recovery.temperature
-        self._taught = answers_of(teacher, self.inputs, CalibrationRecovery(precision="fp32"))
-
-    def __call__(self, student: nn.Module) -> float:
-        total = 0.0
-        with modes_kept(student), torch.no_grad():
-            student.eval()
-            parts = zip(self.inputs.split(_CHUNK), self._taught.split(_CHUNK), strict=True)
-            for x, taught in parts:
-                loss = kd_loss(logits_of(student(x)).float(), taught, temperature=self._temperature)
-                total += float(loss) * len(x) / len(self.inputs)
-        return total
-
-
 def _check_other(teacher: nn.Module, student: nn.Module) -> None:
     ours = {id(parameter) for parameter in student.parameters()}
     if any(id(parameter) in ours for parameter in teacher.parameters()):
@@ -291,7 +196,7 @@ def _check_other(teacher: nn.Module, student: nn.Module) -> None:
 @contextmanager
 def _as_it_was_on_errors(student: nn.Module) -> Generator[None]:
     """Parameters, buffers and gradients of `student` come back bit for bit if the body raises."""
-    undo = _remembered([*student.parameters(), *student.buffers()])
+    undo = remembered([*student.parameters(), *student.buffers()])
     grads = [(p, p.grad) for p in student.parameters()]
     for parameter, _ in grads:
         parameter.grad = None

@@ -380,7 +380,7 @@ def test_a_cut_that_did_little_harm_gets_a_lower_rate(monkeypatch: pytest.Monkey
         shares.append(share)
         return distil_on_inputs(*args, share=share, **options)
 
-    monkeypatch.setattr("secateur.cutting.distil_on_inputs", recorded)
+    monkeypatch.setattr("secateur.repair.distil_on_inputs", recorded)
     _, _, seen = cut_copy(Magnitude(), stages=4, sparsity=0.9, recovery=STEPS)
     noise = noise_of(network(), torch.cat(inputs()), STEPS)
     expected = [stage.loss[1] / (stage.loss[1] + noise) for stage in seen]  # type: ignore[index]
