@@ -228,7 +228,7 @@ class TestUnequalTerms:
         ("change", "told"),
         [
             (lambda c: c["cost"].update(epochs=50.0), "Not the same budget"),
-            (lambda c: c["about"]["recovery"].update(lr=0.01), "at another peak rate than most: LAMP 0.01"),
+            (lambda c: c["about"]["recovery"].update(lr=0.01), "at another peak rate than most: LAMP (0.01)"),
             (lambda c: c.update(n_prune=c["n_prune"] + 5), "Not the same number of zeros"),
             (lambda c: c["accuracy"].update(dense=0.9), "Not the same dense network"),
             (lambda c: c["data"].update(name="cifar100"), "Not the same data"),
@@ -250,7 +250,7 @@ class TestUnequalTerms:
 
     def test_a_longer_training_is_told_with_its_length(self, pages: dict[str, str]) -> None:
         text = Reader(pages["full"]).text
-        assert "Most methods were charged 40 epochs of training; IMP, LR rewinding 120." in text
+        assert "Most methods were charged 40 epochs of training; IMP, LR rewinding (120)." in text
 
     def test_limits_are_stated(self, pages: dict[str, str]) -> None:
         text = Reader(pages["full"]).text

@@ -52,12 +52,13 @@ def _incomplete(grid: Grid) -> Iterator[Notice]:
 def _unequal(grid: Grid) -> Iterator[Notice]:
     charged = {m.label: found.mean for m in grid.competitors if (found := cost(grid, m, "epochs"))}
     usual = Counter(round(epochs, 2) for epochs in charged.values()).most_common(1)[0][0] if charged else 0.0
-    others = [f"{label} {epochs:.4g}" for label, epochs in charged.items() if abs(epochs - usual) >= 0.01]
+    others = [f"{label} ({epochs:.4g})" for label, epochs in charged.items() if abs(epochs - usual) >= 0.01]
     if others:
         yield Notice(
             "warning",
             "Not the same budget",
-            f"Most methods were charged {usual:g} epochs of training; {listing(others, most=9)}. "
+            f"Most methods were charged {usual:g} {'epoch' if usual == 1 else 'epochs'} of training; "
+            f"{listing(others, most=9)}. "
             "A longer training, not the choice of weights, may make the difference.",
         )
     if others := _other_rates(grid):
@@ -104,7 +105,9 @@ def _other_rates(grid: Grid) -> list[str]:
         m.label: (grid.cells_of(m.key)[0]["about"].get("recovery") or {}).get("lr") for m in grid.competitors
     }
     usual = Counter(rate for rate in rates.values() if rate is not None).most_common(1)
-    return [f"{label} {rate:g}" for label, rate in rates.items() if rate is not None and rate != usual[0][0]]
+    return [
+        f"{label} ({rate:g})" for label, rate in rates.items() if rate is not None and rate != usual[0][0]
+    ]
 
 
 def _other_counts(grid: Grid) -> list[str]:
