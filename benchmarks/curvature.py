@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
+from tables import RESULTS, SPREAD, commits, spread, table
+
 GOALS = {0.5: "≥ 91.2", 0.7: "≥ 90.4", 0.8: "≥ 88.8", 0.9: "≥ 80"}
 """What `calibration-only` was to reach, set before it was measured."""
 
-SPREAD = "test accuracy in %, mean ± standard deviation over seeds (how many where not 3)"
-"""What `spread` shows."""
 
-Table = Callable[[list[str], list[list[str]]], str]
-
-
-def calibration_only(table: Table, name: str, goals: dict[float, str]) -> str:
+def calibration_only(name: str, goals: dict[float, str]) -> str:
     """Test accuracy of every method and sparsity of a suite after cut and steps, over its seeds.
 
     What had no steps is listed once more, with the statistics of BatchNorm re-estimated after the cut.
@@ -40,14 +34,13 @@ def calibration_only(table: Table, name: str, goals: dict[float, str]) -> str:
             if not steps and own[0]["accuracy"]["batchnorm"] is not None:
                 again = (_accuracy(own, z, "batchnorm") for z in zeros)
                 rows.append([f"{label}, BatchNorm re-estimated", *again, "0"])
-    commits = ", ".join(sorted({str(cell["commit"])[:10] for cell in cells}))
     cpus = ", ".join(sorted({cell["hardware"]["cpu"] for cell in cells}))
     dense = sorted({f"{100 * cell['accuracy']['dense']:.2f}" for cell in cells})
     torch = cells[0]["versions"]["torch"]
     origin = (
         f"<sub>`benchmarks/results/{path.name}`: {SPREAD}; "
         f"dense {' to '.join(dict.fromkeys((dense[0], dense[-1])))}; {cpus}, "
-        f"torch {torch}, commit {commits}.</sub>"
+        f"torch {torch}, {commits(cell['commit'] for cell in cells)}.</sub>"
     )
     return table(["zeros", *(f"{z:.0%}" for z in zeros), "KD steps"], rows) + "\n\n" + origin
 
@@ -66,17 +59,7 @@ def _accuracy(cells: list[dict[str, Any]], zeros: float, after: str) -> str:
     return spread([100 * c["accuracy"][after] for c in cells if c["sparsity"]["asked"] == zeros])
 
 
-def spread(found: list[float]) -> str:
-    """Mean and standard deviation over seeds, and how many where they are not 3."""
-    if not found:
-        return "–"
-    if len(found) == 1:
-        return f"{found[0]:.2f} (1)"
-    number = "" if len(found) == 3 else f" ({len(found)})"
-    return f"{fmean(found):.2f} ± {stdev(found):.2f}{number}"
-
-
-def tries(table: Table, name: str) -> str:
+def tries(name: str) -> str:
     """Validation accuracy and loss of what was tried, by schedule."""
     result = json.loads((RESULTS / f"{name}.json").read_text())
     parts: list[str] = []
@@ -89,12 +72,12 @@ def tries(table: Table, name: str) -> str:
     about = result["provenance"]
     origin = (
         f"<sub>`benchmarks/results/{name}.json`: accuracy in % / loss. {result['about']} "
-        f"{about['hardware']['cpu']}, commit {about['commit'][:10]}, {about['date']}.</sub>"
+        f"{about['hardware']['cpu']}, {commits([about['commit']])}, {about['date']}.</sub>"
     )
     return "\n\n".join([*parts, origin])
 
 
-def batches(table: Table) -> str:
+def batches() -> str:
     """Validation accuracies by how the same images were dealt out to steps, and by temperature."""
     result = json.loads((RESULTS / "calibration_batches.json").read_text())
     variants: dict[str, list[dict[str, Any]]] = {}
@@ -118,13 +101,13 @@ def batches(table: Table) -> str:
     about = result["provenance"]
     origin = (
         f"<sub>`benchmarks/results/calibration_batches.json`: accuracy in %, one number a seed. "
-        f"{result['about']} {about['hardware']['cpu']}, commit {about['commit'][:10]}, {about['date']}.</sub>"
+        f"{result['about']} {about['hardware']['cpu']}, {commits([about['commit']])}, {about['date']}.</sub>"
     )
     head = ["steps", *(f"{network}, {zeros:.0%}" for network, zeros in cases), "CPU time of the first"]
     return f"{table(head, rows)}\n\n{origin}"
 
 
-def recovery_rates(table: Table) -> str:
+def recovery_rates() -> str:
     """Validation accuracies after one epoch of recovery at several rates."""
     result = json.loads((RESULTS / "recovery_rates.json").read_text())
     rates = sorted({row["lr"] for row in result["rows"]}, reverse=True)
@@ -137,7 +120,7 @@ def recovery_rates(table: Table) -> str:
     about = result["provenance"]
     origin = (
         f"<sub>`benchmarks/results/recovery_rates.json`: accuracy in %. {result['about']} "
-        f"{about['hardware']['cpu']}, commit {about['commit'][:10]}, {about['date']}.</sub>"
+        f"{about['hardware']['cpu']}, {commits([about['commit']])}, {about['date']}.</sub>"
     )
     head = ["zeros", "images of the steps", "after the steps", *(f"one epoch at {lr:g}" for lr in rates)]
     return f"{table(head, rows)}\n\n{origin}"
@@ -150,7 +133,7 @@ def _stage(row: dict[str, Any], zeros: float) -> str:
     return ""
 
 
-def cost(table: Table) -> str:
+def cost() -> str:
     """What one cut at the defaults takes."""
     result = json.loads((RESULTS / "calibration_cost.json").read_text())
     row = [
@@ -164,13 +147,13 @@ def cost(table: Table) -> str:
     about = result["provenance"]
     origin = (
         f"<sub>`benchmarks/results/calibration_cost.json`: {about['hardware']['cpu']}, one run, seed 0, "
-        f"commit {about['commit'][:10]}.</sub>"
+        f"{commits([about['commit']])}.</sub>"
     )
     head = ["zeros", "KD steps", "threads", "time of the cut", "CPU time", "of it scoring"]
     return f"{table(head, [row])}\n\n{origin}"
 
 
-def targets(table: Table) -> str:
+def targets() -> str:
     """What the steps aim at, and the test accuracy that is left."""
     path = RESULTS / "calibration_targets.json"
     if not path.is_file():
@@ -183,12 +166,12 @@ def targets(table: Table) -> str:
     about = result["provenance"]
     origin = (
         f"<sub>`benchmarks/results/{path.name}`: {SPREAD}; "
-        f"{about['hardware']['cpu']}, commit {about['commit'][:10]}.</sub>"
+        f"{about['hardware']['cpu']}, {commits([about['commit']])}.</sub>"
     )
     return table(["target of the steps", f"{result['sparsity']:.0%} zeros"], rows) + "\n\n" + origin
 
 
-def memory(table: Table) -> str:
+def memory() -> str:
     """What cutting a large network takes."""
     path = RESULTS / "calibration_memory.json"
     if not path.is_file():
@@ -200,12 +183,12 @@ def memory(table: Table) -> str:
     origin = (
         f"<sub>`benchmarks/results/{path.name}`: {first['weights']:,} weights, {first['images']} images "
         f"of 224², two stages, 128 images a step; {about['hardware']['cpu']}, {first['threads']} threads, "
-        f"commit {about['commit'][:10]}.</sub>"
+        f"{commits([about['commit']])}.</sub>"
     )
     return table(["ResNet-50", "most memory of the process", "CPU time"], rows) + "\n\n" + origin
 
 
-def steps(table: Table) -> str:
+def steps() -> str:
     """What steps after one cut were tried."""
     result = json.loads((RESULTS / "curvature_tries.json").read_text())["steps_after_one_cut"]
     rows = [[r["batchnorm"], r["steps"], f"{100 * r['test_accuracy']:.1f}"] for r in result["rows"]]

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
+from tables import RESULTS
+
 ONE_SHOT, PAPER = "one-shot", "paper"
 TRAINED = next(
     (

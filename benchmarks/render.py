@@ -18,18 +18,12 @@ from typing import Any
 
 import curvature
 import paper
+from tables import RESULTS, SPREAD, commits, spread, table
 
 ROOT = Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
 BLOCK = re.compile(
     r"(<!-- begin generated: ([a-z0-9_-]+) -->)(\n?).*?(<!-- end generated: \2 -->)", re.DOTALL
 )
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table; all columns but the first are right-aligned."""
-    lines = [header, ["---", *["--:"] * (len(header) - 1)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def load(name: str) -> dict[str, Any]:
@@ -42,21 +36,15 @@ def percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.2f}"
 
 
-def origin(result: dict[str, Any], commits: Iterable[str | None] = ()) -> str:
-    """One line on where a table comes from; `commits` where its rows were measured at several."""
+def origin(result: dict[str, Any], several: Iterable[str | None] = ()) -> str:
+    """One line on where a table comes from; `several` commits where its rows were measured at several."""
     about = result["provenance"]
     hardware, versions = about["hardware"], about["versions"]
-    named = ", ".join(dict.fromkeys(map(_short, [*commits] or [about["commit"]])))
     return (
         f"\n<sub>`benchmarks/results/{result['benchmark']}.json`: {hardware['cpu']}, "
         f"{hardware['threads']} threads, torch {versions['torch']}, "
-        f"commit {named}, {about['date']}, seed {about['seed']}.</sub>"
+        f"{commits([*several] or [about['commit']])}, {about['date']}, seed {about['seed']}.</sub>"
     )
-
-
-def _short(commit: str | None) -> str:
-    """The beginning of a commit; + says that the checkout had changes."""
-    return "unknown" if commit is None else commit[:10] + ("+" if commit.endswith("+") else "")
 
 
 def cifar10() -> str:
@@ -79,8 +67,8 @@ def cifar10() -> str:
         f"BatchNorm re-estimated on {recipe['--batchnorm']} images, "
         f"recovery of {recipe['--recovery.epochs']} epochs, one seed.\n\n"
     )
-    commits = [cell["commit"] for cell in result["cells"]]
-    return intro + table(header, rows) + "\n" + origin(result, commits)
+    measured_at = [cell["commit"] for cell in result["cells"]]
+    return intro + table(header, rows) + "\n" + origin(result, measured_at)
 
 
 def costs() -> str:
@@ -167,8 +155,8 @@ def runtime(zeros: float | None = None, name: str = "runtime") -> str:
         + ("; cells measured several times have ten of each time.</sub>\n" if again else ".</sub>\n")
     )
     header = ["network, zeros", "ms", *(f"{name} takes" for name in names)]
-    commits = [commit for cell in result["cells"] for commit in cell.get("passes", [cell["commit"]])]
-    return table(header, rows) + "\n" + note + origin(result, commits)
+    measured_at = [commit for cell in result["cells"] for commit in cell.get("passes", [cell["commit"]])]
+    return table(header, rows) + "\n" + note + origin(result, measured_at)
 
 
 def code_or_words(name: str) -> str:
@@ -298,14 +286,14 @@ def headline() -> str:
     for key, method in result["suite"]["methods"].items():
         found = paper.cells_of(result, key, "recovered")
         if found:
-            spreads = [curvature.spread([100 * a for a in found.get(z, {}).values()]) for z in zeros]
+            spreads = [spread([100 * a for a in found.get(z, {}).values()]) for z in zeros]
             rows.append([(method.get("label") or key).replace("|", "\\|"), *spreads])
     dense = f"{percent(result['cells'][0]['accuracy']['dense'])} dense"
     title = f"ResNet-20 on CIFAR-10, {dense}, after recovery, zeros"
     epochs, cpus = result["suite"]["recovery"]["epochs"], {c["hardware"]["cpu"] for c in result["cells"]}
     note = (
         f"<sub>`benchmarks/results/{path.name}`, {len(result['cells'])} of {result['n_planned']} cells: "
-        f"{curvature.SPREAD}, epochs of recovery: {epochs}; "
+        f"{SPREAD}, epochs of recovery: {epochs}; "
         f"{', '.join(sorted(cpus))}.</sub>"
     )
     return table([title, *(f"{z:.0%}" for z in zeros)], rows) + "\n\n" + note
@@ -317,20 +305,20 @@ TABLES: dict[str, Callable[[], str]] = {
     "costs": costs,
     "batchnorm": batchnorm,
     "checkpoint_size": checkpoint_size,
-    "calibration-only": partial(curvature.calibration_only, table, "calibration-only", curvature.GOALS),
-    "calibration-digits": partial(curvature.calibration_only, table, "calibration-digits", {}),
-    "calibration-separable": partial(curvature.calibration_only, table, "calibration-separable", {}),
-    "calibration-fashion": partial(curvature.calibration_only, table, "calibration-fashion", {}),
-    "calibration-vit": partial(curvature.calibration_only, table, "calibration-vit", {}),
-    "calibration-ablations": partial(curvature.calibration_only, table, "calibration-ablations", {}),
-    "calibration-targets": partial(curvature.targets, table),
-    "calibration-memory": partial(curvature.memory, table),
-    "curvature-tries": partial(curvature.tries, table, "curvature_tries"),
-    "calibration-tries": partial(curvature.tries, table, "calibration_tries"),
-    "calibration-batches": partial(curvature.batches, table),
-    "recovery-rates": partial(curvature.recovery_rates, table),
-    "calibration-cost": partial(curvature.cost, table),
-    "curvature-steps": partial(curvature.steps, table),
+    "calibration-only": partial(curvature.calibration_only, "calibration-only", curvature.GOALS),
+    "calibration-digits": partial(curvature.calibration_only, "calibration-digits", {}),
+    "calibration-separable": partial(curvature.calibration_only, "calibration-separable", {}),
+    "calibration-fashion": partial(curvature.calibration_only, "calibration-fashion", {}),
+    "calibration-vit": partial(curvature.calibration_only, "calibration-vit", {}),
+    "calibration-ablations": partial(curvature.calibration_only, "calibration-ablations", {}),
+    "calibration-targets": curvature.targets,
+    "calibration-memory": curvature.memory,
+    "curvature-tries": partial(curvature.tries, "curvature_tries"),
+    "calibration-tries": partial(curvature.tries, "calibration_tries"),
+    "calibration-batches": curvature.batches,
+    "recovery-rates": curvature.recovery_rates,
+    "calibration-cost": curvature.cost,
+    "curvature-steps": curvature.steps,
     "runtime": runtime,
     "runtime-90": partial(runtime, 0.9),
     "runtime-fp16": partial(runtime, name="runtime_fp16"),
