@@ -25,6 +25,8 @@ _MOST_CALLS = 200
 _LONG = 0.1
 """Seconds of a call after which it does not matter what the caches held before."""
 _LEAST_ROUNDS = 3
+_LEAST_WARM_ROUNDS = 2
+"""Where a call that is not timed goes before the first."""
 _MOST_ROUNDS = 40
 
 
@@ -99,7 +101,7 @@ def _least_seconds(
             started = time.perf_counter()
             engine(*arrays)
             least[key] = min(least[key], time.perf_counter() - started)
-        if done + 1 >= _LEAST_ROUNDS and time.perf_counter() > end:
+        if done + 1 >= _LEAST_WARM_ROUNDS and time.perf_counter() > end:
             break
     return least
 
@@ -110,40 +112,39 @@ def _measure(
     kernels: Callable[[str], list[str]],
     threads: int | None,
 ) -> list[dict[str, float]]:
-    """Microseconds of each operation by kernel, all kernels tried by turns."""
+    """Microseconds of each operation by kernel, all kernels tried by turns.
+
+    Each run is with another kernel of every operation that has one more, so that there are as many runs as
+    the operation with most kernels has.
+    """
     available: dict[str, list[str]] = {kind: kernels(kind) for kind in ("conv", "linear")}
-    engines: dict[str, Engine] = {}
-    takes: dict[str, list[bool]] = {}
-    for kernel in dict.fromkeys(k for names in available.values() for k in names):
-        takes[kernel] = [_takes(op, kernel, available, plan) for op in plan.program.ops]
-        if any(takes[kernel]):
-            forced = zip(plan.program.ops, takes[kernel], strict=True)
-            ops = [_forced(op, kernel if it_does else "dense") for op, it_does in forced]
-            engines[kernel] = Engine(_with_ops(plan, ops), threads=threads)
+    choices = [[k for k in available.get(op.kind, ()) if _takes(op, k, plan)] for op in plan.program.ops]
+    runs = [
+        [names[min(turn, len(names) - 1)] if names else "" for names in choices]
+        for turn in range(max(map(len, choices), default=0))
+    ]
+    engines = [
+        Engine(_with_ops(plan, list(map(_forced, plan.program.ops, run))), threads=threads) for run in runs
+    ]
     # The least, not the median: what else a machine does can only add to a time.
-    least = {kernel: np.full(len(plan.program.ops), np.inf) for kernel in engines}
+    least = [dict.fromkeys(names, np.inf) for names in choices]
+    took = [np.inf] * len(engines)
     end = time.perf_counter() + _SECONDS * len(engines)
     for done in range(_MOST_ROUNDS):
-        for kernel, engine in engines.items():
+        for turn, engine in enumerate(engines):
             # the second finds in the caches what it needs
-            found = engine.profile(*arrays, repeats=2 if least[kernel].sum() < _LONG else 1)
-            least[kernel] = np.minimum(least[kernel], found.min(axis=0))
+            found = engine.profile(*arrays, repeats=2 if took[turn] < _LONG else 1).min(axis=0)
+            took[turn] = float(found.sum())
+            for place, kernel in enumerate(runs[turn]):
+                if kernel:
+                    least[place][kernel] = min(least[place][kernel], found[place])
         if done + 1 >= _LEAST_ROUNDS and time.perf_counter() > end:
             break
-    return [
-        {
-            kernel: round(float(times[place]) * 1e6, 2)
-            for kernel, times in least.items()
-            if takes[kernel][place]
-        }
-        for place in range(len(plan.program.ops))
-    ]
+    return [{kernel: round(float(seconds) * 1e6, 2) for kernel, seconds in times.items()} for times in least]
 
 
-def _takes(op: Op, kernel: str, available: Mapping[str, Sequence[str]], plan: Plan) -> bool:
-    """Whether a kernel can run an operation: but for `dense`, one group; but for `winograd` too, zeros."""
-    if kernel not in available.get(op.kind, ()):
-        return False
+def _takes(op: Op, kernel: str, plan: Plan) -> bool:
+    """Whether a kernel of its kind can run it: but for `dense`, one group; but for `winograd` too, zeros."""
     if kernel == "dense":
         return True
     weight = plan.weights[op.attributes["weight"]]
@@ -156,7 +157,7 @@ def _takes(op: Op, kernel: str, available: Mapping[str, Sequence[str]], plan: Pl
 
 
 def _forced(op: Op, kernel: str) -> Op:
-    return _renewed(op, [[1, kernel]], []) if op.kind in ("conv", "linear") else op
+    return _renewed(op, [[1, kernel]], []) if kernel else op
 
 
 def _chosen(op: Op, place: int, measured: Sequence[tuple[int, list[dict[str, float]]]]) -> Op:
