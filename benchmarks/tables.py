@@ -6,11 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from statistics import fmean, stdev
 
+from secateur.report.words import listing
+
 RESULTS = Path(__file__).parent / "results"
-
-_MOST_COMMITS = 3
-"""That are named; a file that grew over many says in each cell which one it is of."""
-
 SPREAD = "test accuracy in %, mean ± standard deviation over seeds (how many where not 3)"
 """What `spread` shows."""
 
@@ -32,11 +30,8 @@ def spread(found: list[float]) -> str:
 
 
 def commits(found: Iterable[str | None]) -> str:
-    """Commits by their beginnings, each once, or how many they are; + says that the checkout had changes."""
-    names = list(dict.fromkeys(map(_short, found)))
-    if len(names) > _MOST_COMMITS:
-        return f"{len(names)} commits, each cell's in the file"
-    return f"commit {', '.join(names)}"
+    """Some commits by their beginnings, the others counted: a file says of each cell which it is of."""
+    return f"commit {listing(list(dict.fromkeys(map(_short, found))), most=3)}"
 
 
 def _short(commit: str | None) -> str:

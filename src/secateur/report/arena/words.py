@@ -69,7 +69,8 @@ def machine(hardware: Mapping[str, Any]) -> str:
     device = str(hardware.get("device", "an unnamed machine"))
     if device != "cpu" or "cpu" not in hardware:
         return device
-    return f"{hardware['cpu']} ({hardware.get('threads', '?')} threads)"
+    threads = hardware.get("threads")
+    return f"{hardware['cpu']} ({count(threads, 'thread')})" if threads else str(hardware["cpu"])
 
 
 def origin(grid: Grid) -> str:
@@ -77,10 +78,9 @@ def origin(grid: Grid) -> str:
     machines = dict.fromkeys(map(machine, grid.common("hardware")))
     torches = dict.fromkeys(f"torch {versions.get('torch', '?')}" for versions in grid.common("versions"))
     commits = dict.fromkeys(
-        f"commit {_HASH.sub(lambda hit: hit[0][:10], value('commit', commit))}"
-        for commit in grid.common("commit")
+        _HASH.sub(lambda hit: hit[0][:10], value("commit", commit)) for commit in grid.common("commit")
     )
-    return ", ".join((*machines, *torches, *commits))
+    return ", ".join((*machines, *torches, f"commit {listing([*commits], most=3)}"))
 
 
 def verdict(grid: Grid) -> str:
