@@ -92,8 +92,9 @@ def difference(suite: str, method: str, other: str) -> str:
         return missing(suite)
     recovery = result["suite"]["recovery"]
     trained = "" if recovery is None else f"recovery of {recovery['epochs']} ep., "
+    counted = "one seed" if seeds == {1} else f"{'–'.join(map(str, sorted(seeds)))} seeds"
     return (
-        f"`{method}` less `{other}`, points, {trained}{'–'.join(str(n) for n in sorted(seeds))} seeds: "
+        f"`{method}` less `{other}`, points, {trained}{counted}: "
         f"{'; '.join(phrases)} (`arena_{suite}.json`, {len(result['cells'])} of {result['n_planned']} cells)"
     )
 
