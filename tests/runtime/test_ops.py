@@ -117,6 +117,15 @@ def test_a_depthwise_convolution_runs_with_the_one_that_feeds_it(
         assert times[1] == 0
 
 
+def test_a_strided_convolution_feeds_a_depthwise_one_too() -> None:
+    stem, depthwise = nn.Conv2d(3, 48, 3, padding=1, stride=2), nn.Conv2d(48, 48, 3, padding=1, groups=48)
+    model = sparsify(nn.Sequential(stem, nn.ReLU6(), depthwise, nn.Conv2d(48, 6, 1)), density=0.9)
+    x = torch.randn(3, 3, 256, 250)
+    plan = compile_model(model, x, batches=[1], threads=2)
+    for n in (1, 3):
+        assert worst_error(model, plan, [x[:n]]) < TOLERANCE
+
+
 @pytest.mark.parametrize("density", [0.0, 0.02, 0.5, 1.0])
 @pytest.mark.parametrize("size", [1, 4, 8, 32])
 def test_conv_of_any_density_and_plane(density: float, size: int) -> None:
