@@ -18,7 +18,9 @@ from typing import Any
 
 import curvature
 import paper
-from tables import RESULTS, SPREAD, commits, spread, table
+from tables import RESULTS, SPREAD, spread, table
+
+from secateur.report.words import commits
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(

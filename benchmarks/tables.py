@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 from statistics import fmean, stdev
-
-from secateur.report.words import listing
 
 RESULTS = Path(__file__).parent / "results"
 SPREAD = "test accuracy in %, mean ± standard deviation over seeds (how many where not 3)"
@@ -27,13 +24,3 @@ def spread(found: list[float]) -> str:
         return f"{found[0]:.2f} (1)"
     number = "" if len(found) == 3 else f" ({len(found)})"
     return f"{fmean(found):.2f} ± {stdev(found):.2f}{number}"
-
-
-def commits(found: Iterable[str | None]) -> str:
-    """Some commits by their beginnings, the others counted: a file says of each cell which it is of."""
-    return f"commit {listing(list(dict.fromkeys(map(_short, found))), most=3)}"
-
-
-def _short(commit: str | None) -> str:
-    """The beginning of a commit; + says that the checkout had changes."""
-    return "unknown" if commit is None else commit[:10] + ("+" if commit.endswith("+") else "")

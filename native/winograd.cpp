@@ -143,7 +143,8 @@ void WinogradPlan::pack(const SparseRows& rows) {
         const auto numbers = transformed(taps);
         const int64_t block = c / block_channels_ * block_channels_, n = std::min(block_channels_, channels_ - block);
         // before it: all panels of earlier blocks, earlier panels of this one, earlier input channels of the panel
-        const int64_t place = chunk.first_weight + block * (end - begin) + (first - begin) * n + (c - block) * width + (o - first);
+        const int64_t place = chunk.first_weight + block * (end - begin) + (first - begin) * n + (c - block) * width +
+                              (o - first);
         for (int64_t p = 0; p < places; p++)
           weights_[size_t(place + p * channels_ * (end - begin))] = table_.weight_bits(numbers[size_t(p)]);
       }

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
+_HASH = re.compile(r"\b[0-9a-f]{40}\b")
 ABSENT = "–"
 SPACE = "\u00a0"  # keeps a number and its unit on one line
 
@@ -92,6 +94,12 @@ def listing(names: Sequence[str], most: int = 4) -> str:
     """Names in a sentence; past `most` of them the rest is only counted."""
     shown = [*names[:most], *([f"{len(names) - most} more"] if len(names) > most else [])]
     return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
+
+
+def commits(found: Iterable[object]) -> str:
+    """Commits, each once: three by their beginnings, the rest counted; + marks a checkout with changes."""
+    names = dict.fromkeys(_HASH.sub(lambda hit: hit[0][:10], value("commit", commit)) for commit in found)
+    return f"commit {listing([*names], most=3)}"
 
 
 def shorten(name: str, most: int = 26) -> str:

@@ -57,8 +57,7 @@ def _unequal(grid: Grid) -> Iterator[Notice]:
         yield Notice(
             "warning",
             "Not the same budget",
-            f"Most methods were charged {usual:g} {'epoch' if usual == 1 else 'epochs'} of training; "
-            f"{listing(others, most=9)}. "
+            f"Most methods were charged {count(usual, 'epoch')} of training; {listing(others, most=9)}. "
             "A longer training, not the choice of weights, may make the difference.",
         )
     if others := _other_rates(grid):

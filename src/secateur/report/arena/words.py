@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from secateur.report.arena.grid import Grid
-from secateur.report.words import ABSENT, SPACE, listing, points, value
+from secateur.report.words import ABSENT, SPACE, commits, listing, points
 from secateur.statistics import Estimate
 
-_HASH = re.compile(r"\b[0-9a-f]{40}\b")
 SIGNS = {1: "▲", 0: "", -1: "▼"}
 """What stands beside a difference whose interval excludes 0, by the sign of the difference."""
 
@@ -48,9 +46,9 @@ def at(sparsities: Sequence[float]) -> str:
     return f"{listing([zeros(sparsity) for sparsity in sparsities], most=9)} zeros"
 
 
-def count(n: int, word: str) -> str:
-    """A number of things: ``1 seed``, ``3 seeds``."""
-    return f"{n} {word}" + ("" if n == 1 else "s")
+def count(n: float, word: str) -> str:
+    """A number of things: ``1 seed``, ``3 seeds``, ``1.5 epochs``."""
+    return f"{n:g} {word}" + ("" if n == 1 else "s")
 
 
 def budget(recovery: Mapping[str, Any] | None) -> str:
@@ -77,10 +75,7 @@ def origin(grid: Grid) -> str:
     """Machines, torch and commits that the cells come from, in a line."""
     machines = dict.fromkeys(map(machine, grid.common("hardware")))
     torches = dict.fromkeys(f"torch {versions.get('torch', '?')}" for versions in grid.common("versions"))
-    commits = dict.fromkeys(
-        _HASH.sub(lambda hit: hit[0][:10], value("commit", commit)) for commit in grid.common("commit")
-    )
-    return ", ".join((*machines, *torches, f"commit {listing([*commits], most=3)}"))
+    return ", ".join((*machines, *torches, commits(grid.common("commit"))))
 
 
 def verdict(grid: Grid) -> str:
