@@ -1,10 +1,11 @@
 # Everything a newcomer needs, from a clone with only Python, pip, git and make:
 #   make demo    prune a network on embedded data, about two minutes
 #   make test    the whole test suite
-#   make lint    ruff and pyright
+#   make lint    ruff, pyright and clang-format
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+CPP    := $(wildcard native/*.cpp native/*.h tests/native/*.cpp tests/native/*.h)
 
 .PHONY: demo test lint format clean
 
@@ -29,10 +30,12 @@ lint: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+	$(BIN)/clang-format --dry-run -Werror $(CPP)
 
 format: $(VENV)/ready
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+	$(BIN)/clang-format -i $(CPP)
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis

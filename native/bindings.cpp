@@ -44,7 +44,9 @@ float half_to_float(uint16_t bits) {
 void read_numbers(const std::string& name, const Array& array, Weight& weight) {
   const nb::dlpack::dtype type = array.dtype();
   const size_t n = array.size();
-  const auto is = [&](nb::dlpack::dtype_code code, int bits) { return type.code == uint8_t(code) && type.bits == bits; };
+  const auto is = [&](nb::dlpack::dtype_code code, int bits) {
+    return type.code == uint8_t(code) && type.bits == bits;
+  };
   if (is(nb::dlpack::dtype_code::Int, 64)) {
     const auto* data = static_cast<const int64_t*>(array.data());
     weight.is_integer = true;
@@ -194,9 +196,8 @@ NB_MODULE(_native, module) {
       .def(nb::new_(&new_engine), nb::arg("program"), nb::arg("weights"), nb::arg("threads"))
       .def("run", &run, nb::arg("inputs"))
       .def("profile", &profile, nb::arg("inputs"), nb::arg("repeats"));
-  module.def(
-      "isa", [](const std::string& precision) { return std::string(chosen_table(precision == "fp16").isa); },
-      nb::arg("precision"));
+  module.def("isa", [](const std::string& precision) { return std::string(chosen_table(precision == "fp16").isa); },
+             nb::arg("precision"));
   module.def("isas", [] {
     std::vector<std::string> names;
     for (const KernelTable* table : usable_tables()) names.emplace_back(table->isa);

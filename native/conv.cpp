@@ -43,7 +43,9 @@ SparseRows sparse_rows(const Weight& weight, int64_t groups) {
 
 ConvShape shape_of(const Op& op) {
   const Shape& w = op.weight->shape;
-  return {w[1] * op.groups, w[0], op.groups,
+  return {w[1] * op.groups,
+          w[0],
+          op.groups,
           {w[2], w[3], op.stride[0], op.stride[1], op.dilation[0], op.dilation[1], op.padding[0], op.padding[1]}};
 }
 
@@ -144,8 +146,8 @@ void ConvPlan::pack_dense(const SparseRows& rows, const ConvShape& shape, const 
   for (int64_t c = 0; c < shape.channels; c++)
     for (int64_t ky = 0; ky < kh; ky++)
       for (int64_t kx = 0; kx < kw; kx++)
-        offsets_.push_back(int32_t(c * input.plane() + ky * window_.dilation_y * input.row() +
-                                   kx * window_.dilation_x * lane_bytes_));
+        offsets_.push_back(
+            int32_t(c * input.plane() + ky * window_.dilation_y * input.row() + kx * window_.dilation_x * lane_bytes_));
   std::vector<int64_t> from(rows.starts.begin(), rows.starts.end() - 1);
   for (int64_t part = 0; part < n_parts_; part++) {
     first_panels_.push_back(int64_t(panels_.size()));

@@ -62,8 +62,8 @@ class Convolution {
   // Layouts as given, the input's with at least its margins.
   struct Call {
     LaneView input, output;
-    LaneView residual;  // data == nullptr: none
-    char* scratch;      // of this thread; if sliced, of all
+    LaneView residual;                                // data == nullptr: none
+    char* scratch;                                    // of this thread; if sliced, of all
     std::function<void(const Share& channels)> fill;  // the copy, from its begin on
   };
 
@@ -101,7 +101,7 @@ class ConvPlan : public Convolution {
  private:
   struct Tile {
     int64_t y, x, height, width;
-    int64_t sums;                   // where its sums begin in the scratch of a slice
+    int64_t sums;  // where its sums begin in the scratch of a slice
     const RowsKernel* rows;
     const DenseKernel* dense;       // panel_channels_ at a time
     const DenseKernel* dense_rest;  // one channel
@@ -128,13 +128,14 @@ class ConvPlan : public Convolution {
   void pack_dense(const SparseRows& rows, const ConvShape& shape, const LaneLayout& input);
   LaneView tile_of(const LaneView& view, const Tile& tile) const;
   const char* first_input(const Tile& tile, const LaneView& input) const;
-  Ahead ahead_of(const Tile& tile, const LaneView& input, const char* next_tile, int64_t next_block, int64_t n_runs) const;
+  Ahead ahead_of(const Tile& tile, const LaneView& input, const char* next_tile, int64_t next_block,
+                 int64_t n_runs) const;
   void run_rows(const Task& task, const Tile& tile, RowsCall& call, const char* next_tile, const Call& all) const;
   void run_dense(const Task& task, const Tile& tile, DenseCall& call, const char* next_tile, const Call& all) const;
 
   bool dense_;
-  bool far_;                    // the input may lie in another core's cache, or the third level
-  bool fed_ = false;            // a copy of the input holds one block of channels at a time
+  bool far_;          // the input may lie in another core's cache, or the third level
+  bool fed_ = false;  // a copy of the input holds one block of channels at a time
   int64_t channels_, outputs_;
   Activation activation_;
   Window window_;
@@ -146,13 +147,13 @@ class ConvPlan : public Convolution {
   int64_t n_parts_ = 1;         // of the output channels
   int64_t n_slices_ = 1;        // of the input channels
   int64_t n_blocks_ = 1;
-  int64_t slice_bytes_ = 0;     // of scratch
+  int64_t slice_bytes_ = 0;            // of scratch
   std::vector<float> bias_, no_bias_;  // the latter for all slices but the first
   std::vector<Tile> tiles_;
   std::vector<int64_t> spans_;  // tasks take tiles spans_[i] … spans_[i+1]
   std::vector<RowRun> runs_;
   std::vector<Step> steps_;
-  std::vector<Block> blocks_;   // part · n_blocks_ + block
+  std::vector<Block> blocks_;  // part · n_blocks_ + block
   std::vector<Panel> panels_;
   std::vector<int64_t> first_panels_;  // of each part, and the end; before them are all weights of earlier parts
   std::vector<WeightBits> weights_;

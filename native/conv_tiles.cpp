@@ -96,8 +96,8 @@ void ConvPlan::choose(const KernelTable& table, const ConvShape& shape, const La
           const double most = double(int64_t(block_bytes * factor / input_bytes(th, tw)));
           const double blocks = std::ceil(channels / std::max(1.0, std::min(channels, most)));
           const double block = std::ceil(channels / blocks);
-          const double cost = cover_cost(
-              [&](int64_t h, int64_t w) { return cost_of_tile(shape, h, w, per_channel, block); });
+          const double cost =
+              cover_cost([&](int64_t h, int64_t w) { return cost_of_tile(shape, h, w, per_channel, block); });
           if (cost < best) best = cost, height = th, width = tw, block_channels_ = int64_t(block);
         }
       }

@@ -123,8 +123,7 @@ Engine::Ready& Engine::ready(const Section& section, int64_t chunk, int64_t batc
   if (ready_.size() >= most_ready && ready_.find(key) == ready_.end()) ready_.clear();
   Ready& entry = ready_[key];
   try {
-    if (!entry.session)
-      entry.session = std::make_unique<Session>(section.program, table_, chunk, batch, threads);
+    if (!entry.session) entry.session = std::make_unique<Session>(section.program, table_, chunk, batch, threads);
     while (int(entry.contexts.size()) < contexts) entry.contexts.push_back(entry.session->new_context());
   } catch (...) {
     ready_.erase(key);

@@ -3,8 +3,8 @@
 //
 // Layout. A *lane tensor* holds, for each channel and each pixel of a block, one vector of `lanes` numbers: floats, or
 // halves where an instruction set computes in them. Everything else is floats everywhere. The lanes are images, or
-// blocks of images, or both: lane = (image · grid_y + block_y) · grid_x + block_x. So every read of a convolution, at any
-// stride, dilation or shift, is one aligned vector. Distances are in bytes.
+// blocks of images, or both: lane = (image · grid_y + block_y) · grid_x + block_x. So every read of a convolution, at
+// any stride, dilation or shift, is one aligned vector. Distances are in bytes.
 //
 // This header is seen by code compiled for several instruction sets: it must hold no function and no template, or
 // the linker might keep the copy that the machine cannot run.
@@ -16,7 +16,19 @@
 namespace secateur {
 
 enum class Activation : int32_t {
-  none, relu, relu6, silu, gelu, gelu_tanh, hardswish, hardsigmoid, sigmoid, tanh, exp, log, sqrt
+  none,
+  relu,
+  relu6,
+  silu,
+  gelu,
+  gelu_tanh,
+  hardswish,
+  hardsigmoid,
+  sigmoid,
+  tanh,
+  exp,
+  log,
+  sqrt
 };
 
 enum class Binary : int32_t { add, sub, mul, div };
@@ -59,8 +71,8 @@ struct Ahead {
   const char* data;      // nullptr: nothing to ask for
   ptrdiff_t plane, row;  // bytes
   int32_t n_channels, height;
-  int32_t lines;         // cache lines in each row of the rectangle
-  int32_t per_run;       // cache lines to ask for with each run
+  int32_t lines;    // cache lines in each row of the rectangle
+  int32_t per_run;  // cache lines to ask for with each run
 };
 
 // One tile of output pixels × one block of input channels × some output channels.
@@ -68,15 +80,15 @@ struct RowsCall {
   const RowRun* runs;
   int64_t n_runs;
   const Step* steps;
-  const char* input;    // the tile's first input vector, channel 0
-  ptrdiff_t input_row;  // from a tile row's input to the next one's
-  ptrdiff_t input_step; // from a pixel's input to the next one's; used where the kernel has no fixed stride
-  char* partial;        // sums between blocks of input channels: per output channel, tile pixels × one vector
-  const float* bias;    // per output channel
+  const char* input;     // the tile's first input vector, channel 0
+  ptrdiff_t input_row;   // from a tile row's input to the next one's
+  ptrdiff_t input_step;  // from a pixel's input to the next one's; used where the kernel has no fixed stride
+  char* partial;         // sums between blocks of input channels: per output channel, tile pixels × one vector
+  const float* bias;     // per output channel
   Finish finish;
-  Ahead ahead;          // of the next call
-  bool first;           // start from the bias, not from `partial`
-  bool last;            // finish, do not keep in `partial`
+  Ahead ahead;  // of the next call
+  bool first;   // start from the bias, not from `partial`
+  bool last;    // finish, do not keep in `partial`
 };
 
 struct RowsKernel {
@@ -90,15 +102,15 @@ struct RowsKernel {
 // One tile of output pixels × one block of input channels × one panel of output channels.
 struct DenseCall {
   const WeightBits* weights;  // n_steps × channels, packed
-  const int32_t* offsets;  // n_steps
+  const int32_t* offsets;     // n_steps
   int64_t n_steps;
   const char* input;
   ptrdiff_t input_row, input_step;
-  char* partial;           // sums between blocks: per output channel of the panel, tile pixels × one vector
-  const float* bias;       // `channels` of them
-  Finish finish;           // at the panel's first channel
-  Ahead ahead;             // some of what the next block reads; all at once
-  bool first, last;        // as in RowsCall; a kernel of halves takes all input channels at once
+  char* partial;      // sums between blocks: per output channel of the panel, tile pixels × one vector
+  const float* bias;  // `channels` of them
+  Finish finish;      // at the panel's first channel
+  Ahead ahead;        // some of what the next block reads; all at once
+  bool first, last;   // as in RowsCall; a kernel of halves takes all input channels at once
 };
 
 struct DenseKernel {
@@ -138,9 +150,9 @@ struct GatherCall {
   const int32_t* n_steps;  // per slice
   const int32_t* rows;     // per slice: `floats` output rows, −1 where there is none
   int64_t n_slices;
-  const float* bias;       // per output row
+  const float* bias;  // per output row
   const float* input;
-  const float* residual;   // nullptr: none
+  const float* residual;  // nullptr: none
   float* output;
   Activation activation;
 };
@@ -182,7 +194,7 @@ struct ConvertCall {
 };
 
 struct BinaryCall {
-  LaneView left, right, output;  // row == 0 where the operand is one pixel for all
+  LaneView left, right, output;     // row == 0 where the operand is one pixel for all
   ptrdiff_t left_step, right_step;  // from pixel to pixel: one vector, or 0
   int64_t n_channels, height, width;
   Binary operation;
@@ -234,8 +246,8 @@ struct MatmulCall {
 struct KernelTable {
   const char* isa;
   int32_t lanes;
-  int32_t number_bytes;  // of a number in a lane tensor: 4, or 2 where convolutions compute in fp16
-  int32_t floats;        // in a vector
+  int32_t number_bytes;                     // of a number in a lane tensor: 4, or 2 where convolutions compute in fp16
+  int32_t floats;                           // in a vector
   WeightBits (*weight_bits)(float weight);  // rounded to nearest
   const RowsKernel* rows;
   int32_t n_rows;

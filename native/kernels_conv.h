@@ -50,7 +50,8 @@ SECATEUR_INLINE void finish_row(V* sums, const RowsCall& call, ptrdiff_t row) {
 // The next few lines of what will be read soon, into the second-level cache.
 class Fetcher {
  public:
-  __attribute__((always_inline)) inline explicit Fetcher(const Ahead& ahead) : ahead_(ahead), row_(ahead.data), channel_(ahead.data) {}
+  __attribute__((always_inline)) inline explicit Fetcher(const Ahead& ahead)
+      : ahead_(ahead), row_(ahead.data), channel_(ahead.data) {}
 
   __attribute__((always_inline)) inline void fetch() {
     if (!ahead_.data) return;

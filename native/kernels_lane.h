@@ -100,8 +100,8 @@ static void convert_runs(const Runs& runs, char* parts, ptrdiff_t step) {
   }
 }
 
-// Images: runs are rows of pixels, or all rows of a block where they follow each other on both sides, or the channels of
-// one pixel.
+// Images: runs are rows of pixels, or all rows of a block where they follow each other on both sides, or the channels
+// of one pixel.
 template <bool to_lane>
 static void convert_images(const ConvertCall& call) {
   const int32_t blocks = call.grid_y * call.grid_x;

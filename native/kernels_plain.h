@@ -24,8 +24,8 @@ SECATEUR_INLINE void matmul_tile(const float* const* a, const float* b, int64_t 
 
 // Columns j … of c, at most C · floats of them, from b with rows of b_row floats; sums are added to `carry` of c.
 template <int C>
-static void matmul_columns(const MatmulCall& call, const float* b, int64_t b_row, int64_t first_k, int64_t k,
-                           int64_t j, int64_t columns, bool last) {
+static void matmul_columns(const MatmulCall& call, const float* b, int64_t b_row, int64_t first_k, int64_t k, int64_t j,
+                           int64_t columns, bool last) {
   constexpr int rows = 4;
   for (int64_t i = 0; i < call.m; i += rows) {
     const float* a[rows];

@@ -1,6 +1,6 @@
-// The two transforms of Winograd's F(2×2, 3×3) (Lavin and Gray, Fast Algorithms for Convolutional Neural Networks, 2016);
-// the products between them are those of dense_kernel. Included inside the namespace of one instruction set, after
-// kernels_conv.h.
+// The two transforms of Winograd's F(2×2, 3×3) (Lavin and Gray, Fast Algorithms for Convolutional Neural Networks,
+// 2016); the products between them are those of dense_kernel. Included inside the namespace of one instruction set,
+// after kernels_conv.h.
 
 // Bᵀ · d · B, with Bᵀ = [1 0 −1 0; 0 1 1 0; 0 −1 1 0; 0 1 0 −1].
 static void winograd_input_kernel(const WinogradInputCall& call) {

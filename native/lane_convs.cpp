@@ -45,8 +45,9 @@ int64_t LaneBuilder::parts_to_feed(const Op& op, bool dense) const {
 }
 
 // A convolution of one channel each, and before it the one that feeds it, part by part of the channels: what passes
-// between them stays in the second-level cache. Threads that share channels take whole parts. Threads that have strips of
-// the image meet after each part, since a strip's margins come from the next one's; meanwhile they compute another part.
+// between them stays in the second-level cache. Threads that share channels take whole parts. Threads that have strips
+// of the image meet after each part, since a strip's margins come from the next one's; meanwhile they compute another
+// part.
 void LaneBuilder::add_fed(const Op& op, const ConvShape& shape, const LaneLayout& output) {
   const Session::Feeder feeder = *std::exchange(session_.feeder_, std::nullopt);
   const int64_t parts = feeder.parts;
@@ -100,14 +101,15 @@ void LaneBuilder::add_fed(const Op& op, const ConvShape& shape, const LaneLayout
   finish(op.output, target, output);
 }
 
-// Where the output goes, with the residual. A sum that nobody else needs its operand of is written over it: half as many
-// lines to fetch and to keep.
+// Where the output goes, with the residual. A sum that nobody else needs its operand of is written over it: half as
+// many lines to fetch and to keep.
 LaneBuilder::Target LaneBuilder::target_of(const Op& op, const Source& input, const LaneLayout& layout) {
   Target target{-1, layout, -1, {}, -1};
   if (op.inputs.size() == 2) {
     target.residual = lane(op.inputs[1], layout.tokens ? layout : layout_of(op.inputs[1]));
     target.residual_layout = session_.forms_[size_t(op.inputs[1])].layout;
-    const bool is_read = target.residual == input.buffer || (input.mover && input.mover->from_buffer == target.residual);
+    const bool is_read =
+        target.residual == input.buffer || (input.mover && input.mover->from_buffer == target.residual);
     if (!is_read && target.residual_layout.same_places(layout) && !session_.is_read_later(op.inputs[1]))
       target.buffer = target.residual;
   }
@@ -123,8 +125,7 @@ void LaneBuilder::add_conv(const Op& op, const ConvShape& shape, Source input, c
   const bool dense = choice == KernelChoice::dense || choice == KernelChoice::winograd;
   const int64_t parts = parts_to_feed(op, dense);
   const bool grouped = layout.groups > 1, copies = input.buffer < 0;
-  const Sharing sharing{grouped ? 1 : session_.threads_, by_channels(layout), copies,
-                        std::max<int64_t>(1, parts)};
+  const Sharing sharing{grouped ? 1 : session_.threads_, by_channels(layout), copies, std::max<int64_t>(1, parts)};
   std::shared_ptr<const Convolution> plan;
   if (winograd)
     plan = std::make_shared<WinogradPlan>(session_.table_, shape, *op.weight, op.bias, op.activation, layout, sharing);

@@ -67,8 +67,8 @@ LaneLayout LaneBuilder::layout_of(int value) const { return session_.layouts_[si
 bool LaneBuilder::has_lanes(int value) const { return session_.forms_[size_t(value)].lane >= 0; }
 
 bool LaneBuilder::window_of(const Op& op, Window& window, float& fill) const {
-  window = {op.window[0], op.window[1], op.stride[0], op.stride[1], op.dilation[0], op.dilation[1],
-            op.padding[0], op.padding[1]};
+  window = {op.window[0],   op.window[1],   op.stride[0],  op.stride[1],
+            op.dilation[0], op.dilation[1], op.padding[0], op.padding[1]};
   fill = 0;
   if (op.kind == OpKind::conv) {
     window = shape_of(op).window;
@@ -188,8 +188,7 @@ void LaneBuilder::add_moves(const std::shared_ptr<const Mover>& mover) {
   if (mover->empty()) return;
   const LaneTasks tasks{mover->to.groups, mover->to.channels,
                         mover->to.groups > 1 ? 1 : shares(mover->to.channels, mover->bytes())};
-  session_.add_stage(tasks.count(), {mover->from_buffer, mover->to_buffer},
-                     [=](Context& context, int64_t i, int) {
+  session_.add_stage(tasks.count(), {mover->from_buffer, mover->to_buffer}, [=](Context& context, int64_t i, int) {
     const LaneTask task = tasks[i];
     char* const target = context.buffer(mover->to_buffer) + task.channels.begin * mover->to.plane();
     mover->run(context.buffer(mover->from_buffer), task, target);

@@ -59,8 +59,8 @@ bool LaneLayout::has_margins_for(const LaneLayout& need, float with) const {
 
 bool LaneLayout::same_blocks(const LaneLayout& o) const {
   return groups == o.groups && images == o.images && grid_y == o.grid_y && grid_x == o.grid_x && pitch_y == o.pitch_y &&
-         pitch_x == o.pitch_x && block_height == o.block_height && block_width == o.block_width &&
-         height == o.height && width == o.width && tokens == o.tokens;
+         pitch_x == o.pitch_x && block_height == o.block_height && block_width == o.block_width && height == o.height &&
+         width == o.width && tokens == o.tokens;
 }
 
 bool LaneLayout::same_places(const LaneLayout& o) const {
@@ -131,8 +131,8 @@ WindowInput window_input(const LaneLayout& from, const LaneLayout& to, const Win
   WindowInput input{true, from};
   LaneLayout& in = input.layout;
   const int64_t pitch_y = to.pitch_y * w.stride_y, pitch_x = to.pitch_x * w.stride_x;
-  if (from.groups != to.groups || from.grid_y != to.grid_y || from.grid_x != to.grid_x ||
-      from.pitch_y != pitch_y || from.pitch_x != pitch_x) {
+  if (from.groups != to.groups || from.grid_y != to.grid_y || from.grid_x != to.grid_x || from.pitch_y != pitch_y ||
+      from.pitch_x != pitch_x) {
     input.direct = false;
     in.groups = to.groups;
     in.grid_y = to.grid_y;

@@ -12,13 +12,13 @@ namespace secateur {
 struct LaneLayout {
   int64_t channels = 0, height = 0, width = 0;  // of the value: what is outside is margin
   int32_t lanes = 0, number_bytes = 4;
-  int32_t groups = 1;                           // of lanes, one after the other: strips of all images, from the top
-  int32_t images = 1, grid_y = 1, grid_x = 1;   // in a group; their product is `lanes`
-  int64_t pitch_y = 0, pitch_x = 0;             // pixels from a block to the next; 0 if all begin at the same pixel
-  int64_t block_height = 0, block_width = 0;    // without margins
+  int32_t groups = 1;                          // of lanes, one after the other: strips of all images, from the top
+  int32_t images = 1, grid_y = 1, grid_x = 1;  // in a group; their product is `lanes`
+  int64_t pitch_y = 0, pitch_x = 0;            // pixels from a block to the next; 0 if all begin at the same pixel
+  int64_t block_height = 0, block_width = 0;   // without margins
   int64_t top = 0, left = 0, bottom = 0, right = 0;
-  float fill = 0;                               // of the margin, and of what is outside the image
-  bool tokens = false;                          // channels are the last dimension, not the second
+  float fill = 0;       // of the margin, and of what is outside the image
+  bool tokens = false;  // channels are the last dimension, not the second
 
   int64_t vector_bytes() const { return int64_t(lanes) * number_bytes; }
   int64_t line() const { return (left + block_width + right) * vector_bytes(); }

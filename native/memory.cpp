@@ -56,8 +56,8 @@ int64_t available_bytes(const std::string& root) {
     if (first == std::string::npos || second == std::string::npos || line[second + 1] != '/') continue;
     const std::string controllers = line.substr(first + 1, second - first - 1), path = line.substr(second + 1);
     if (controllers.empty())
-      least = std::min(least, left_along(root + "/sys/fs/cgroup", path, "/memory.max", "/memory.current",
-                                         "inactive_file"));
+      least =
+          std::min(least, left_along(root + "/sys/fs/cgroup", path, "/memory.max", "/memory.current", "inactive_file"));
     else if (controllers == "memory")
       least = std::min(least, left_along(root + "/sys/fs/cgroup/memory", path, "/memory.limit_in_bytes",
                                          "/memory.usage_in_bytes", "total_inactive_file"));

@@ -44,7 +44,8 @@ std::vector<Loop> loops_over(const Shape& shape, const std::vector<int64_t>& fro
   std::vector<Loop> loops;
   for (size_t d = 0; d < shape.size(); d++) {
     if (shape[d] == 1) continue;
-    const bool goes_on = !loops.empty() && loops.back().from == from[d] * shape[d] && loops.back().to == to[d] * shape[d];
+    const bool goes_on =
+        !loops.empty() && loops.back().from == from[d] * shape[d] && loops.back().to == to[d] * shape[d];
     if (goes_on)
       loops.back() = {loops.back().size * shape[d], from[d], to[d]};
     else
@@ -176,7 +177,8 @@ void PlainBuilder::cat(const Op& op) {
   const Shape y = session_.shapes_[size_t(op.output)];
   std::vector<int> buffers;
   std::vector<int64_t> sizes;
-  const int64_t inner = strides_of(y)[size_t(op.dim)], width = session_.program_.values[size_t(op.output)].is_integer ? 8 : 4;
+  const int64_t inner = strides_of(y)[size_t(op.dim)],
+                width = session_.program_.values[size_t(op.output)].is_integer ? 8 : 4;
   for (const int id : op.inputs) {
     buffers.push_back(session_.plain(id));
     sizes.push_back(session_.shapes_[size_t(id)][size_t(op.dim)] * inner * width);
@@ -307,7 +309,8 @@ void PlainBuilder::embedding(const Op& op) {
 void PlainBuilder::constant(const Op& op) {
   const int to = session_.new_plain(op.output);
   session_.forms_[size_t(op.output)].plain = to;
-  const auto numbers = std::make_shared<std::vector<float>>(op.weight->is_integer ? std::vector<float>() : op.weight->all());
+  const auto numbers =
+      std::make_shared<std::vector<float>>(op.weight->is_integer ? std::vector<float>() : op.weight->all());
   const auto integers = std::make_shared<std::vector<int64_t>>(op.weight->integers);
   session_.add_stage(1, {to}, [=](Context& context, int64_t, int) {
     if (integers->empty())

@@ -225,10 +225,18 @@ void PlainBuilder::binary(const Op& op) {
       float* out = floats(context, to) + r * inner;
       const int64_t i = left.back(), j = right.back();
       switch (operation) {
-        case Binary::add: for (int64_t k = 0; k < inner; k++) out[k] = l[k * i] + m[k * j]; break;
-        case Binary::sub: for (int64_t k = 0; k < inner; k++) out[k] = l[k * i] - m[k * j]; break;
-        case Binary::mul: for (int64_t k = 0; k < inner; k++) out[k] = l[k * i] * m[k * j]; break;
-        case Binary::div: for (int64_t k = 0; k < inner; k++) out[k] = l[k * i] / m[k * j]; break;
+        case Binary::add:
+          for (int64_t k = 0; k < inner; k++) out[k] = l[k * i] + m[k * j];
+          break;
+        case Binary::sub:
+          for (int64_t k = 0; k < inner; k++) out[k] = l[k * i] - m[k * j];
+          break;
+        case Binary::mul:
+          for (int64_t k = 0; k < inner; k++) out[k] = l[k * i] * m[k * j];
+          break;
+        case Binary::div:
+          for (int64_t k = 0; k < inner; k++) out[k] = l[k * i] / m[k * j];
+          break;
       }
       activate(out, inner, activation);
     }

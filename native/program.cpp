@@ -15,18 +15,35 @@ constexpr size_t most_ops = 100000, most_dims = 32;
 constexpr int64_t most_weights = (int64_t(1) << 31) - 1, largest = int64_t(1) << 40;
 
 const std::pair<const char*, OpKind> op_kinds[] = {
-    {"conv", OpKind::conv}, {"linear", OpKind::linear}, {"scale_shift", OpKind::scale_shift},
-    {"activate", OpKind::activate}, {"clip", OpKind::clip}, {"add", OpKind::binary}, {"sub", OpKind::binary},
-    {"mul", OpKind::binary}, {"div", OpKind::binary}, {"max_pool", OpKind::max_pool},
-    {"avg_pool", OpKind::avg_pool}, {"adaptive_avg_pool", OpKind::adaptive_avg_pool}, {"mean", OpKind::mean},
-    {"softmax", OpKind::softmax}, {"layer_norm", OpKind::layer_norm}, {"matmul", OpKind::matmul},
-    {"attention", OpKind::attention}, {"embedding", OpKind::embedding}, {"reshape", OpKind::reshape},
-    {"permute", OpKind::permute}, {"slice", OpKind::slice}, {"cat", OpKind::cat}, {"pad", OpKind::pad},
-    {"expand", OpKind::expand}, {"constant", OpKind::constant},
+    {"conv", OpKind::conv},
+    {"linear", OpKind::linear},
+    {"scale_shift", OpKind::scale_shift},
+    {"activate", OpKind::activate},
+    {"clip", OpKind::clip},
+    {"add", OpKind::binary},
+    {"sub", OpKind::binary},
+    {"mul", OpKind::binary},
+    {"div", OpKind::binary},
+    {"max_pool", OpKind::max_pool},
+    {"avg_pool", OpKind::avg_pool},
+    {"adaptive_avg_pool", OpKind::adaptive_avg_pool},
+    {"mean", OpKind::mean},
+    {"softmax", OpKind::softmax},
+    {"layer_norm", OpKind::layer_norm},
+    {"matmul", OpKind::matmul},
+    {"attention", OpKind::attention},
+    {"embedding", OpKind::embedding},
+    {"reshape", OpKind::reshape},
+    {"permute", OpKind::permute},
+    {"slice", OpKind::slice},
+    {"cat", OpKind::cat},
+    {"pad", OpKind::pad},
+    {"expand", OpKind::expand},
+    {"constant", OpKind::constant},
 };
 
-const char* const activation_names[] = {"none", "relu", "relu6", "silu", "gelu", "gelu_tanh", "hardswish",
-                                        "hardsigmoid", "sigmoid", "tanh", "exp", "log", "sqrt"};
+const char* const activation_names[] = {"none",        "relu",    "relu6", "silu", "gelu", "gelu_tanh", "hardswish",
+                                        "hardsigmoid", "sigmoid", "tanh",  "exp",  "log",  "sqrt"};
 const char* const binary_names[] = {"add", "sub", "mul", "div"};
 const char* const kernel_names[] = {"dense", "rows", "patterns", "gather", "winograd"};
 
@@ -40,8 +57,8 @@ E named(const std::string& name, const char* const (&names)[N], const char* what
 int64_t bounded(const Json& json, const char* what, int64_t low, int64_t high) {
   const int64_t n = json.integer(what);
   if (n < low || n > high)
-    throw PlanError(std::string(what) + " must be in " + std::to_string(low) + " … " + std::to_string(high) +
-                    ", got " + std::to_string(n));
+    throw PlanError(std::string(what) + " must be in " + std::to_string(low) + " … " + std::to_string(high) + ", got " +
+                    std::to_string(n));
   return n;
 }
 
@@ -148,31 +165,21 @@ void read_attributes(const Json& json, const Program& program, Op& op) {
       op.padding = numbers<4>(json.at("padding"), "padding", 0);
       if (op.kind == OpKind::avg_pool) op.flag = json.at("count_padding").boolean("count_padding");
       break;
-    case OpKind::adaptive_avg_pool:
-      op.window = numbers<2>(json.at("size"), "size", 1);
-      break;
-    case OpKind::mean:
-      op.flag = json.at("keep").boolean("keep");
-      [[fallthrough]];
-    case OpKind::permute:
-      op.dims = number_list(json.at("dims"), "dims", most_dims);
-      break;
+    case OpKind::adaptive_avg_pool: op.window = numbers<2>(json.at("size"), "size", 1); break;
+    case OpKind::mean: op.flag = json.at("keep").boolean("keep"); [[fallthrough]];
+    case OpKind::permute: op.dims = number_list(json.at("dims"), "dims", most_dims); break;
     case OpKind::slice:
       op.start = bounded(json.at("start"), "start", 0, largest);
       op.stop = bounded(json.at("stop"), "stop", 1, largest);
       op.step = bounded(json.at("step"), "step", 1, largest);
       [[fallthrough]];
     case OpKind::softmax:
-    case OpKind::cat:
-      op.dim = bounded(json.at("dim"), "dim", 0, most_dims);
-      break;
+    case OpKind::cat: op.dim = bounded(json.at("dim"), "dim", 0, most_dims); break;
     case OpKind::attention:
       op.factor = json.at("factor").real("factor");
       op.flag = json.at("causal").boolean("causal");
       break;
-    case OpKind::embedding:
-      op.weight = needed(weight_of(json, "weight", program), "weight");
-      break;
+    case OpKind::embedding: op.weight = needed(weight_of(json, "weight", program), "weight"); break;
     case OpKind::constant: {
       const auto found = program.weights.find(json.at("weight").text("weight"));
       if (found == program.weights.end()) throw PlanError("its weight is not in the plan");

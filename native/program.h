@@ -17,8 +17,28 @@ namespace secateur {
 using Shape = std::vector<int64_t>;
 
 enum class OpKind {
-  conv, linear, scale_shift, activate, clip, binary, max_pool, avg_pool, adaptive_avg_pool, mean, softmax, layer_norm,
-  matmul, attention, embedding, reshape, permute, slice, cat, pad, expand, constant
+  conv,
+  linear,
+  scale_shift,
+  activate,
+  clip,
+  binary,
+  max_pool,
+  avg_pool,
+  adaptive_avg_pool,
+  mean,
+  softmax,
+  layer_norm,
+  matmul,
+  attention,
+  embedding,
+  reshape,
+  permute,
+  slice,
+  cat,
+  pad,
+  expand,
+  constant
 };
 
 struct Value {
@@ -32,7 +52,7 @@ struct Weight {
   Shape shape;
   std::vector<uint32_t> positions;  // empty if dense
   std::vector<float> numbers;
-  std::vector<int64_t> integers;    // instead of numbers, if i64
+  std::vector<int64_t> integers;  // instead of numbers, if i64
   bool dense = true;
   bool is_integer = false;
 
@@ -61,7 +81,7 @@ struct Op {
   double low = 0, high = 0, epsilon = 0, number = 0, factor = 1;
   bool flag = false;  // keep, count_padding, causal
 
-  std::string where() const;  // for messages: kind and name
+  std::string where() const;                                         // for messages: kind and name
   KernelChoice kernel_for(int64_t batch, KernelChoice usual) const;  // the latter if none is named
 };
 
@@ -70,9 +90,9 @@ struct Program {
   std::vector<int> inputs, outputs;
   std::vector<Op> ops;
   std::map<std::string, Weight> weights;
-  bool half = false;  // of precision fp16: convolutions may compute in it
+  bool half = false;                                     // of precision fp16: convolutions may compute in it
   std::vector<std::pair<int64_t, int64_t>> working_set;  // batch, bytes
-  int64_t one_thread = 0;  // up to this batch size one thread is faster alone
+  int64_t one_thread = 0;                                // up to this batch size one thread is faster alone
 
   // What an operation may read and write at a time, where images can be taken a few at a time.
   int64_t working_set_for(int64_t batch) const;
@@ -84,8 +104,8 @@ Program read_program(std::string_view text, std::map<std::string, Weight> weight
 // For each value, the operation that reads it last, counted from 1; one more than there are for an output.
 std::vector<size_t> last_readers(const Program& program);
 
-// Whether an operation is a convolution that can be computed some channels at a time, right before they are read: the next
-// one is depthwise, nobody else needs the value, and there is little input to read again for each part.
+// Whether an operation is a convolution that can be computed some channels at a time, right before they are read: the
+// next one is depthwise, nobody else needs the value, and there is little input to read again for each part.
 bool feeds_next(const Program& program, const std::vector<size_t>& last, size_t place);
 
 // Shape of an operation's output for one batch size, from the shapes of its inputs; throws if they do not fit.

@@ -9,9 +9,9 @@ namespace secateur {
 namespace {
 
 // In multiply-adds of one vector, each about 0.4 ns on the machine these were measured on; only ratios matter.
-constexpr double far_line = 4.0;   // to fetch, or to write back
-constexpr double converted = 4.0;  // a number that passes a cut
-constexpr double per_row = 6.0;    // for each weight, besides those of the pixels of a tile
+constexpr double far_line = 4.0;     // to fetch, or to write back
+constexpr double converted = 4.0;    // a number that passes a cut
+constexpr double per_row = 6.0;      // for each weight, besides those of the pixels of a tile
 constexpr int64_t most_pixels = 16;  // of a tile
 
 // How many times longer threads take that share images: each has a strip of them all, or they read and write in the

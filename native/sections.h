@@ -10,9 +10,9 @@
 namespace secateur {
 
 struct Section {
-  Program program;   // without weights: its operations point to those of the whole
-  size_t first_op;   // in the whole program
-  int64_t chunk;     // images at a time
+  Program program;  // without weights: its operations point to those of the whole
+  size_t first_op;  // in the whole program
+  int64_t chunk;    // images at a time
 };
 
 // The cuts, and the number of images at a time in each part, that cost least by a rough count: of multiply-adds, also

@@ -169,8 +169,7 @@ void Session::place_buffers() {
 std::unique_ptr<Context> Session::new_context() const {
   auto context = std::make_unique<Context>(arena_bytes_, scratch_bytes_, threads_, buffers_.size());
   for (size_t i = 0; i < buffers_.size(); i++)
-    if (!buffers_[i].external && buffers_[i].first >= 0)
-      context->bind(int(i), context->memory() + buffers_[i].offset);
+    if (!buffers_[i].external && buffers_[i].first >= 0) context->bind(int(i), context->memory() + buffers_[i].offset);
   return context;
 }
 

@@ -25,7 +25,7 @@ class Context {
   char* scratch(int thread) const { return memory_.get() + scratch_at_ + thread * scratch_bytes_; }
   char* memory() const { return memory_.get(); }
   void bind(int id, char* data) { buffers_[size_t(id)] = data; }
-  void fail(const std::string& message);   // remembers the first; Session::run throws it
+  void fail(const std::string& message);  // remembers the first; Session::run throws it
   std::string failure;
 
  private:
@@ -70,26 +70,26 @@ class Session {
     int64_t n_tasks;
     Work work;
   };
-  struct Form {            // how a value is to be had; −1: not yet
+  struct Form {  // how a value is to be had; −1: not yet
     int plain = -1;
     int lane = -1;
-    LaneLayout layout;     // of `lane`
-    bool bare = false;     // its margins are yet to be filled, by the first who reads them
+    LaneLayout layout;  // of `lane`
+    bool bare = false;  // its margins are yet to be filled, by the first who reads them
   };
 
-  struct Feeder {          // a convolution whose output the next one reads part by part, each right after it is computed
+  struct Feeder {  // a convolution whose output the next one reads part by part, each right after it is computed
     int op;
     int64_t parts;
     std::shared_ptr<const Convolution> plan;
-    int buffer;            // of its input
+    int buffer;  // of its input
     LaneLayout layout;
     std::shared_ptr<const Mover> mover;  // that fills the buffer; null if it is filled
   };
 
   int new_buffer(int64_t bytes);
-  int new_plain(int value);          // for the value to be written to
+  int new_plain(int value);  // for the value to be written to
   void add_stage(int64_t n_tasks, const std::vector<int>& buffers, Work work);
-  int plain(int value);              // the buffer that holds the value, converted if need be
+  int plain(int value);  // the buffer that holds the value, converted if need be
   void place_buffers();
   int64_t bytes_of(int value) const;
   bool is_output(int value) const;
@@ -99,10 +99,10 @@ class Session {
   const KernelTable& table_;
   int64_t batch_, total_;
   int threads_;
-  int32_t images_;                   // lanes for images: a power of two
+  int32_t images_;  // lanes for images: a power of two
   std::vector<size_t> last_readers_;
-  int op_ = 0;                       // being built
-  std::optional<Feeder> feeder_;     // what the previous one left to it
+  int op_ = 0;                    // being built
+  std::optional<Feeder> feeder_;  // what the previous one left to it
   std::vector<Shape> shapes_;
   std::vector<Form> forms_;
   std::vector<LaneLayout> layouts_;  // that a value has, or would have, as images

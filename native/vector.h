@@ -67,7 +67,9 @@ SECATEUR_INLINE void store_first(float* p, F v, int64_t n) {
 }
 
 template <typename Vector, typename Element>
-SECATEUR_INLINE Vector spread_as(Element x) { return x - Vector{}; }
+SECATEUR_INLINE Vector spread_as(Element x) {
+  return x - Vector{};
+}
 SECATEUR_INLINE F spread(float x) { return spread_as<F>(x); }
 SECATEUR_INLINE V spread_number(float x) { return spread_as<V>(Number(x)); }
 
@@ -84,9 +86,13 @@ SECATEUR_INLINE V spread_weight(WeightBits bits) {
 }
 
 template <typename Vector>
-SECATEUR_INLINE Vector at_least(Vector v, Vector low) { return v < low ? low : v; }  // a NaN stays
+SECATEUR_INLINE Vector at_least(Vector v, Vector low) {
+  return v < low ? low : v;
+}  // a NaN stays
 template <typename Vector>
-SECATEUR_INLINE Vector at_most(Vector v, Vector high) { return v > high ? high : v; }
+SECATEUR_INLINE Vector at_most(Vector v, Vector high) {
+  return v > high ? high : v;
+}
 
 // As many numbers of a lane tensor as there are floats in a vector, widened; and back, rounded.
 SECATEUR_INLINE F load_part(const void* p) {
@@ -168,7 +174,7 @@ SECATEUR_INLINE float sum_of(F v) {
 SECATEUR_INLINE F exponential(F x) {
   const F clipped = at_most(at_least(x, spread(-87.3f)), spread(88.3f));
   const F scaled = clipped * 1.44269504f;
-  const F rounder = spread(12582912.0f);  // 1.5 · 2^23: adding it rounds to the nearest integer
+  const F rounder = spread(12582912.0f);     // 1.5 · 2^23: adding it rounds to the nearest integer
   const F n = (scaled + rounder) - rounder;  // never folded: -ffast-math is off
   F r = clipped - n * 0.693359375f;
   r = r + n * 2.12194440e-4f;

@@ -78,8 +78,8 @@ std::string WinogradPlan::describe() const {
          std::to_string(block_channels_) + " channels a block";
 }
 
-// How many tiles at a time, by the cycles of the kernels: two loads and two multiply-adds each, and weights, all of which
-// each region reads, at sixteen bytes.
+// How many tiles at a time, by the cycles of the kernels: two loads and two multiply-adds each, and weights, all of
+// which each region reads, at sixteen bytes.
 void WinogradPlan::choose() {
   const int64_t fit = std::max<int64_t>(1, most_inputs / (places * channels_ * vector_bytes_));
   double best = std::numeric_limits<double>::infinity();
@@ -139,12 +139,13 @@ void WinogradPlan::pack(const SparseRows& rows) {
       for (int64_t c = 0; c < channels_; c++) {
         Taps taps{};
         for (; at < rows.starts[size_t(o) + 1] && rows.entries[size_t(at)].channel == c; at++)
-          taps[size_t(rows.entries[size_t(at)].ky * 3 + rows.entries[size_t(at)].kx)] = double(rows.entries[size_t(at)].weight);
+          taps[size_t(rows.entries[size_t(at)].ky * 3 + rows.entries[size_t(at)].kx)] =
+              double(rows.entries[size_t(at)].weight);
         const auto numbers = transformed(taps);
         const int64_t block = c / block_channels_ * block_channels_, n = std::min(block_channels_, channels_ - block);
         // before it: all panels of earlier blocks, earlier panels of this one, earlier input channels of the panel
-        const int64_t place = chunk.first_weight + block * (end - begin) + (first - begin) * n + (c - block) * width +
-                              (o - first);
+        const int64_t place =
+            chunk.first_weight + block * (end - begin) + (first - begin) * n + (c - block) * width + (o - first);
         for (int64_t p = 0; p < places; p++)
           weights_[size_t(place + p * channels_ * (end - begin))] = table_.weight_bits(numbers[size_t(p)]);
       }

@@ -1,6 +1,6 @@
 // A 3×3 convolution by Winograd's F(2×2, 3×3): the input in tiles of 4×4, each turned into 16 numbers, of which each is
-// multiplied with a weight of its own, and the 16 sums turned into 2×2 outputs. Less than half as many products as a dense
-// convolution has, but zeros among the weights do not stay zeros.
+// multiplied with a weight of its own, and the 16 sums turned into 2×2 outputs. Less than half as many products as a
+// dense convolution has, but zeros among the weights do not stay zeros.
 #pragma once
 
 #include <vector>
@@ -47,18 +47,18 @@ class WinogradPlan : public Convolution {
 
   const KernelTable& table_;
   int64_t channels_, outputs_;
-  int64_t height_, width_;        // of the output's block
-  int64_t top_, left_;            // padding
+  int64_t height_, width_;  // of the output's block
+  int64_t top_, left_;      // padding
   Activation activation_;
   int64_t vector_bytes_;
   int64_t tiles_across_, n_tiles_;
   std::vector<Region> regions_;
-  int64_t most_tiles_ = 1;        // in a region
-  int32_t panel_ = 1;             // output channels of a kernel
+  int64_t most_tiles_ = 1;  // in a region
+  int32_t panel_ = 1;       // output channels of a kernel
   int64_t n_parts_ = 1, n_spans_ = 1;
-  int64_t block_channels_ = 1;    // input channels that are multiplied at a time
-  int64_t input_place_ = 0;       // bytes from one of the 16 places to the next, of the inputs in the scratch
-  int64_t sums_place_ = 0;        // likewise of the sums
+  int64_t block_channels_ = 1;  // input channels that are multiplied at a time
+  int64_t input_place_ = 0;     // bytes from one of the 16 places to the next, of the inputs in the scratch
+  int64_t sums_place_ = 0;      // likewise of the sums
   int64_t inputs_bytes_ = 0;
   std::vector<Chunk> chunks_;
   std::vector<int64_t> first_chunks_;  // of each part, and the end

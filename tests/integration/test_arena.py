@@ -195,6 +195,22 @@ def test_suites_of_the_package_can_be_built(name: str) -> None:
         build_method(method, TEACHER, 0)
 
 
+@pytest.mark.parametrize(
+    ("said", "lacking"),
+    [
+        ("strategy: imp, control: shuffled", "criterion"),
+        ("strategy: dense, criterion_options: {power: 3.0}", "criterion"),
+        ("strategy: colt, teacher: untrained", "criterion"),
+        ("criterion: magnitude, teacher: student", "criterion that takes a teacher"),
+        ("criterion: magnitude, scope_options: {floor: 0.1}", "scope"),
+    ],
+)
+def test_a_method_says_nothing_that_would_be_dropped(said: str, lacking: str, tmp_path: Path) -> None:
+    suite = suite_of(SMALL.replace("methods:", f"methods:\n  mine: {{{said}}}"), tmp_path)
+    with pytest.raises(InvalidArgument, match=f"does not apply to a method without a {lacking}"):
+        build_method(suite.methods["mine"], TEACHER, 0)
+
+
 def test_the_large_suite_has_every_method_that_it_owes() -> None:
     suite = load_suite("cifar10-resnet20")
     strategies = {method.strategy for method in suite.methods.values()}

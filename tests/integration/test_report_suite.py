@@ -250,7 +250,17 @@ class TestUnequalTerms:
 
     def test_a_longer_training_is_told_with_its_length(self, pages: dict[str, str]) -> None:
         text = Reader(pages["full"]).text
-        assert "Most methods were charged 40 epochs of training; IMP, LR rewinding (120)." in text
+        assert "Most methods trained for 40 epochs of images; IMP, LR rewinding (120)." in text
+
+    def test_distillation_steps_are_training_too(self) -> None:
+        content = small()
+        for cell in content["cells"]:
+            cell["cost"]["epochs"] = 40.0
+            if cell["method"] == "lamp":  # 9 · 100 + 600 steps of 90 images, of 45,000
+                recipe = {"steps": 100, "final_steps": 600, "batch_size": 90}
+                cell["about"]["strategy"].update(stages=10, recovery=recipe)
+        text = said(grid_of(content))
+        assert "Most methods trained for 40 epochs of images; LAMP (43)." in text
 
     def test_limits_are_stated(self, pages: dict[str, str]) -> None:
         text = Reader(pages["full"]).text

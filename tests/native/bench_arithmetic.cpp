@@ -18,16 +18,16 @@ double seconds() {
   return double(t.tv_sec) + 1e-9 * double(t.tv_nsec);
 }
 
-#define MEASURE(name, features, Vector, instruction)                                  \
-  __attribute__((target(features))) double name() {                                   \
-    Vector sum[sums] = {}, a = {}, b = {};                                            \
-    __asm__ volatile("" : "+v"(a), "+v"(b));                                          \
-    const double start = seconds();                                                   \
-    for (int64_t i = 0; i < rounds; i++) {                                            \
-      _Pragma("GCC unroll 16") for (int s = 0; s < sums; s++)                         \
-          __asm__ volatile(instruction " %2, %1, %0" : "+v"(sum[s]) : "v"(a), "v"(b)); \
-    }                                                                                 \
-    return seconds() - start;                                                         \
+#define MEASURE(name, features, Vector, instruction)                                                                  \
+  __attribute__((target(features))) double name() {                                                                   \
+    Vector sum[sums] = {}, a = {}, b = {};                                                                            \
+    __asm__ volatile("" : "+v"(a), "+v"(b));                                                                          \
+    const double start = seconds();                                                                                   \
+    for (int64_t i = 0; i < rounds; i++) {                                                                            \
+      _Pragma("GCC unroll 16") for (int s = 0; s < sums;                                                              \
+                                    s++) __asm__ volatile(instruction " %2, %1, %0" : "+v"(sum[s]) : "v"(a), "v"(b)); \
+    }                                                                                                                 \
+    return seconds() - start;                                                                                         \
   }
 
 MEASURE(fp32, "avx512f", __m512, "vfmadd231ps")
@@ -37,7 +37,8 @@ MEASURE(bf16, "avx512f,avx512bf16", __m512, "vdpbf16ps")
 void print(const char* instruction, double (*run)(), int products) {
   double best = run();
   for (int repeat = 0; repeat < 5; repeat++) best = std::min(best, run());
-  std::printf("{\"instruction\": \"%s\", \"gflops\": %.1f}\n", instruction, 2e-9 * products * sums * double(rounds) / best);
+  std::printf("{\"instruction\": \"%s\", \"gflops\": %.1f}\n", instruction,
+              2e-9 * products * sums * double(rounds) / best);
 }
 
 }  // namespace

@@ -25,10 +25,10 @@ struct Layer {
 };
 
 const Layer layers[] = {
-    {64, 64, 32, 3, 1},    {128, 128, 16, 3, 1},  {256, 256, 8, 3, 1},    {512, 512, 4, 3, 1},   {512, 512, 2, 3, 1},
-    {64, 128, 32, 3, 2},   {64, 64, 56, 3, 1},    {128, 128, 28, 3, 1},   {256, 256, 14, 3, 1},  {512, 512, 7, 3, 1},
-    {64, 256, 56, 1, 1},   {256, 64, 56, 1, 1},   {128, 512, 28, 1, 1},   {512, 128, 28, 1, 1},  {256, 1024, 14, 1, 1},
-    {1024, 256, 14, 1, 1}, {512, 2048, 7, 1, 1},  {2048, 512, 7, 1, 1},
+    {64, 64, 32, 3, 1},    {128, 128, 16, 3, 1}, {256, 256, 8, 3, 1},  {512, 512, 4, 3, 1},  {512, 512, 2, 3, 1},
+    {64, 128, 32, 3, 2},   {64, 64, 56, 3, 1},   {128, 128, 28, 3, 1}, {256, 256, 14, 3, 1}, {512, 512, 7, 3, 1},
+    {64, 256, 56, 1, 1},   {256, 64, 56, 1, 1},  {128, 512, 28, 1, 1}, {512, 128, 28, 1, 1}, {256, 1024, 14, 1, 1},
+    {1024, 256, 14, 1, 1}, {512, 2048, 7, 1, 1}, {2048, 512, 7, 1, 1},
 };
 
 double thread_seconds() {
@@ -77,7 +77,8 @@ void limit_of_rows(const KernelTable& table, int64_t kilobytes) {
   std::mt19937 random(1);
   std::vector<Step> steps(n_steps * n_rows + 8, Step{0, 0});  // kernels read ahead
   const auto places = uint32_t(kilobytes * 1024 / tile);
-  for (int32_t i = 0; i < n_steps * n_rows; i++) steps[size_t(i)] = {table.weight_bits(1.0f), int32_t(random() % places * tile)};
+  for (int32_t i = 0; i < n_steps * n_rows; i++)
+    steps[size_t(i)] = {table.weight_bits(1.0f), int32_t(random() % places * tile)};
   const std::vector<RowRun> runs(n_rows, RowRun{0, n_steps});
   const float bias = 0.0f;
   RowsCall call{};
@@ -95,8 +96,8 @@ void limit_of_rows(const KernelTable& table, int64_t kilobytes) {
 }
 
 #if defined(__x86_64__)
-// Sixteen multiply-adds, each with an operand of its own from the first-level cache, and nothing else: what no row kernel
-// can exceed, though this processor loads two vectors a cycle and multiplies and adds two.
+// Sixteen multiply-adds, each with an operand of its own from the first-level cache, and nothing else: what no row
+// kernel can exceed, though this processor loads two vectors a cycle and multiplies and adds two.
 __attribute__((target("avx512f"))) void limit_of_operands() {
   typedef float Vector __attribute__((vector_size(64)));
   constexpr int64_t n = 100000;
@@ -105,7 +106,8 @@ __attribute__((target("avx512f"))) void limit_of_operands() {
     Vector sums[16] = {}, weight = {};
     for (int64_t i = 0; i < n; i++) {
 #pragma GCC unroll 16
-      for (int s = 0; s < 16; s++) __asm__ volatile("vfmadd231ps %2, %1, %0" : "+v"(sums[s]) : "v"(weight), "m"(from[s]));
+      for (int s = 0; s < 16; s++)
+        __asm__ volatile("vfmadd231ps %2, %1, %0" : "+v"(sums[s]) : "v"(weight), "m"(from[s]));
     }
   });
   print_limit("multiply-adds with an operand each", 1, 2.0 * n * 16 * 16 / best / 1e9);
@@ -174,11 +176,12 @@ void measure(const KernelTable& table, const Layer& layer, int32_t images, doubl
       plan->run(task, {input.view(in.data), output.view(out.data), {}, scratch.data, {}});
   });
   const double useful = 2.0 * double(size * size * images);
-  std::printf("{\"layer\": [%lld, %lld, %lld, %lld, %lld], \"zeros\": %.2f, \"kernel\": \"%s\", \"us\": %.1f, "
-              "\"gflops\": %.1f, \"tiles\": \"%s\"}\n",
-              (long long)layer.channels, (long long)layer.outputs, (long long)layer.size, (long long)layer.window,
-              (long long)layer.stride, zeros, kernel_name(kernel), best * 1e6, useful * double(stored) / best / 1e9,
-              plan->describe().c_str());
+  std::printf(
+      "{\"layer\": [%lld, %lld, %lld, %lld, %lld], \"zeros\": %.2f, \"kernel\": \"%s\", \"us\": %.1f, "
+      "\"gflops\": %.1f, \"tiles\": \"%s\"}\n",
+      (long long)layer.channels, (long long)layer.outputs, (long long)layer.size, (long long)layer.window,
+      (long long)layer.stride, zeros, kernel_name(kernel), best * 1e6, useful * double(stored) / best / 1e9,
+      plan->describe().c_str());
 }
 
 }  // namespace

@@ -73,9 +73,11 @@ const char* const programs[] = {
 };
 constexpr size_t n_programs = sizeof programs / sizeof *programs;
 
+// clang-format off: it would give each word a line
 const char* const words[] = {"0", "-1", "1", "2", "3", "7", "64", "1000", "-5", "4294967296", "9223372036854775807",
-                             "1e400", "0.5", "null", "true", "[]", "{}", "\"x\"", "\"rows\"", "\"dense\"", "\"gather\"", "\"winograd\"",
-                             "\"tanh\"", "[1,1]", "[[", "]", ",", ":", "\"", "\\u0000"};
+                             "1e400", "0.5", "null", "true", "[]", "{}", "\"x\"", "\"rows\"", "\"dense\"",
+                             "\"gather\"", "\"winograd\"", "\"tanh\"", "[1,1]", "[[", "]", ",", ":", "\"", "\\u0000"};
+// clang-format on
 
 std::string with_kernels(std::string text) {
   const char* const names[] = {"rows", "dense", "gather", "winograd"};
@@ -83,8 +85,8 @@ std::string with_kernels(std::string text) {
   return text;
 }
 
-// Which kernels have run: rows, dense, gather, winograd. How often a program was cut; and how often an operation had no time of
-// its own, as it ran part by part with the one before.
+// Which kernels have run: rows, dense, gather, winograd. How often a program was cut; and how often an operation had no
+// time of its own, as it ran part by part with the one before.
 int ran[4], cut, fed;
 
 void count_run(const Program& program, int64_t batch, int threads) {
@@ -128,12 +130,18 @@ std::string damaged(std::string text) {
 
 // Weights for what the untouched program lists, now and then of another size.
 std::map<std::string, Weight> some_weights(size_t program) {
-  struct Listed { const char* name; Shape shape; bool sparse; };
-  const std::vector<Listed> listed[] = {
-      {{"a", {6, 4, 3, 3}, true}, {"b", {6, 2, 1, 1}, false}, {"c", {3, 6}, false}, {"w", {6, 6, 3, 3}, true},
-       {"s", {6}, false}},
-      {{"e", {11, 8}, false}, {"g", {8}, false}, {"w", {8, 8}, true}},
-      {{"a", {44, 2, 1, 1}, true}, {"d", {44, 1, 3, 3}, false}, {"s", {44}, false}}};
+  struct Listed {
+    const char* name;
+    Shape shape;
+    bool sparse;
+  };
+  const std::vector<Listed> listed[] = {{{"a", {6, 4, 3, 3}, true},
+                                         {"b", {6, 2, 1, 1}, false},
+                                         {"c", {3, 6}, false},
+                                         {"w", {6, 6, 3, 3}, true},
+                                         {"s", {6}, false}},
+                                        {{"e", {11, 8}, false}, {"g", {8}, false}, {"w", {8, 8}, true}},
+                                        {{"a", {44, 2, 1, 1}, true}, {"d", {44, 1, 3, 3}, false}, {"s", {44}, false}}};
   std::map<std::string, Weight> weights;
   for (const auto& [name, shape, sparse] : listed[program]) {
     Weight& weight = weights[name];
@@ -217,8 +225,9 @@ int main(int argc, char** argv) {
   generator.seed(argc > 2 ? uint64_t(std::atoll(argv[2])) : 1);
   int accepted = 0;
   for (int i = 0; i < rounds; i++) accepted += try_one(below(n_programs));
-  std::printf("%d programs, %d accepted and run, %d refused; kernels: %d rows, %d dense, %d gather, %d "
-              "winograd; %d cut, %d fed\n",
-              rounds, accepted, rounds - accepted, ran[0], ran[1], ran[2], ran[3], cut, fed);
+  std::printf(
+      "%d programs, %d accepted and run, %d refused; kernels: %d rows, %d dense, %d gather, %d "
+      "winograd; %d cut, %d fed\n",
+      rounds, accepted, rounds - accepted, ran[0], ran[1], ran[2], ran[3], cut, fed);
   return accepted < rounds && ran[0] > 0 && ran[1] > 0 && ran[2] > 0 && ran[3] > 0 && cut > 0 && fed > 0 ? 0 : 1;
 }

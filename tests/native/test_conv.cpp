@@ -80,7 +80,8 @@ void check_rows(const KernelTable& table, const RowsKernel& kernel) {
 }
 
 void check_dense(const KernelTable& table, const DenseKernel& kernel) {
-  const int64_t vector = table.lanes * table.number_bytes, th = kernel.tile_height, tw = kernel.tile_width, m = kernel.channels;
+  const int64_t vector = table.lanes * table.number_bytes, th = kernel.tile_height, tw = kernel.tile_width,
+                m = kernel.channels;
   const int64_t stride = kernel.stride_x ? kernel.stride_x : 3, n = between(0, 3) ? between(0, 20) : between(250, 600);
   const int64_t columns = (tw - 1) * stride + 3, in_row = columns * vector;
   Buffer input((th + 2) * in_row), output(m * th * tw * vector);
@@ -118,8 +119,9 @@ void check_dense(const KernelTable& table, const DenseKernel& kernel) {
         for (int64_t lane = 0; lane < table.lanes; lane++) {
           double sum = double(bias[size_t(c)]), magnitude = 0.0;
           for (int64_t k = 0; k < n; k++) {
-            const double term = double(weights[size_t(k * m + c)]) *
-                                input.number(offsets[size_t(k)] + y * in_row + x * stride * vector + lane * number_bytes);
+            const double term =
+                double(weights[size_t(k * m + c)]) *
+                input.number(offsets[size_t(k)] + y * in_row + x * stride * vector + lane * number_bytes);
             sum += term;
             magnitude += std::fabs(term);
           }
@@ -148,7 +150,8 @@ bool check_conv(const KernelTable& table, bool winograd) {
   const int64_t reach_y = (p.kh - 1) * p.dy + 1, reach_x = (p.kw - 1) * p.dx + 1;
   int64_t images_lanes = 1;
   while (images_lanes < table.lanes && between(0, 1)) images_lanes *= 2;
-  const int64_t images = between(images_lanes / 2 + 1, images_lanes), channels = p.groups * between(1, winograd ? 160 : 24);
+  const int64_t images = between(images_lanes / 2 + 1, images_lanes),
+                channels = p.groups * between(1, winograd ? 160 : 24);
   reference::Image x(images, channels, between(1, 20) + reach_y, between(1, 20) + reach_x);
   for (float& number : x.numbers) number = uniform();
   const int64_t bottom = between(0, p.top), right = between(0, p.left);
@@ -207,8 +210,8 @@ bool check_conv(const KernelTable& table, bool winograd) {
   }
   reference::Image got(images, p.outputs, height, width);
   convert(table, output, out.data, got, false);
-  reference::Image wanted =
-      reference::conv(x, p, weight.numbers, bias.numbers, with_residual ? &residual : nullptr, height, width, activation);
+  reference::Image wanted = reference::conv(x, p, weight.numbers, bias.numbers, with_residual ? &residual : nullptr,
+                                            height, width, activation);
   for (float& number : x.numbers) number = std::fabs(number);
   for (float& number : weight.numbers) number = std::fabs(number);
   const std::vector<float> none(size_t(p.outputs), 0.0f);

@@ -20,8 +20,13 @@ struct Block {
   Buffer memory;
 
   Block(int64_t lanes_, int64_t c, int64_t h, int64_t w)
-      : channels(c), height(h), width(w), lanes(lanes_), row((w + between(0, 2)) * lanes * number_bytes),
-        plane(h * row + between(0, 2) * lanes * number_bytes), memory(c * plane) {}
+      : channels(c),
+        height(h),
+        width(w),
+        lanes(lanes_),
+        row((w + between(0, 2)) * lanes * number_bytes),
+        plane(h * row + between(0, 2) * lanes * number_bytes),
+        memory(c * plane) {}
   LaneView view() const { return {memory.data, plane, row}; }
   int64_t place(int64_t c, int64_t y, int64_t x, int64_t lane) const {
     return c * plane + y * row + (x * lanes + lane) * number_bytes;
@@ -49,8 +54,16 @@ void check_binary(void (*kernel)(const BinaryCall&), int64_t lanes) {
   const Block output(lanes, c, h, w);
   const auto operation = Binary(between(0, 3));
   const Activation activation = some_activation();
-  BinaryCall call{left.view(), right.view(), output.view(), one_left ? 0 : lanes * number_bytes, one_right ? 0 : lanes * number_bytes,
-                  c, h, w, operation, activation};
+  BinaryCall call{left.view(),
+                  right.view(),
+                  output.view(),
+                  one_left ? 0 : lanes * number_bytes,
+                  one_right ? 0 : lanes * number_bytes,
+                  c,
+                  h,
+                  w,
+                  operation,
+                  activation};
   if (one_left) call.left.row = 0;
   if (one_right) call.right.row = 0;
   kernel(call);
@@ -186,7 +199,7 @@ void check_softmax(void (*kernel)(float*, int64_t, int64_t), int64_t lanes) {
   std::vector<double> before;
   for (int64_t i = 0; i < rows * n; i++) {
     float& x = numbers.floats()[i];
-    x *= 60.0f;  // differences of which the exponential is no float
+    x *= 60.0f;                                      // differences of which the exponential is no float
     if (i % n && between(0, 4) == 0) x = -infinity;  // masked
     before.push_back(double(x));
   }
@@ -290,11 +303,14 @@ void check_convert(const KernelTable& table) {
           const int64_t by = y / layout.block_height, bx = x / layout.block_width;
           const int64_t group = by / layout.grid_y;
           const int64_t lane = (n * layout.grid_y + by % layout.grid_y) * layout.grid_x + bx;
-          const int64_t at = group * layout.group_bytes() + c * layout.plane() + (y - by * layout.block_height) * layout.row() +
+          const int64_t at = group * layout.group_bytes() + c * layout.plane() +
+                             (y - by * layout.block_height) * layout.row() +
                              ((x - bx * layout.block_width) * table.lanes + lane) * number_bytes;
-          const auto plain = size_t(tokens ? x * channels + c : ((n * channels + c) * image.height + y) * image.width + x);
+          const auto plain =
+              size_t(tokens ? x * channels + c : ((n * channels + c) * image.height + y) * image.width + x);
           if (lanes.number(at) != double(image.numbers[plain]) || again.numbers[plain] != image.numbers[plain]) {
-            std::printf("%s of a number that is not the same\n", again.numbers[plain] == image.numbers[plain] ? "pack" : "unpack");
+            std::printf("%s of a number that is not the same\n",
+                        again.numbers[plain] == image.numbers[plain] ? "pack" : "unpack");
             std::exit(1);
           }
         }
@@ -302,9 +318,9 @@ void check_convert(const KernelTable& table) {
 
 void check(const KernelTable& table) {
   // A kernel that is added to the table does not compile here, so that whoever adds it adds a test.
-  const auto& [isa, lanes, number_size, floats, weight_bits, rows, n_rows, dense, n_dense, winograd_input, winograd_output,
-               gather, move, pack, unpack, binary, map, max_pool, mean_pool, mean, layer_norm, activate, matmul,
-               softmax] = table;
+  const auto& [isa, lanes, number_size, floats, weight_bits, rows, n_rows, dense, n_dense, winograd_input,
+               winograd_output, gather, move, pack, unpack, binary, map, max_pool, mean_pool, mean, layer_norm,
+               activate, matmul, softmax] = table;
   check_gather(gather, floats);
   check_move(move, lanes);
   check_convert(table);

@@ -58,6 +58,7 @@ int main() {
                        {"/sys/fs/cgroup/memory/job/memory.stat", "inactive_file 1\ntotal_inactive_file 200000\n"},
                        {"/sys/fs/cgroup/memory/memory.limit_in_bytes", "9223372036854771712\n"}};
   expect(1700000, on_machine(first), "groups of the first version");
-  expect(4000 * 1024, on_machine({{"/proc/self/cgroup", "nonsense\n0:\n::\n"}}), "what cannot be read counts for nothing");
+  expect(4000 * 1024, on_machine({{"/proc/self/cgroup", "nonsense\n0:\n::\n"}}),
+         "what cannot be read counts for nothing");
   std::printf("available memory is what the files say\n");
 }

@@ -15,10 +15,10 @@ from secateur import provenance
 from secateur.allocate import SCOPES
 from secateur.arena.networks import Networks, training_images
 from secateur.arena.suite import Cell, Method, Suite, recovery_of
-from secateur.building import build, build_criterion_from, build_scope_from, class_of
+from secateur.building import build, build_criterion_from, build_scope_from, class_of, wants_teacher
 from secateur.cutting import moves_weights
 from secateur.data import Data
-from secateur.errors import SecateurWarning
+from secateur.errors import InvalidArgument, SecateurWarning
 from secateur.evaluate import evaluate, reestimate_batchnorm
 from secateur.masks import Masks
 from secateur.naming import Batches, Named
@@ -196,6 +196,7 @@ def build_method(method: Method, teacher: nn.Module, seed: int) -> AbstractStrat
     Raises:
         InvalidArgument: if a name is unknown or an option does not apply.
     """
+    _check_applies(method)
     options: dict[str, Any] = dict(method.strategy_options)
     if method.criterion is not None:
         criterion = build_criterion_from(
@@ -210,6 +211,23 @@ def build_method(method: Method, teacher: nn.Module, seed: int) -> AbstractStrat
         options["scope"] = build_scope_from(method.scope, method.scope_options)
     kind = class_of("strategy", method.strategy, STRATEGIES, AbstractStrategy)
     return build("strategy", method.strategy, kind, options, {"seed": seed})
+
+
+def _check_applies(method: Method) -> None:
+    """Refuse what a method says of a criterion, teacher or scope that it does not have."""
+    usual = Method()
+    of_criterion = ("control", "criterion_options", "teacher")
+    lacking = {"criterion": of_criterion, "scope": ("scope_options",)}
+    if method.criterion is not None and not wants_teacher(method.criterion):
+        lacking["criterion that takes a teacher"] = ("teacher",)
+    for what, keys in lacking.items():
+        if getattr(method, what, None) is None:
+            for key in keys:
+                if getattr(method, key) != getattr(usual, key):
+                    raise InvalidArgument(
+                        f"{key}: {getattr(method, key)} does not apply to a method without a {what}. "
+                        f"Name a {what}, or drop {key}."
+                    )
 
 
 def calibration_of(data: Data, method: Method) -> Batches:

@@ -20,9 +20,9 @@ from secateur.report.arena.axes import (
     whole_percent,
     write_tags,
 )
-from secateur.report.arena.grid import Grid, Method
+from secateur.report.arena.grid import Cell, Grid, Method
 from secateur.report.arena.schema import FAMILIES, STAGES
-from secateur.report.arena.words import at, spread
+from secateur.report.arena.words import at, count, spread
 from secateur.report.canvas import BLUE, FONT, INK, MUTED, WIDE, draw
 from secateur.report.page import Panel, Table
 from secateur.report.words import ABSENT, duration, listing
@@ -51,8 +51,20 @@ _TO_SCORE = f"{_BETTER} Where training is the same for all, this is what sets th
 def cost(grid: Grid, method: Method, key: str) -> Estimate | None:
     """Mean cost of a cell of a method at the spotlight; None where none was recorded."""
     cells = grid.cells_of(method.key, grid.spotlight)
-    found = [cell["cost"][key] for cell in cells if cell["cost"][key] is not None]
+    costs = [epochs_of(cell) if key == "epochs" else cell["cost"][key] for cell in cells]
+    found = [cost for cost in costs if cost is not None]
     return estimate(found) if found else None
+
+
+def epochs_of(cell: Cell) -> float | None:
+    """Images that a cell trained on, in epochs: of its training, and of the distillation steps of its cut."""
+    trained = cell["cost"]["epochs"]
+    strategy = cell["about"].get("strategy") or {}
+    recipe, n_train = strategy.get("recovery"), cell["data"].get("n_train")
+    if trained is None or not recipe or not n_train:
+        return trained
+    steps = (strategy["stages"] - 1) * recipe["steps"] + recipe["final_steps"]
+    return trained + steps * recipe["batch_size"] / n_train
 
 
 def cost_panels(grid: Grid) -> tuple[Panel, ...]:
@@ -164,8 +176,8 @@ def _costs(grid: Grid, reached: dict[Method, Estimate]) -> Panel:
         title,
         finding,
         f"Means over seeds at {at([grid.spotlight])}, {STAGES[grid.final]}; thin bars are ± one standard "
-        "deviation. Times are logarithmic and depend on the machine; epochs count all training that was "
-        "charged to a method, partners included.",
+        "deviation. Times are logarithmic and depend on the machine; epochs count all images that a method "
+        "trained on, those of partners and of distillation steps included.",
         draw("cost", f"{title}. {finding}", 15.0 * len(rows) + 40, paint, width=WIDE),
         table=_table(grid, reached),
         wide=True,
@@ -181,13 +193,13 @@ def _dots(axes: Axes, values: Sequence[tuple[int, Estimate]]) -> None:
 
 
 def _finding(grid: Grid, methods: Sequence[Method]) -> str:
-    charged = [found.mean for m in methods if (found := cost(grid, m, "epochs")) is not None]
-    if not charged:
+    trained = [found.mean for m in methods if (found := cost(grid, m, "epochs")) is not None]
+    if not trained:
         return "Epochs were not recorded."
-    low, high = min(charged), max(charged)
+    low, high = min(trained), max(trained)
     if high - low < 0.005:
-        return f"Every method was charged {low:g} epochs of training." if high else "Nothing was trained."
-    return f"Methods were charged between {low:.4g} and {high:.4g} epochs of training: not the same budget."
+        return f"Every method trained for {count(low, 'epoch')}." if high else "Nothing was trained."
+    return f"Methods trained for {low:.3g} to {count(round(high, 2), 'epoch')}: not the same budget."
 
 
 def _table(grid: Grid, reached: dict[Method, Estimate]) -> Table:
@@ -195,7 +207,7 @@ def _table(grid: Grid, reached: dict[Method, Estimate]) -> Table:
         found = cost(grid, method, key)
         if found is None:
             return ABSENT
-        return f"{found.mean:.4g}" if key == "epochs" else duration(found.mean)
+        return f"{found.mean:.3g}" if key == "epochs" else duration(found.mean)
 
     return Table(
         f"Means over seeds at {at([grid.spotlight])}",

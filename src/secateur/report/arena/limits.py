@@ -50,14 +50,14 @@ def _incomplete(grid: Grid) -> Iterator[Notice]:
 
 
 def _unequal(grid: Grid) -> Iterator[Notice]:
-    charged = {m.label: found.mean for m in grid.competitors if (found := cost(grid, m, "epochs"))}
-    usual = Counter(round(epochs, 2) for epochs in charged.values()).most_common(1)[0][0] if charged else 0.0
-    others = [f"{label} ({epochs:.4g})" for label, epochs in charged.items() if abs(epochs - usual) >= 0.01]
+    trained = {m.label: found.mean for m in grid.competitors if (found := cost(grid, m, "epochs"))}
+    usual = Counter(round(epochs, 2) for epochs in trained.values()).most_common(1)[0][0] if trained else 0.0
+    others = [f"{label} ({epochs:.3g})" for label, epochs in trained.items() if abs(epochs - usual) >= 0.01]
     if others:
         yield Notice(
             "warning",
             "Not the same budget",
-            f"Most methods were charged {count(usual, 'epoch')} of training; {listing(others, most=9)}. "
+            f"Most methods trained for {count(usual, 'epoch')} of images; {listing(others, most=9)}. "
             "A longer training, not the choice of weights, may make the difference.",
         )
     if others := _other_rates(grid):
