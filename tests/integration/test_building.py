@@ -91,7 +91,9 @@ def criterion(name: str, teacher: nn.Module | None = None, seed: int = 0, **opti
 def test_criteria_of_the_registry() -> None:
     teacher = nn.Identity()
     assert criterion("random", seed=5) == Random(seed=5)
-    assert criterion("task-gradient", saliency="grad", momentum=0) == TaskGradient("grad", momentum=0.0)
+    assert criterion("task-gradient", saliency="grad", accumulate="ema", momentum=0) == TaskGradient(
+        "grad", "ema", momentum=0.0
+    )
     assert criterion("teacher-guided", teacher, kd="mse") == TeacherGuided(teacher, kd="mse")
     assert criterion("teacher-guided", teacher, kd=max).kd is max  # a function, which only Python can give
     for name in CRITERIA:

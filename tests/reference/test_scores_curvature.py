@@ -251,7 +251,8 @@ def test_epsd_with_cs_kd_is_the_gradient_through_all_steps(weight: float) -> Non
         x, y = batches[k]
         z = functional_call(model, parameters, (x,))
         rows = z.detach()[taught_by]
-        return F.cross_entropy(z, y) + weight * kd_loss(z, rows, temperature=3.0)
+        distances = torch.stack([kd_loss(z[i : i + 1], rows[i : i + 1], temperature=3.0) for i in (0, 2, 4)])
+        return F.cross_entropy(z, y) + weight * distances.sum() / 5
 
     scores = score(model, batches, Epsd(temperature=3.0, distillation_weight=weight, inner_lr=0.5))
     for name, g in unrolled(model, loss, steps=3, lr=0.5).items():
@@ -286,6 +287,14 @@ def test_epsd_without_distillation_is_prospr() -> None:
     for kind in ("cs-kd", "dlb"):
         scores = score(model, images(), Epsd(distillation=kind, distillation_weight=0.0))  # type: ignore[arg-type]
         assert all(torch.allclose(scores[name], expected[name]) for name in expected)
+
+
+def test_epsd_of_samples_that_are_alone_in_their_classes_is_prospr() -> None:
+    model = make_mlp(width=4).double()
+    batches = [(x[:3].double(), torch.tensor([0, 1, 2])) for x, _ in vectors(4)]
+    expected = score(model, batches, ProsPr(inner_lr=0.5))
+    scores = score(model, batches, Epsd(inner_lr=0.5))
+    assert all(torch.equal(scores[name], expected[name]) for name in expected)
 
 
 def test_class_partners() -> None:

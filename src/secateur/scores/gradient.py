@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -168,6 +168,20 @@ def zero_scores(weights: Named) -> dict[str, Tensor]:
     }
 
 
+def check_used(criterion: AbstractCriterion, name: str, other: str, users: Sequence[str]) -> None:
+    """Refuse a value of the field `name` that nothing would read, as the field `other` is none of `users`.
+
+    Raises:
+        InvalidArgument: saying so.
+    """
+    given, choice = getattr(criterion, name), getattr(criterion, other)
+    if given != getattr(type(criterion), name) and choice not in users:
+        raise InvalidArgument(
+            f"{name}={given!r} does nothing with {other}={choice!r}, only with {', '.join(users)}. "
+            f"Drop {name}, or choose another {other}."
+        )
+
+
 @dataclass(frozen=True)
 class TaskGradient(AbstractCriterion):
     """Gradient of the task loss alone: by default |w·g|, SNIP's sensitivity on trained weights.
@@ -188,6 +202,7 @@ class TaskGradient(AbstractCriterion):
 
     def __post_init__(self) -> None:
         Accumulation(self.saliency, self.accumulate, self.momentum)
+        check_used(self, "momentum", "accumulate", ("ema",))
 
     def __call__(self, inputs: ScoreInputs) -> Named:
         """Scores from labelled batches.

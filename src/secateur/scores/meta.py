@@ -190,9 +190,14 @@ class _SameClass(_SelfDistilled):
     def __call__(self, k: int, parameters: Named) -> Tensor:
         x, y = self.group[k]
         outputs = self.network(parameters, x)
-        taught_by = outputs.detach()[class_partners(y)]
-        distance = kd_loss(outputs, taught_by, temperature=self.temperature)
-        return self.task_loss(outputs, y) + self.weight * distance
+        partners = class_partners(y)
+        taught = partners != torch.arange(len(y), device=y.device)
+        loss = self.task_loss(outputs, y)
+        if not bool(taught.any()):
+            return loss
+        # The distance to one's own answer is 0, and so is its gradient, but not its curvature.
+        distance = kd_loss(outputs[taught], outputs.detach()[partners][taught], temperature=self.temperature)
+        return loss + self.weight * distance * (int(taught.sum()) / len(y))
 
 
 @dataclass

@@ -15,7 +15,7 @@ from secateur.errors import InvalidArgument, ScoreError
 from secateur.losses import KDKind, check_finite, distillation, logits_of
 from secateur.naming import Loss, Named
 from secateur.scores.base import AbstractCriterion, ScoreInputs, preserving
-from secateur.scores.gradient import Accumulate, Accumulation, Accumulator, Saliency, backward_to
+from secateur.scores.gradient import Accumulate, Accumulation, Accumulator, Saliency, backward_to, check_used
 
 
 class GuidedScores(Mapping[str, Tensor]):
@@ -93,7 +93,8 @@ class TeacherGuided(AbstractCriterion):
         standardize: Standardise logits per sample before the softmax.
 
     Raises:
-        InvalidArgument: if a number is out of range or a name unknown.
+        InvalidArgument: if a number is out of range, a name unknown, or an option set that the others leave
+            unused.
     """
 
     teacher: nn.Module
@@ -114,6 +115,10 @@ class TeacherGuided(AbstractCriterion):
             raise InvalidArgument(f"form must be separate or joint, got {self.form!r}.")
         self._rule()
         self._kd_loss()
+        check_used(self, "momentum", "accumulate", ("ema",))
+        check_used(self, "beta", "kd", ("ca-kld",))
+        for name in ("temperature", "standardize"):
+            check_used(self, name, "kd", ("forward", "reverse", "ca-kld"))
 
     def __call__(self, inputs: ScoreInputs) -> Named:
         """`GuidedScores` for the separate form, plain scores for the joint one.
