@@ -175,7 +175,9 @@ class _Job:
             "split_half": self._split_half(masks),
         }
         if self.stages > 1 and found.one_cut is not None:
-            result.stages["one_cut"] = self._try_one_cut(found.one_cut, masks, batchnorm)
+            # Steps and solving end with statistics of their own; the one cut has none but re-estimated ones.
+            fair = batchnorm if moved is None else resolve_batchnorm("auto", self.data, moved=False)
+            result.stages["one_cut"] = self._try_one_cut(found.one_cut, masks, fair)
         if moved is not None:
             self.student.load_state_dict(moved)
         apply_masks(self.student, masks)

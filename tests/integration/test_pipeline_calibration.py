@@ -198,6 +198,16 @@ def test_by_default_batchnorm_keeps_what_the_cut_ends_with_or_takes_what_there_i
     assert run(calibration_recovery=STEPS) is None
     assert run(calibration_recovery=STEPS, batchnorm="plain") is not None
     assert run() == run(batchnorm="plain")  # these data have no training batches
+    staged = sc.prune(
+        network(0),
+        data=data,
+        criterion=sc.Magnitude(),
+        sparsity=0.5,
+        stages=2,
+        calibration_recovery=STEPS,
+    )
+    assert staged.accuracy["batchnorm"] is None
+    assert staged.stages["one_cut"]["batchnorm"] is not None  # one cut without steps needs it
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,12 @@ def test_without_batchnorm_the_cut_itself_is_compared() -> None:
     assert "3 stages gave the accuracy of one cut" in Reader(render_run(run)).text
 
 
+def test_stages_that_trained_are_held_against_one_cut_with_batchnorm_re_estimated() -> None:
+    run = staged()
+    run["accuracy"] |= {"cut": 0.625, "batchnorm": None}
+    assert "3 stages gave 12.5 points more accuracy than one cut" in Reader(render_run(run)).text
+
+
 def test_one_cut_and_older_results_have_no_such_figure() -> None:
     for run in (load("teacher-guided"), staged(n=1, one_cut=None)):
         assert "stages" not in drawn(render_run(run))

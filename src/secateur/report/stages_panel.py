@@ -47,8 +47,7 @@ def stages_panels(run: Run) -> tuple[Panel, ...]:
 
 
 def _finding(run: Run, one_cut: Run, n: int) -> str:
-    stage = "cut" if run["accuracy"]["batchnorm"] is None or one_cut["batchnorm"] is None else "batchnorm"
-    gain = (run["accuracy"][stage] or 0.0) - one_cut[stage]
+    gain = _best_known(run["accuracy"]) - _best_known(one_cut)
     verdict = f"{points(gain)} {'more' if gain > 0 else 'less'} accuracy than" if gain else "the accuracy of"
     n_steps = sum(row.get("n_steps", 0) for row in run["stages"]["rows"])
     steps = f" with {n_steps} distillation steps" if n_steps else ""
@@ -56,6 +55,11 @@ def _finding(run: Run, one_cut: Run, n: int) -> str:
         f"{n} stages{steps} gave {verdict} one cut, and the two masks share "
         f"{percent(one_cut['mask_overlap'], 0)} of the weights that either keeps."
     )
+
+
+def _best_known(accuracy: Run) -> float:
+    """With BatchNorm re-estimated where it was; a cut that trained ends with statistics of its own."""
+    return accuracy["cut"] if accuracy["batchnorm"] is None else accuracy["batchnorm"]
 
 
 def _table(rows: Sequence[Run]) -> Table:
