@@ -62,7 +62,7 @@ class Dense:
     def saliency(self) -> Tensor:
         inverse = torch.linalg.inv(self.hessian)
         minimum = self.w - inverse @ self.slope
-        # as w − (w − w*) … the distance that removing w takes it from its minimum
+        # how far removing w takes it from its minimum
         return minimum.square() / 2 / inverse.diagonal()
 
     def solve(self, kept: Tensor) -> tuple[Tensor, float]:
@@ -114,6 +114,16 @@ def test_the_prediction_is_the_change_of_the_loss_where_the_cut_is_small() -> No
     assert isinstance(scores, SolvingScores)
     solution = scores.solve(dense.named(kept))
     assert float(dense.loss(flat(solution.weights)).detach()) == pytest.approx(solution.predicted, rel=0.05)
+
+
+def test_exact_curvature_of_few_rows_is_of_inputs_from_the_whole_set() -> None:
+    student, teacher, x = network(0), network(1), inputs()
+    four = criterion(teacher, rows=4 * 3, linear=False)  # four inputs, a row for each of three classes
+    found = flat(score(student, [x], four))
+    assert torch.equal(found, flat(score(student, [x[::3]], four)))
+    later = x.clone()
+    later[9] *= 2
+    assert not torch.allclose(found, flat(score(student, [later], four)))
 
 
 @pytest.mark.parametrize("most", [4000, 1000, 400])

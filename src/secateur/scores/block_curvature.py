@@ -62,7 +62,7 @@ class BlockQuadratic:
         self.curvature = trace / sum(int((w != 0).sum()) for w in self.weights.values())
 
     def saliency(self, damping: float) -> dict[str, Tensor]:
-        """``(w − w*)²/2 / [H⁻¹]_ww`` with ``H = λI + F``, w* being the model's minimum; 0 where w is 0."""
+        """``w*²/2 / [H⁻¹]_ww``, ``H = λI + F`` and ``w* = w − H⁻¹g`` the minimum; 0 where w is 0."""
 
         def of_blocks(factor: Tensor, w: Tensor, slope: Tensor) -> Tensor:
             inverse = torch.cholesky_inverse(factor)

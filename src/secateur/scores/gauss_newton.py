@@ -58,7 +58,7 @@ class Quadratic:
         self.curvature = trace / n_there
 
     def saliency(self, damping: float) -> dict[str, Tensor]:
-        """``(w − w*)²/2 / [H⁻¹]_ww`` of optimal brain surgeon, w* being the model's minimum; 0 where w is 0.
+        """``w*²/2 / [H⁻¹]_ww`` (optimal brain surgeon), ``w* = w − H⁻¹g`` the minimum; 0 where w is 0.
 
         The cost of removing w alone, beside that minimum, all other weights free to make up for it. The
         diagonal of the inverse is exact, over all tensors at once.

@@ -36,11 +36,15 @@ class TeacherCurvature(AbstractCriterion):
     """What removing a weight costs in the teacher's loss to second order, all others free to adapt.
 
     Optimal brain surgeon (Hassibi 1993) over all tensors at once, with the distillation loss
-    ``L = T²·KL(softmax(z_T/T) ‖ softmax(z_S/T))`` in place of the task's: ``S_w = (w − w*)²/2 / [H⁻¹]_ww``,
-    w* the minimum of the quadratic model. ``H = λI + GᵀG``, with a row of G for each calibration input: the
-    gradient of ``T·CE(z_S/T, ŷ)``, ŷ drawn from softmax(z_S/T). In expectation ``GᵀG`` is ``JᵀC_TJ``, the
-    Gauss–Newton matrix of L, which is its Hessian where student and teacher agree. T > 1 is what gives a
-    confident network curvature at all. No labels are needed.
+    ``L = T²·KL(softmax(z_T/T) ‖ softmax(z_S/T))`` in place of the task's: ``S_w = w*²/2 / [H⁻¹]_ww``,
+    ``w* = w − H⁻¹g`` the minimum of the quadratic model. ``H = λI + GᵀG``, with a row of G for each
+    calibration input: the gradient of ``T·CE(z_S/T, ŷ)``, ŷ drawn from softmax(z_S/T). In expectation ``GᵀG``
+    is ``JᵀC_TJ``, the Gauss–Newton matrix of L, which is its Hessian where student and teacher agree. T > 1
+    is what gives a confident network curvature at all. No labels are needed.
+
+    With rows over all tensors (`block=None`) ``λ·[H⁻¹]_ww = 1 − h_w``, and the h_w sum to at most the number
+    of rows: with far fewer rows than weights S is ``λw*²/2`` but for a few, and ranks almost as plain
+    magnitude where w* is near w. The curvature is then in the solve; `block` puts it into the ranking.
 
     The scores can say what the kept weights should become (`SolvingScores`), which `secateur.cut` asks for,
     best in stages, each with a new model. Neighbours: WoodFisher (https://arxiv.org/abs/2004.14340), whose
@@ -50,7 +54,9 @@ class TeacherCurvature(AbstractCriterion):
         teacher: A frozen network over the same inputs and classes, such as a copy of the student.
         temperature: T > 0.
         draw: Where ŷ comes from: student, teacher, or exact: all classes, weighted by their probability,
-            which takes a row a class and input.
+            which takes a row a class and input, so no more than `rows` // classes inputs, spread evenly over
+            all of them. Draws from the teacher do not have mean 0: a row of b inputs has b times the square
+            of that mean.
         linear: Whether the slope of L takes part, or the student counts as being at a minimum.
         damping: λ > 0 in units of the mean diagonal of GᵀG. None chooses from the data: the model is made
             from every other calibration input, and the λ taken whose trial cut costs least on the rest.
@@ -244,8 +250,10 @@ class TeacherCurvature(AbstractCriterion):
         classes = torch.eye(n_classes, device=x.device, dtype=p.dtype)
         if self.draw == "exact":
             n = min(len(x), max(1, most // n_classes))
-            pulls = (p[:n, None] - classes) * (p[:n, :, None] / n).sqrt()
-            return x[:n].repeat_interleave(n_classes, dim=0)[:, None], pulls.reshape(-1, 1, n_classes)
+            spread = torch.arange(n, device=x.device) * len(x) // n
+            p, chosen = p[spread], x[spread]
+            pulls = (p[:, None] - classes) * (p[:, :, None] / n).sqrt()
+            return chosen.repeat_interleave(n_classes, dim=0)[:, None], pulls.reshape(-1, 1, n_classes)
         q = logits if self.draw == "student" else taught
         generator = torch.Generator().manual_seed(self.seed)
         drawn = draw_classes(q / self.temperature, generator)
