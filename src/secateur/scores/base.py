@@ -130,11 +130,9 @@ def preserving(model: nn.Module) -> Generator[None]:
     """
     modes = {module: module.training for module in model.modules()}
     grads = {p: p.grad for p in model.parameters()}
-    buffers = [
-        (module, name, buffer, buffer.detach().clone())
-        for module in model.modules()
-        for name, buffer in module.named_buffers(recurse=False)
-    ]
+    # By module, places without a tensor included: a forward pass may fill them.
+    buffers = [(held, dict(held)) for held in (module._buffers for module in model.modules())]  # pyright: ignore[reportPrivateUsage]
+    values = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
     cuda = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
     with torch.random.fork_rng(devices=cuda):
         try:
@@ -147,10 +145,12 @@ def preserving(model: nn.Module) -> Generator[None]:
                 module.training = mode
             for parameter, grad in grads.items():
                 parameter.grad = grad
+            for held, before in buffers:
+                held.clear()
+                held.update(before)
             with torch.no_grad():
-                for module, name, buffer, value in buffers:
+                for buffer, value in values:
                     buffer.copy_(value)
-                    setattr(module, name, buffer)  # a forward pass may have put another tensor there
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ class Functional:
         buffers: The buffers. Each call gets copies, so a module that writes its buffers finds the same
             ones in every call.
         dtype: What floating values were promoted to at least.
+        slots: See `slots_of`.
     """
 
     module: nn.Module
@@ -34,6 +36,7 @@ class Functional:
     frozen: dict[str, Tensor]
     buffers: dict[str, Tensor]
     dtype: torch.dtype
+    slots: dict[str, str]
 
     @classmethod
     def of(cls, model: nn.Module, dtype: torch.dtype = torch.float32) -> Functional:
@@ -51,7 +54,7 @@ class Functional:
             else:
                 frozen[name] = value
         buffers = {name: promoted(buffer.detach(), dtype) for name, buffer in module.named_buffers()}
-        return cls(module, parameters, frozen, buffers, dtype)
+        return cls(module, parameters, frozen, buffers, dtype, slots_of(module))
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Functional:
         """The same network with `change` applied to each floating parameter and buffer."""
@@ -70,7 +73,29 @@ class Functional:
             **self.parameters,
             **parameters,
         }
-        return logits_of(functional_call(self.module, state, (promoted(x, self.dtype),)))
+        return logits_of(call_with(self.module, self.slots, state, promoted(x, self.dtype)))
+
+
+def slots_of(module: nn.Module) -> dict[str, str]:
+    """The name that a parameter or buffer goes by, for each place in `module` that holds one.
+
+    A tensor in two places goes by one name. A place that can be reached by two names, as its module can, is
+    there once: `functional_call` would put back what it had itself put there
+    (https://github.com/pytorch/pytorch/issues/164759).
+    """
+    names = {id(tensor): name for name, tensor in (*module.named_parameters(), *module.named_buffers())}
+    places: dict[str, str] = {}
+    for prefix, part in module.named_modules():
+        how: Any = {"prefix": prefix, "recurse": False, "remove_duplicate": False}
+        for place, tensor in (*part.named_parameters(**how), *part.named_buffers(**how)):
+            places[place] = names[id(tensor)]
+    return places
+
+
+def call_with(module: nn.Module, slots: Mapping[str, str], state: Named, x: Tensor) -> object:
+    """The outputs of `module` for `x`, with `state` in the places of its names (`slots_of`)."""
+    placed = {place: state[name] for place, name in slots.items() if name in state}
+    return functional_call(module, placed, (x,), tie_weights=False)
 
 
 def promoted(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -10,12 +10,11 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from secateur.errors import InvalidArgument, ScoreError
 from secateur.naming import Named
 from secateur.scores.base import AbstractCriterion, ScoreInputs, Solution, SolvingScores, preserving
-from secateur.scores.functional import promoted
+from secateur.scores.functional import call_with, promoted, slots_of
 from secateur.scores.least_squares import Moments
 from secateur.scores.unfolding import TRANSPOSED, Convolution, as_rows, layers_of
 from secateur.targets import PRUNABLE_MODULES, unwrap
@@ -200,7 +199,8 @@ class _Watch:
         if self._teacher is not None:
             self._teacher(x)
         own = self._inputs.targets
-        functional_call(self._student, {n: w.to(own[n].dtype) for n, w in instead.items()}, (x,))
+        state = {name: weight.to(own[name].dtype) for name, weight in instead.items()}
+        call_with(self._student, slots_of(self._student), state, x)
 
     def _check(self, name: str) -> None:
         if name not in self._found:
