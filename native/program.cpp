@@ -45,7 +45,7 @@ const std::pair<const char*, OpKind> op_kinds[] = {
 const char* const activation_names[] = {"none",        "relu",    "relu6", "silu", "gelu", "gelu_tanh", "hardswish",
                                         "hardsigmoid", "sigmoid", "tanh",  "exp",  "log",  "sqrt"};
 const char* const binary_names[] = {"add", "sub", "mul", "div"};
-const char* const kernel_names[] = {"dense", "rows", "patterns", "gather", "winograd"};
+const char* const kernel_names[] = {"dense", "rows", "gather", "winograd"};
 
 template <typename E, size_t N>
 E named(const std::string& name, const char* const (&names)[N], const char* what) {

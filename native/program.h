@@ -59,7 +59,7 @@ struct Weight {
   std::vector<float> all() const;  // with the zeros
 };
 
-enum class KernelChoice { dense, rows, patterns, gather, winograd };
+enum class KernelChoice { dense, rows, gather, winograd };
 const char* kernel_name(KernelChoice choice);
 
 struct Op {

@@ -14,6 +14,7 @@ from runtime.models import MobileNet, sparsify, worst_error
 from secateur.models import resnet
 from secateur.models.vgg import vgg16_bn
 from secateur.runtime import Plan
+from secateur.runtime.attributes import KERNELS
 
 pytestmark = pytest.mark.skipif(not HAS_NATIVE, reason="there is no native engine")
 MODELS = {"resnet20": resnet.resnet20, "vgg16": vgg16_bn, "mobilenet": MobileNet}
@@ -35,6 +36,13 @@ def test_every_kernel_gives_what_torch_gives(name: str) -> None:
     for kernel in ("dense", "winograd", "rows"):
         for n in (1, 3, 17):
             assert worst_error(model, forced(plan, kernel), [torch.randn(n, 3, 32, 32)]) < 1e-5
+
+
+@pytest.mark.parametrize("op", KERNELS)
+def test_the_format_names_the_kernels_that_there_are(op: str) -> None:
+    from secateur.runtime import _native
+
+    assert set(KERNELS[op]) == set(_native.kernels(op))
 
 
 @pytest.mark.parametrize(("precision", "fits"), [("fp32", True), ("bf16", True), ("fp16", False)])

@@ -23,8 +23,8 @@ ACTIVATIONS = (
     "sqrt",
 )
 KERNELS = {
-    "conv": ("dense", "winograd", "rows", "patterns"),
-    "linear": ("dense", "rows", "patterns", "gather"),
+    "conv": ("dense", "winograd", "rows"),
+    "linear": ("dense", "rows", "gather"),
 }
 """Kernels that the format knows, by operation."""
 WITH_ZEROS = ("dense", "winograd")
