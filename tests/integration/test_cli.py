@@ -131,6 +131,22 @@ def test_verify_inspect_and_report(finished, capsys, tmp_path):
     assert (tmp_path / "c.html").stat().st_size > 10_000
 
 
+def test_inspect_says_which_of_two_sizes_is_the_larger(tmp_path, capsys):
+    """What a file says of itself can weigh more than a small network."""
+    for n, words in ((4, "times smaller"), (100, "times larger")):
+        layer = torch.nn.Linear(n, n)
+        masks = sc.allocate({"weight": layer.weight.detach().abs()}, sparsity=0.9)
+        sc.apply_masks(layer, masks)
+        file = tmp_path / f"{n}.safetensors"
+        sc.save_sparse(layer, file, masks=masks)
+        assert run("inspect", file, "--json") == 0
+        found = json.loads(capsys.readouterr().out)
+        dense, size = found["dense_size_bytes"], found["size_bytes"]
+        assert run("inspect", file) == 0
+        ratio = f"{max(dense, size) / min(dense, size):.2f} {words}"
+        assert f"{size:,} bytes; dense it would be {dense:,}: {ratio}" in capsys.readouterr().out
+
+
 def test_a_damaged_checkpoint_fails_verification(finished, tmp_path, capsys):
     data = bytearray((finished / "student.safetensors").read_bytes())
     data[-10] ^= 1

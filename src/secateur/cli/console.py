@@ -46,6 +46,16 @@ def percent(value: float | None) -> str:
     return "" if value is None else f"{value:.2%}"
 
 
+def compared(ratio: float, places: int) -> str:
+    """How one size compares with another, of which it is `ratio` times as much: ``2.1 times smaller``.
+
+    Args:
+        ratio: Above 0.
+        places: Decimals.
+    """
+    return f"{ratio:.{places}f} times larger" if ratio >= 1 else f"{1 / ratio:.{places}f} times smaller"
+
+
 def print_json(content: object) -> None:
     """JSON on standard output."""
     out.print(json.dumps(content, indent=2, allow_nan=False))

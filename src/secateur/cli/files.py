@@ -9,7 +9,7 @@ import tyro
 from rich.table import Column, Table
 
 from secateur.checkpoint import inspect_checkpoint, verify_checkpoint
-from secateur.cli.console import out, print_json
+from secateur.cli.console import compared, out, print_json
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Inspect:
         out.print(table)
         out.print(
             f"{found.kind} checkpoint, {found.size_bytes:,} bytes; "
-            f"dense it would be {found.dense_size_bytes:,}: {found.ratio:.2f} times larger"
+            f"dense it would be {found.dense_size_bytes:,}: {compared(found.ratio, 2)}"
         )
         if found.sparsity is not None and found.sparsity_all is not None:
             asked = "not recorded" if found.sparsity_asked is None else f"{found.sparsity_asked:g}"
