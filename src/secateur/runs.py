@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import shutil
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -17,6 +21,7 @@ from secateur.files import atomic_write, read_json, write_json
 from secateur.train import Epoch, TrainState
 
 _PARTS = ("model", "momentum", "selected")
+_LOCK = ".lock"
 
 
 @dataclass(frozen=True)
@@ -36,8 +41,13 @@ class RunFolder:
     path: Path
 
     @classmethod
-    def create(cls, path: str | Path, *, run_id: str, config: str, resume: bool = False) -> RunFolder:
-        """Claim a folder for a run, or with `resume` go on in the one that holds it.
+    @contextmanager
+    def claimed(
+        cls, path: str | Path, *, run_id: str, config: str, resume: bool = False
+    ) -> Generator[RunFolder]:
+        """Hold a folder for a run while the body works, or with `resume` go on in the one that holds it.
+
+        Nobody else can claim it meanwhile; a run that is killed lets go of it.
 
         Args:
             path: The folder; made if it is not there.
@@ -46,40 +56,49 @@ class RunFolder:
             resume: Accept a folder that holds the same run already.
 
         Raises:
-            RunError: if the folder cannot be written, or holds something else or another run.
+            RunError: if the folder cannot be written, is in use, or holds something else or another run.
         """
         folder = cls(Path(path))
-        title = f"# run {run_id}"
+        with contextlib.ExitStack() as stack:
+            try:
+                folder.path.mkdir(parents=True, exist_ok=True)
+                free = stack.enter_context(_locked(folder.path / _LOCK))
+            except OSError as error:
+                raise folder._unusable(error) from error
+            if not free:
+                raise RunError(
+                    f"the run folder {str(path)!r} is in use by a run that is still going on. "
+                    "Wait until it ends, or choose another --out."
+                )
+            folder._take(f"# run {run_id}", config, resume=resume)
+            yield folder
+
+    def _take(self, title: str, config: str, *, resume: bool) -> None:
+        """Make the folder that of the run `title`, or see that it is."""
         try:
-            folder.path.mkdir(parents=True, exist_ok=True)
-            used = sorted(p.name for p in folder.path.iterdir())
-            if used == ["config.yaml"] and folder._title().startswith("# run "):
-                used = []  # a run that stopped before it began, over a wrong option, say
+            used = sorted(p.name for p in self.path.iterdir() if p.name != _LOCK)
+            held = self._title() if "config.yaml" in used else ""
         except OSError as error:
-            raise RunError(
-                f"cannot use {str(path)!r} as a run folder: {error}. Choose another --out."
-            ) from error
+            raise self._unusable(error) from error
+        if used == ["config.yaml"] and held.startswith("# run "):
+            used = []  # a run that stopped before it began, over a wrong option, say
         if not used:
-            folder.write("config.yaml", f"{title}\n{config}")
+            self.write("config.yaml", f"{title}\n{config}")
         elif not resume:
             raise RunError(
-                f"the run folder {str(path)!r} is already used (it holds {', '.join(used[:4])}). "
+                f"the run folder {str(self.path)!r} is already used (it holds {', '.join(used[:4])}). "
                 "Choose another --out, or --resume to go on with the run in it."
             )
-        else:
-            folder._check_holds(title)
-        return folder
-
-    def _check_holds(self, title: str) -> None:
-        path = self.path / "config.yaml"
-        if not path.is_file():
+        elif "config.yaml" not in used:
             raise RunError(f"{str(self.path)!r} holds no config.yaml, so there is no run to resume.")
-        held = self._title()
-        if held != title:
+        elif held != title:
             raise RunError(
                 f"{str(self.path)!r} holds {held.lstrip('# ')}, these options make {title.lstrip('# ')}. "
-                f"Resume with --config {path}, or choose another --out."
+                f"Resume with --config {self.path / 'config.yaml'}, or choose another --out."
             )
+
+    def _unusable(self, error: OSError) -> RunError:
+        return RunError(f"cannot use {str(self.path)!r} as a run folder: {error}. Choose another --out.")
 
     def _title(self) -> str:
         """First line of the configuration, which names the run."""
@@ -91,8 +110,13 @@ class RunFolder:
         return read_json(path) if path.is_file() else None
 
     def log(self, event: str, **values: object) -> None:
-        """Append a line to ``log.jsonl``."""
-        with (self.path / "log.jsonl").open("a") as file:
+        """Append a line to ``log.jsonl``.
+
+        Raises:
+            RunError: if it cannot be written, for example because the disk is full.
+        """
+        path = self.path / "log.jsonl"
+        with _writing(path), path.open("a") as file:
             file.write(json.dumps({"event": event, **values}, allow_nan=False) + "\n")
 
     def write(self, name: str, content: str | bytes) -> Path:
@@ -106,7 +130,11 @@ class RunFolder:
         shutil.rmtree(self.path / "checkpoint", ignore_errors=True)
 
     def save_training(self, stage: str, state: TrainState, curve: list[Epoch]) -> None:
-        """Keep the state of a training in progress."""
+        """Keep the state of a training in progress.
+
+        Raises:
+            RunError: if it cannot be written, for example because the disk is full.
+        """
         tensors: dict[str, Tensor] = {}
         for part in _PARTS:
             tensors |= {f"{part}/{name}": t.contiguous() for name, t in getattr(state, part).items()}
@@ -117,7 +145,8 @@ class RunFolder:
             "curve": [asdict(epoch) for epoch in curve],
         }
         path = self._training(stage)
-        path.parent.mkdir(exist_ok=True)
+        with _writing(path):
+            path.parent.mkdir(exist_ok=True)
         # The selected epoch may be the last one: the same tensors under two names, which the format refuses.
         tensors = {name: t.clone() for name, t in tensors.items()}
         atomic_write(path, save(tensors, metadata={"training": json.dumps(about)}))
@@ -149,3 +178,39 @@ class RunFolder:
 
     def _training(self, stage: str) -> Path:
         return self.path / "checkpoint" / f"{stage}.safetensors"
+
+
+@contextmanager
+def _writing(path: Path) -> Generator[None]:
+    """Say which file of the run could not be written."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"cannot write {str(path)!r}: {error.strerror or error}. "
+            "Free some space or check the permissions, then go on with --resume."
+        ) from error
+
+
+@contextmanager
+def _locked(path: Path) -> Generator[bool]:
+    """Hold a file against other processes; False if another one holds it. Freed when a process dies."""
+    with path.open("w") as file:
+        held = _lock(file, path)
+        try:
+            yield held
+        finally:
+            if held:
+                with contextlib.suppress(OSError):
+                    path.unlink(missing_ok=True)
+
+
+def _lock(file: IO[str], path: Path) -> bool:
+    import fcntl  # not at the top: Windows has none, and `prune` imports this module
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Whoever held it until just now has removed the file: a lock on that keeps nobody out.
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except (BlockingIOError, FileNotFoundError):
+        return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -47,8 +48,8 @@ class Prune:
         """Run, and say where things lie."""
         config = self.config.resolved()
         path = self.out or Path("runs") / run_id(config)
-        folder = _claim(path, config, resume=self.resume)
-        result = launch(config, folder, Watcher(None if self.json else err))
+        with _claimed(path, config, resume=self.resume) as folder:
+            result = launch(config, folder, Watcher(None if self.json else err))
         if self.json:
             print_json(result)
             return 0
@@ -106,8 +107,8 @@ class Sweep:
         alphas = parse_values("alpha", self.alpha) if self.alpha is not None else ()
         config = SweepConfig(self.setup, alphas, parse_values("sparsity", self.sparsity))
         path = self.out or Path("runs") / f"sweep-{run_id(config)}"
-        folder = _claim(path, config, resume=self.resume)
-        content = launch_sweep(config, folder, Watcher(None if self.json else err))
+        with _claimed(path, config, resume=self.resume) as folder:
+            content = launch_sweep(config, folder, Watcher(None if self.json else err))
         if self.json:
             print_json(content)
             return 0
@@ -136,5 +137,7 @@ def _suggested_sweep(setup: Setup, path: Path) -> str:
     return " ".join(["secateur sweep", *words, "--alpha 0:1:0.1"])
 
 
-def _claim(path: Path, config: RunConfig | SweepConfig, *, resume: bool) -> RunFolder:
-    return RunFolder.create(path, run_id=run_id(config), config=dump_config(config), resume=resume)
+def _claimed(
+    path: Path, config: RunConfig | SweepConfig, *, resume: bool
+) -> AbstractContextManager[RunFolder]:
+    return RunFolder.claimed(path, run_id=run_id(config), config=dump_config(config), resume=resume)

@@ -1,0 +1,92 @@
+"""Run folders: one run at a time, whole after a kill, and an error where a disk is full."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from secateur.errors import RunError
+from secateur.runs import RunFolder
+from secateur.train import TrainState
+
+HOLD = """
+import sys
+from secateur.runs import RunFolder
+with RunFolder.claimed(sys.argv[1], run_id="a", config="x: 1\\n", resume=len(sys.argv) > 2):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def holding(path: Path) -> subprocess.Popen[str]:
+    """Another process that has claimed a folder and is at work."""
+    command = [sys.executable, "-c", HOLD, str(path)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def claim(path: Path, run_id: str = "a", *, resume: bool = False) -> None:
+    with RunFolder.claimed(path, run_id=run_id, config="x: 1\n", resume=resume):
+        pass
+
+
+def test_a_folder_in_use_is_refused_until_its_process_is_dead(tmp_path: Path) -> None:
+    """Until its first checkpoint a run has written nothing but its configuration."""
+    path = tmp_path / "run"
+    with holding(path) as process:
+        for run_id, resume in (("a", False), ("a", True), ("b", False), ("b", True)):
+            with pytest.raises(RunError, match=r"in use by a run .* choose another --out"):
+                claim(path, run_id, resume=resume)
+        assert (path / "config.yaml").read_text() == "# run a\nx: 1\n"
+        process.kill()
+        process.wait()
+    claim(path, resume=True)
+    claim(path, "b")  # it had not begun
+    assert (path / "config.yaml").read_text() == "# run b\nx: 1\n"
+    assert [p.name for p in path.iterdir()] == ["config.yaml"]
+
+
+def test_a_killed_run_that_had_begun_is_resumed_and_not_taken(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    with holding(path) as process:
+        RunFolder(path).save_training("dense", TrainState(), [])
+        process.kill()
+        process.wait()
+    with pytest.raises(RunError, match=r"already used \(it holds checkpoint, config.yaml\)"):
+        claim(path)
+    with pytest.raises(RunError, match="holds run a, these options make run b"):
+        claim(path, "b", resume=True)
+    claim(path, resume=True)
+
+
+def test_a_folder_is_free_after_an_exception_and_a_refused_one_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    with pytest.raises(ZeroDivisionError), RunFolder.claimed(path, run_id="a", config=""):
+        1 / 0  # noqa: B018
+    claim(path)
+    (path / "mine.txt").write_text("mine")
+    with pytest.raises(RunError, match="already used"):
+        claim(path)
+    assert sorted(p.name for p in path.iterdir()) == ["config.yaml", "mine.txt"]
+    (path / "config.yaml").unlink()
+    with pytest.raises(RunError, match=r"holds no config\.yaml"):
+        claim(path, resume=True)
+    assert [p.name for p in path.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_log_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").symlink_to("/dev/full")
+    with pytest.raises(RunError, match=r"log\.jsonl': No space left on device\. Free some space"):
+        RunFolder(tmp_path).log("epoch", epoch=1)
+
+
+def test_a_checkpoint_without_a_folder_to_be_in_is_named(tmp_path: Path) -> None:
+    (tmp_path / "checkpoint").write_text("in the way")
+    with pytest.raises(RunError, match=r"cannot write .*dense\.safetensors'"):
+        RunFolder(tmp_path).save_training("dense", TrainState(), [])
