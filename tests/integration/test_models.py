@@ -294,7 +294,12 @@ class TestWeights:
             load_weights(model, tmp_path / "absent.safetensors")
 
     @pytest.mark.parametrize(
-        ("content", "message"), [([1, 2], "holds a list"), ({"a": 1, "b": "x"}, "not tensors: a, b")]
+        ("content", "message"),
+        [
+            ([1, 2], "holds a list"),
+            ({"a": 1, "b": "x"}, "not named tensors: a, b"),
+            ({0: torch.zeros(1)}, "not named tensors: 0"),
+        ],
     )
     def test_refuses_other_contents(self, model, tmp_path, content, message):
         torch.save(content, tmp_path / "a.pt")

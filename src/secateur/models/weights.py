@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
@@ -68,11 +67,11 @@ def _metadata(path: Path) -> Mapping[str, str]:
 def _read_torch(path: Path) -> Mapping[str, Tensor]:
     try:
         found: object = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as cause:
-        reason = str(cause).partition("\n")[0]
+    except Exception as cause:  # a damaged file can raise whatever its bytes make of torch.load
+        reason = f"{type(cause).__name__}: {cause}".partition("\n")[0]
         raise ModelError(
             f"{str(path)!r} is not a file of plain tensors ({reason}). "
-            "Save model.state_dict() with torch.save or safetensors."
+            "Fetch it again if it is damaged, or save model.state_dict() with torch.save or safetensors."
         ) from cause
     for key in ("state_dict", "model"):
         inner = cast("dict[str, object]", found).get(key) if isinstance(found, dict) else None
@@ -80,13 +79,17 @@ def _read_torch(path: Path) -> Mapping[str, Tensor]:
     if not isinstance(found, Mapping):
         raise ModelError(f"{str(path)!r} holds a {type(found).__name__}, not a dictionary of tensors.")
     state = cast("Mapping[str, object]", found)
-    wrong = [str(name) for name, value in state.items() if not isinstance(value, Tensor)]
+    wrong = [str(name) for name, value in state.items() if not _is_entry(name, value)]
     if wrong:
-        raise ModelError(f"{str(path)!r} holds entries that are not tensors: {_some(wrong)}.")
+        raise ModelError(f"{str(path)!r} holds entries that are not named tensors: {_some(wrong)}.")
     tensors = cast("Mapping[str, Tensor]", state)
     if tensors and all(name.startswith("module.") for name in tensors):
         return {name.removeprefix("module."): value for name, value in tensors.items()}
     return tensors
+
+
+def _is_entry(name: object, value: object) -> bool:
+    return isinstance(name, str) and isinstance(value, Tensor)
 
 
 def _check(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:

@@ -1,0 +1,54 @@
+"""Damaged files of ``torch.save``: refused in words or read, never with an error out of torch's insides."""
+
+from __future__ import annotations
+
+import random
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from secateur.errors import ModelError
+from secateur.models import load_weights
+
+
+def network() -> nn.Sequential:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Linear(8, 4))
+
+
+def saved(*, as_zip: bool) -> bytes:
+    file = BytesIO()
+    torch.save(network().state_dict(), file, _use_new_zipfile_serialization=as_zip)
+    return file.getvalue()
+
+
+def damaged(content: bytes, draw: random.Random) -> bytes:
+    """Cut short, or with a few other bytes at the beginning, where the names and shapes are."""
+    if draw.random() < 0.25:
+        return content[: draw.randrange(len(content))]
+    changed = bytearray(content)
+    for _ in range(draw.choice((1, 1, 2, 5))):
+        changed[draw.randrange(min(len(content), 1500))] = draw.randrange(256)
+    return bytes(changed)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("as_zip", [True, False])
+def test_a_damaged_file_is_read_whole_or_refused(tmp_path: Path, as_zip: bool) -> None:
+    content, draw, n_refused = saved(as_zip=as_zip), random.Random(0), 0
+    path = tmp_path / "weights.pt"
+    for _ in range(400):
+        path.write_bytes(damaged(content, draw))
+        model = network()
+        try:
+            load_weights(model, path)
+        except ModelError as error:
+            n_refused += 1
+            assert str(path) in str(error)
+            before = network().state_dict()
+            assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert n_refused > 100
