@@ -164,6 +164,8 @@ class Networks:
     def _fresh(self, purpose: str, spec: str, width: float = 1.0) -> nn.Module:
         """A network with weights drawn by this seed, other ones for each purpose."""
         with torch.random.fork_rng(devices=[]):
+            # By the length of the purpose, which no two share; a better rule would draw other weights than
+            # those that finished cells started from.
             torch.manual_seed(1000 * self.seed + len(purpose))
             network = build_model(
                 spec,

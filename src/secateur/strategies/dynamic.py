@@ -35,7 +35,7 @@ class AbstractDynamic(AbstractStrategy):
     Attributes:
         criterion: What the first cut scores by.
         scope: How the first cut spreads the sparsity; each tensor keeps its number of weights from then on.
-        drop: Fraction of each tensor's weights dropped if an update came at the very start, in [0, 1].
+        drop: Fraction of each tensor's kept weights dropped if an update came at the very start, in [0, 1].
         updates: Number of updates, ≥ 1, evenly spaced before `end`.
         end: Fraction of the budget after which nothing changes any more, in (0, 1].
 
@@ -135,7 +135,7 @@ def swap(masks: Masks, weights: Named, growth: Named, *, fraction: float) -> Mas
         masks: What stays now.
         weights: Values by name.
         growth: Where it is highest among all that is not kept, weights are grown.
-        fraction: Part of each tensor's weights to drop, in [0, 1]; the number is rounded down.
+        fraction: Part of each tensor's kept weights to drop, in [0, 1]; the number is rounded down.
     """
     swapped: dict[str, Tensor] = {}
     for name, mask in masks.items():
