@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Hashable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
@@ -11,6 +12,7 @@ from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 import tyro
 import yaml
 from torch import nn
+from yaml.constructor import ConstructorError
 
 from secateur.allocate import AbstractScope, Unstructured
 from secateur.building import build_criterion_from, build_pattern_from, build_scope_from, wants_teacher
@@ -27,6 +29,8 @@ from secateur.steps import Execution
 from secateur.values import from_mapping, plain, without_defaults
 
 T = TypeVar("T")
+_SEEDS = 2**32
+"""Seeds there are: generators take 64 bits, and each purpose makes a seed of its own from this one."""
 
 
 Options: TypeAlias = Annotated[
@@ -97,7 +101,7 @@ class Setup:
     pretrain: Recovery = field(default_factory=lambda: Recovery(epochs=30, kd_weight=0.0))
     """How to train a teacher or student that comes without weights (kd_weight counts for the student)."""
     seed: int = 0
-    """Seed of splits, initial weights, shuffling and augmentation."""
+    """Seed of splits, initial weights, shuffling and augmentation, from 0 to 2³² − 1."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     execution: Execution = "auto"
@@ -105,6 +109,8 @@ class Setup:
     takes a graph on CUDA, where it pays, else eager. Results differ by rounding only."""
 
     def __post_init__(self) -> None:
+        if not 0 <= self.seed < _SEEDS:
+            raise InvalidArgument(f"seed must be from 0 to {_SEEDS - 1}, got {self.seed}. Choose another.")
         check_fraction("min_density", self.min_density)
         if self.scope != "global" and self.min_density:
             raise InvalidArgument(f"min_density applies to the global scope only, not to {self.scope!r}.")
@@ -348,13 +354,26 @@ def load_yaml(path: str | Path) -> object:
     """The content of a YAML file, a mapping if it is empty.
 
     Raises:
-        InvalidArgument: if the file cannot be read.
+        InvalidArgument: if the file cannot be read, or gives a key twice.
     """
     try:
-        data = yaml.safe_load(Path(path).read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        data = yaml.load(Path(path).read_text(), Loader=_UniqueKeys)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise InvalidArgument(f"cannot read the configuration {str(path)!r}: {error}") from error
     return {} if data is None else data
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """Of a key that is given twice, PyYAML would take the last value and say nothing."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        """As the loader does, for keys that differ."""
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            problem = f"key {twice!r} appears twice; keep one of them"
+            raise ConstructorError(problem=problem, problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep)
 
 
 def dump_config(config: object) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
+import re
 import types
 from collections.abc import Mapping
 from dataclasses import fields
@@ -13,6 +15,9 @@ from secateur.errors import InvalidArgument
 
 T = TypeVar("T")
 _SIMPLE = (bool, int, float, str)
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_EXACT = 2**53
+"""Up to here every whole number is a float of its own."""
 
 
 def unknown(kind: str, name: str, allowed: Mapping[str, object]) -> str:
@@ -78,13 +83,25 @@ def converted(hint: Any, value: object, *, where: str) -> object:  # noqa: ANN40
     if origin is tuple and isinstance(value, (list, tuple)):
         items = cast("list[object]", list(cast("Any", value)))
         return tuple(converted(arguments[0], item, where=where) for item in items)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
+    if hint in (int, float):
+        value = _number(hint, value)
     checked = hint in _SIMPLE or origin in (tuple, dict, Mapping)
     if type(value) is hint or not checked:
         return value
     name = getattr(hint, "__name__", str(hint))
     raise InvalidArgument(f"{where} must be of type {name}, got {value!r}.")
+
+
+def _number(kind: type, value: object) -> object:
+    """`value` as a number of type `kind` where it says just that, and else as it is.
+
+    Text is read too, because without a point YAML takes a number such as ``1e-2`` for text.
+    """
+    if isinstance(value, str) and _NUMBER.fullmatch(value) and math.isfinite(read := float(value)):
+        if kind is float:
+            return read
+        return int(read) if read.is_integer() and abs(read) < _EXACT else value
+    return float(value) if kind is float and type(value) is int else value
 
 
 def plain(value: object) -> Any:  # noqa: ANN401 - JSON

@@ -36,6 +36,15 @@ def damaged(content: bytes, draw: random.Random) -> bytes:
     return bytes(changed)
 
 
+def refusal(model: nn.Module, path: Path) -> str | None:
+    """What the file is refused with, if it is."""
+    try:
+        load_weights(model, path)
+    except ModelError as error:
+        return str(error)
+    return None
+
+
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("as_zip", [True, False])
 def test_a_damaged_file_is_read_whole_or_refused(tmp_path: Path, as_zip: bool) -> None:
@@ -44,11 +53,10 @@ def test_a_damaged_file_is_read_whole_or_refused(tmp_path: Path, as_zip: bool) -
     for _ in range(400):
         path.write_bytes(damaged(content, draw))
         model = network()
-        try:
-            load_weights(model, path)
-        except ModelError as error:
+        message = refusal(model, path)
+        if message is not None:
             n_refused += 1
-            assert str(path) in str(error)
+            assert str(path) in message
             before = network().state_dict()
             assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert n_refused > 100

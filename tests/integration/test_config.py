@@ -81,6 +81,15 @@ def test_an_empty_file_is_the_default(tmp_path):
         ("sparsity: 1.0", ["run.yaml: sparsity", "[0, 1)"]),
         ("- a\n- b", ["mapping"]),
         ("a: [", ["cannot read"]),
+        ("a: 2001-13-45", ["cannot read", "month"]),
+        ("sparsity: 0.9\nsparsity: 0.5", ["cannot read", "'sparsity' appears twice", "line 1"]),
+        ("setup:\n  {seed: 1, device: cpu, seed: 1}", ["'seed' appears twice", "line 2"]),
+        ("setup: {scope_options: {a: 1, 'a': 2}}", ["'a' appears twice"]),
+        ("setup: {seed: '1.5'}", ["seed", "int", "'1.5'"]),
+        ("stages: 1e20", ["stages", "int", "'1e20'"]),
+        ("sparsity: 1e-2x", ["sparsity", "float", "'1e-2x'"]),
+        ("recovery: {lr: 1e999}", ["lr", "float", "'1e999'"]),
+        ("recovery: {lr: nan}", ["lr", "float", "'nan'"]),
     ],
 )
 def test_bad_yaml_names_the_key_and_what_is_allowed(tmp_path, text, names):
@@ -88,6 +97,22 @@ def test_bad_yaml_names_the_key_and_what_is_allowed(tmp_path, text, names):
         load_config(write(tmp_path, text), RunConfig)
     for name in names:
         assert name.lower() in str(caught.value).lower()
+
+
+def test_numbers_that_yaml_takes_for_text_are_read(tmp_path):
+    text = "sparsity: 9e-1\nstages: '3'\nrecovery: {lr: 1e-2, epochs: 1e1}\nsetup: {dataset: {mean: ['.5']}}"
+    made = load_config(write(tmp_path, text), RunConfig)
+    assert (made.sparsity, made.stages, made.recovery.lr, made.recovery.epochs) == (0.9, 3, 0.01, 10)
+    assert type(made.recovery.epochs) is int
+    assert made.setup.dataset.mean == (0.5,)
+    made = criterion(criterion="task-gradient", criterion_options={"accumulate": "ema", "momentum": "5e-1"})
+    assert made == TaskGradient(accumulate="ema", momentum=0.5)
+
+
+def test_what_is_merged_in_may_be_overridden(tmp_path):
+    text = "setup: {pretrain: &recipe {lr: 0.05, epochs: 7}}\nrecovery: {<<: *recipe, epochs: 3}"
+    recovery = load_config(write(tmp_path, text), RunConfig).recovery
+    assert (recovery.lr, recovery.epochs) == (0.05, 3)
 
 
 def test_python_tags_are_not_executed(tmp_path):
@@ -117,6 +142,8 @@ def test_a_missing_file_is_named(tmp_path):
         lambda: Setup(teacher="student", teacher_weights="t.safetensors"),
         lambda: Setup(teacher="student", pretrain=Recovery(kd_weight=0.5)),
         lambda: Setup(min_density=2),
+        lambda: Setup(seed=-1),
+        lambda: Setup(seed=2**32),
         lambda: Setup(scope="layerwise", min_density=0.1),
         lambda: SweepConfig(alphas=(1.5,)),
         lambda: SweepConfig(sparsities=(1.0,)),
