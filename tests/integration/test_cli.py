@@ -205,6 +205,7 @@ def test_json_output_is_json_alone(finished, tmp_path, capsys):
         (["--exclude", "conv9.*"], ["conv9"]),
         (["--device", "tpu"], ["tpu", "cpu"]),
         (["--recovery.epochs", "-1"], ["epochs", "-1"]),
+        (["--seed", "-1"], ["seed", "-1", "from 0"]),
     ],
 )
 def test_bad_input_gets_one_clear_line(flags, says, tmp_path, capsys):
@@ -299,6 +300,20 @@ def test_every_command_has_help(name, capsys):
         run(name, "--help")
     assert caught.value.code == 0
     assert f"secateur {name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_stopped_command_says_what_is_left_of_it(name, capsys, monkeypatch):
+    def stopped(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(COMMANDS[name], "run", stopped)
+    files = {"report": ["r"], "inspect": ["f"], "verify": ["f"], "compile": ["r"], "time": ["p"]}
+    assert run(*name.split(), *files.get(name, [])) == 130
+    said = capsys.readouterr().err
+    assert said.startswith("stopped")
+    assert ("--resume" in said) == hasattr(COMMANDS[name](*files.get(name, [])), "resume")
+    assert ("the same command" in said) == (name in ("prune", "sweep") or name.startswith("bench"))
 
 
 def test_the_installed_command_and_the_module_answer():

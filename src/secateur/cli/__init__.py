@@ -31,6 +31,15 @@ COMMANDS: dict[str, type[Command]] = {
     "bench runtime": BenchRuntime,
 }
 
+_RESUMED = "the same command with --resume goes on from the last finished epoch."
+AFTER_STOP = {
+    "prune": _RESUMED,
+    "sweep": _RESUMED,
+    "bench accuracy": "the same command goes on where it was, with the cells in progress.",
+    "bench runtime": "the same command goes on after the last finished cell.",
+}
+"""What is left of commands that were stopped; nothing of the others."""
+
 USAGE = """secateur: prune a trained PyTorch network in one cut, guided by a teacher
 
 usage: secateur COMMAND [options]        secateur COMMAND --help
@@ -66,10 +75,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments[0] == "--version":
         out.print(f"secateur {version('secateur')}")
         return 0
+    name, flags = _split(arguments)
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning
-            return _parse(arguments[0], arguments[1:]).run()
+            return _parse(name, flags).run()
     except InvalidArgument as error:
         err.print(f"error: {error}")
         return 2
@@ -80,14 +90,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.close()
         return 0
     except KeyboardInterrupt:
-        err.print("stopped; the same command with --resume goes on from the last finished epoch.")
+        err.print(f"stopped; {AFTER_STOP[name]}" if name in AFTER_STOP else "stopped.")
         return 130
+
+
+def _split(arguments: list[str]) -> tuple[str, list[str]]:
+    """The name of the command, of one word or two, and its flags."""
+    n_words = 2 if arguments[0] == "bench" else 1
+    return " ".join(arguments[:n_words]), arguments[n_words:]
 
 
 def _parse(name: str, arguments: list[str]) -> Command:
     """The command with its flags, over the values of a ``--config`` file if one is given."""
-    if name == "bench" and arguments:
-        name, arguments = f"{name} {arguments[0]}", arguments[1:]
     if name not in COMMANDS:
         raise InvalidArgument(unknown("command", name, COMMANDS))
     kind = COMMANDS[name]
