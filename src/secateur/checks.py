@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Sized
+from collections.abc import Sequence
 
 import torch
 from torch import nn
@@ -10,8 +10,8 @@ from torch import nn
 from secateur.data import Data
 from secateur.errors import DataError, InvalidArgument
 from secateur.losses import logits_of
-from secateur.modules import device_of, modes_kept
-from secateur.naming import split_batches
+from secateur.modules import device_of, modes_kept, share_weights
+from secateur.naming import length_of, split_batches
 from secateur.recovery import Recovery
 from secateur.training import recovery_name
 
@@ -55,9 +55,10 @@ def check_teachers(
         raise InvalidArgument(f"calibration_teacher must be student or teacher, got {calibration_teacher!r}.")
     if teacher is None and calibration_teacher == "teacher":
         raise InvalidArgument("calibration_teacher='teacher' needs a teacher; pass one, or choose 'student'.")
-    if teacher is student:
+    if teacher is not None and share_weights(teacher, student):
         raise InvalidArgument(
-            "the teacher is the very student that is to be pruned; pass copy.deepcopy(student) as teacher."
+            "the teacher is, or shares weights with, the student that is to be pruned. "
+            "Pass copy.deepcopy(student) as teacher."
         )
 
 
@@ -76,7 +77,7 @@ def resolve_batchnorm(batchnorm: str, data: Data | str, *, moved: bool) -> str:
     if batchnorm not in ("auto", "augmented", "plain", "off"):
         raise InvalidArgument(f"batchnorm must be auto, augmented, plain or off, got {batchnorm!r}.")
     train = None if isinstance(data, str) else data.train  # what goes by name has training images
-    no_training = isinstance(train, Sized) and not len(train)
+    no_training = train is not None and length_of(train) == 0
     if batchnorm == "auto":
         return "off" if moved else "plain" if no_training else "augmented"
     if batchnorm == "augmented" and no_training:

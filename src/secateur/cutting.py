@@ -8,20 +8,20 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from secateur.allocate import AbstractPattern, AbstractScope, Unstructured
 from secateur.calibration import CalibrationRecovery
-from secateur.errors import InvalidArgument
+from secateur.errors import DataError, InvalidArgument
 from secateur.masks import Masks, apply_masks
+from secateur.modules import share_weights
 from secateur.naming import Batches, Loss, Named, split_batches
 from secateur.repair import Repair, remembered
 from secateur.schedules import geometric_sparsities
 from secateur.scores import AbstractCriterion, SolvingScores, score
 from secateur.stages import (
     Stage,
-    check_apart,
     check_repeatable,
     check_stages,
     choose_masks,
@@ -80,10 +80,16 @@ def cut(
         The masks; keep them with `keep_masks` in any training that follows.
 
     Raises:
-        InvalidArgument: for a cut that moves weights without batches, with `regrow`, or with a teacher that
-            shares weights with the student.
+        InvalidArgument: for a teacher that shares weights with the student, and for a cut that moves weights
+            without batches or with `regrow`.
         SecateurError: one of its kinds; `student` is as it was then, as after any exception.
     """
+    for network in (teacher, *networks_of(criterion)):
+        if network is not None and share_weights(network, student):
+            raise InvalidArgument(
+                "the teacher is, or shares weights with, the student, and the cut would change both. "
+                "Pass copy.deepcopy(student) as teacher."
+            )
     if not moves_weights(criterion, recovery):
         masks = staged_masks(
             student,
@@ -106,13 +112,10 @@ def cut(
     check_no_regrow(regrow=regrow)
     if batches is None:
         raise InvalidArgument("a cut that moves the kept weights needs calibration batches, got None.")
-    if stages > 1 or recovery is not None:
-        check_repeatable(batches, stages + 1)
+    check_repeatable(batches, stages + 1)
     targets, exclude = fitting_targets(student, pattern, include, exclude)
-    check_apart(criterion, targets)
     teacher = teacher or next(networks_of(criterion), None) or copy.deepcopy(student)
-    _check_other(teacher, student)
-    inputs = torch.cat([x for x, _ in split_batches(batches, next(iter(targets.values())).device)])
+    inputs = _gathered(batches, next(iter(targets.values())).device)
     schedule = geometric_sparsities(sparsity, stages)
     masks: Masks | None = None
     with _as_it_was_on_errors(student), torch.enable_grad():
@@ -145,6 +148,18 @@ def cut(
             on_stage(repair(stage, number))
     assert masks is not None, "there is at least one stage"
     return masks
+
+
+def _gathered(batches: Batches, device: torch.device) -> Tensor:
+    """All calibration inputs in one tensor."""
+    parts = [x for x, _ in split_batches(batches, device)]
+    shapes = {tuple(x.shape[1:]) for x in parts}
+    if len(shapes) > 1:
+        raise DataError(
+            f"a cut that moves the kept weights needs calibration inputs of one shape, got {sorted(shapes)}. "
+            "Pad or crop them."
+        )
+    return torch.cat(parts)
 
 
 def _next_masks(
@@ -181,15 +196,6 @@ def check_no_regrow(*, regrow: bool) -> None:
         raise InvalidArgument(
             "regrow does not go with a cut that moves the kept weights: what was removed has no value to "
             "come back with. Drop regrow, or the recovery (and set update_weights=False)."
-        )
-
-
-def _check_other(teacher: nn.Module, student: nn.Module) -> None:
-    ours = {id(parameter) for parameter in student.parameters()}
-    if any(id(parameter) in ours for parameter in teacher.parameters()):
-        raise InvalidArgument(
-            "the teacher shares weights with the student, and the cut would change both. "
-            "Pass copy.deepcopy(student) as teacher."
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import Any
@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from secateur.allocate import AbstractPattern, AbstractScope, Unstructured, allocate
-from secateur.errors import DataError
+from secateur.errors import DataError, MaskError
 from secateur.masks import Masks
-from secateur.naming import Batches, Loss, Named
+from secateur.naming import Batches, Loss, Named, length_of
 from secateur.scores import AbstractCriterion, GuidedScores
 from secateur.stages import mask_warnings_ignored, staged_masks
 
@@ -27,10 +27,24 @@ def mask_overlap(a: Masks, b: Masks) -> float:
     """Weights kept by both over weights kept by either (Jaccard index), in [0, 1]; 1 = the same masks.
 
     Two random masks of density d overlap by ``d / (2 − d)``.
+
+    Raises:
+        MaskError: if the masks are not of the same names and shapes.
     """
+    _check_comparable(a, b)
     both = sum(int((a[name] & b[name]).sum()) for name in a)
     either = sum(int((a[name] | b[name]).sum()) for name in a)
     return both / either if either else 1.0
+
+
+def _check_comparable(a: Masks, b: Masks) -> None:
+    for name in (*a, *(name for name in b if name not in a)):
+        ours, theirs = (tuple(masks[name].shape) if name in masks else "nothing" for masks in (a, b))
+        if ours != theirs:
+            raise MaskError(
+                f"masks to compare differ in {name!r}: {ours} in the first, {theirs} in the second. "
+                "Compare masks of one network, with the same include, exclude and pattern."
+            )
 
 
 def rank_correlation(a: Tensor, b: Tensor) -> float | None:
@@ -75,8 +89,9 @@ def split_half_overlap(
     Raises:
         DataError: if there are fewer than two batches.
     """
-    if isinstance(batches, Sized) and len(batches) < 2:
-        raise DataError(f"split-half stability needs at least 2 calibration batches, got {len(batches)}.")
+    n_batches = length_of(batches)
+    if n_batches is not None and n_batches < 2:
+        raise DataError(f"split-half stability needs at least 2 calibration batches, got {n_batches}.")
     halves: list[Masks] = []
     for start in (0, 1):
         with mask_warnings_ignored():

@@ -42,7 +42,8 @@ def evaluate(model: nn.Module, batches: Batches, *, task_loss: Loss = F.cross_en
         task_loss: Averaged over the batch.
 
     Raises:
-        DataError: if there is no batch or no sample, or labels are missing or not of that shape.
+        DataError: if there is no batch or no sample, if logits are not of that shape, or if labels are
+            missing, not of theirs, or not in [0, classes).
     """
     hits: list[Tensor] = []
     losses: list[Tensor] = []
@@ -55,9 +56,14 @@ def evaluate(model: nn.Module, batches: Batches, *, task_loss: Loss = F.cross_en
             if y.ndim != 1:
                 raise DataError(f"labels must have shape (batch,), got {tuple(y.shape)}.")
             logits = logits_of(model(x))
+            if logits.ndim != 2 or len(logits) != len(y) or logits.shape[1] < 2:
+                raise DataError(
+                    f"evaluation needs logits of shape (batch, classes) with 2 classes or more, got "
+                    f"{tuple(logits.shape)} for {len(y)} labels. Give a binary classifier two outputs."
+                )
             # All stays on the device until the end: no batch waits for the one before.
             hits.append((logits.argmax(dim=1) == y).sum())
-            losses.append(task_loss(logits, y).reshape(()))
+            losses.append(_loss(task_loss, logits, y))
             sizes.append(len(y))
     n = sum(sizes)
     if not n:
@@ -66,44 +72,114 @@ def evaluate(model: nn.Module, batches: Batches, *, task_loss: Loss = F.cross_en
     return Metrics(accuracy=int(torch.stack(hits).sum()) / n, loss=total / n, n_samples=n)
 
 
+def _loss(task_loss: Loss, logits: Tensor, labels: Tensor) -> Tensor:
+    try:
+        return task_loss(logits, labels).reshape(())
+    except IndexError as error:
+        low, high = labels.aminmax()
+        raise DataError(
+            f"labels go from {low} to {high}, but the network has {logits.shape[1]} classes: {error}"
+        ) from error
+
+
 def reestimate_batchnorm(model: nn.Module, batches: Batches) -> int:
     """Replace BatchNorm running statistics by averages over `batches`, in place.
 
     After a cut the activations no longer have the mean and variance that were recorded before it;
     this alone often brings back much of the accuracy. Only BatchNorm layers run in training mode;
-    no weight changes. A layer that no batch reaches keeps its statistics, and after an exception all do.
+    no weight changes. A batch counts as much as it has samples. A layer that no batch reaches keeps its
+    statistics, and after an exception all do.
 
     Args:
         model: Any module.
-        batches: Iterable of inputs or ``(inputs, labels)``; a few hundred inputs are enough.
+        batches: Iterable of inputs or ``(inputs, labels)``; a few hundred inputs are enough. One sample says
+            little of a variance, so batches of one are left out where there are others before.
 
     Returns:
         Number of BatchNorm layers re-estimated; without any in the model, the batches are not looked at.
 
     Raises:
-        DataError: if there is no batch.
+        DataError: if there is no batch, or a BatchNorm layer sees one value a channel only.
     """
     layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     if not layers:
         return 0
-    reached: list[_BatchNorm] = []
+    found = [_Average(layer) for layer in layers]
+    n_seen = 0
     with ExitStack() as stack, modes_kept(model), torch.no_grad():
         model.eval()
-        for layer in layers:
-            stack.callback(_give_back, layer, layer.momentum, copy.deepcopy(layer.state_dict()), reached)
-            layer.reset_running_stats()
-            layer.momentum = None  # a plain average over all batches
+        for layer, average in zip(layers, found, strict=True):
+            stack.callback(_give_back, layer, layer.momentum, copy.deepcopy(layer.state_dict()), average)
+            layer.momentum = None  # a plain average over the calls of a pass
             layer.train()
         for x, _ in laid_out(split_batches(batches, device_of(model)), model):
-            model(x)
-        reached += [layer for layer in layers if layer.num_batches_tracked]
-    return len(reached)
+            if len(x) == 1 and n_seen:
+                continue
+            n_seen += len(x)
+            for layer in layers:
+                layer.reset_running_stats()
+            _pass(model, x)
+            for average in found:
+                average.add(len(x))
+        for average in found:
+            average.finish()
+    return sum(average.done for average in found)
+
+
+def _pass(model: nn.Module, x: Tensor) -> None:
+    try:
+        model(x)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise DataError(
+            f"BatchNorm cannot be re-estimated on a batch of {len(x)}: a layer sees one value a channel. "
+            "Use larger batches."
+        ) from error
+
+
+class _Average:
+    """The statistics of a BatchNorm layer, averaged over the batches that reach it by their samples.
+
+    Attributes:
+        done: Whether the layer has them, which it has not if no batch reached it.
+    """
+
+    def __init__(self, layer: _BatchNorm) -> None:
+        self._layer = layer
+        self._n_samples = self._n_batches = 0
+        self._means: list[Tensor] = []
+        self.done = False
+
+    def add(self, n: int) -> None:
+        """Count what the layer holds after a pass of `n` samples."""
+        if not self._layer.num_batches_tracked:
+            return
+        self._n_samples += n
+        self._n_batches += 1
+        if self._n_batches == 1:
+            self._means = [t.clone() for t in self._statistics()]
+        else:
+            for mean, tensor in zip(self._means, self._statistics(), strict=True):
+                mean.lerp_(tensor, n / self._n_samples)
+
+    def finish(self) -> None:
+        """Give the layer the averages, if any batch has reached it."""
+        if self._n_batches:
+            for tensor, mean in zip(self._statistics(), self._means, strict=True):
+                tensor.copy_(mean)
+            if self._layer.num_batches_tracked is not None:
+                self._layer.num_batches_tracked.fill_(self._n_batches)
+            self.done = True
+
+    def _statistics(self) -> list[Tensor]:
+        return [t for t in (self._layer.running_mean, self._layer.running_var) if t is not None]
 
 
 def _give_back(
-    layer: _BatchNorm, momentum: float | None, before: dict[str, Tensor], reached: list[_BatchNorm]
+    layer: _BatchNorm, momentum: float | None, before: dict[str, Tensor], average: _Average
 ) -> None:
     """Restore momentum, and the statistics of a layer that has no new ones."""
     layer.momentum = momentum
-    if not any(layer is other for other in reached):
+    if not average.done:
         layer.load_state_dict(before)

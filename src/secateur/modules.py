@@ -23,3 +23,9 @@ def modes_kept(model: nn.Module) -> Generator[None]:
 def device_of(model: nn.Module) -> torch.device:
     """Where the first parameter of `model` lives; the CPU for a model without any."""
     return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
+def share_weights(one: nn.Module, other: nn.Module) -> bool:
+    """Whether any parameter of `one` is also one of `other`, as in a wrapper of it."""
+    ours = {id(parameter) for parameter in one.parameters()}
+    return any(id(parameter) in ours for parameter in other.parameters())

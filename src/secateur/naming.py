@@ -20,9 +20,23 @@ Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """``loss(outputs, labels)``, a scalar averaged over the batch."""
 
 
+def length_of(items: Iterable[Any]) -> int | None:
+    """How many there are, or None for an iterable that does not know.
+
+    A DataLoader over an IterableDataset has a ``__len__``, which raises.
+    """
+    if not isinstance(items, Sized):
+        return None
+    try:
+        return len(items)
+    except TypeError:
+        return None
+
+
 def count_batches(batches: Batches) -> int:
     """Number of batches in a re-iterable loader; one without a length is gone through to find out."""
-    return len(batches) if isinstance(batches, Sized) else sum(1 for _ in batches)
+    known = length_of(batches)
+    return sum(1 for _ in batches) if known is None else known
 
 
 class IndexedBatch(NamedTuple):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Sized
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
+
+from secateur.naming import length_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -59,7 +61,7 @@ class Watcher:
 
     def track(self, items: Iterable[T], name: str) -> Generator[T]:
         """`items` under a bar."""
-        with self.stage(name, len(items) if isinstance(items, Sized) else None) as step:
+        with self.stage(name, length_of(items)) as step:
             for item in items:
                 yield item
                 step()

@@ -331,7 +331,7 @@ def count_returned(before: Masks, masks: Masks, scope: AbstractScope, *, regrow:
     return n_returned
 
 
-def check_repeatable(batches: Batches | None, stages: int) -> None:
+def check_repeatable(batches: Batches | None, times: int) -> None:
     """Refuse batches that can be gone through once only.
 
     Raises:
@@ -339,7 +339,7 @@ def check_repeatable(batches: Batches | None, stages: int) -> None:
     """
     if batches is not None and iter(batches) is batches:
         raise InvalidArgument(
-            f"{stages} stages go through the calibration batches {stages} times, but these can be gone "
+            f"this cut goes through the calibration batches {times} times, but these can be gone "
             "through once. Pass a list of batches or a DataLoader."
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterator, Sized
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
@@ -19,8 +19,8 @@ from secateur.evaluate import Metrics, evaluate
 from secateur.layout import image_layout
 from secateur.losses import kd_loss, logits_of
 from secateur.masks import Masks
-from secateur.modules import device_of, modes_kept
-from secateur.naming import Batches, IndexedBatch, IndexedLoader, Loss, split_batches
+from secateur.modules import device_of, modes_kept, share_weights
+from secateur.naming import Batches, IndexedBatch, IndexedLoader, Loss, length_of, split_batches
 from secateur.recovery import Recovery, learning_rate, resolve_precision
 from secateur.steps import Execution, LossOf, StepInputs, Steps, make_steps
 from secateur.teacher_cache import TeacherLogits
@@ -114,7 +114,8 @@ def fit(
     guide = _guide(model, train, recipe, teacher)
     if not any(p.requires_grad for p in model.parameters()):
         raise TrainingError("the model has no trainable parameter; call requires_grad_(True) on some.")
-    if not isinstance(train, Sized) or len(train) == 0:
+    n_batches = length_of(train)
+    if not n_batches:
         raise TrainingError("the training loader needs a length above 0, for the learning-rate schedule.")
     state = TrainState() if state is None else state
     device = device_of(model)
@@ -146,12 +147,12 @@ def fit(
             _mixed_loss(recipe, task_loss, guide, autocast),
             execution=execution,
             device=device,
-            n_steps=len(train) * (recipe.epochs - state.epochs_done),
+            n_steps=n_batches * (recipe.epochs - state.epochs_done),
         )
         for number in range(state.epochs_done, recipe.epochs):
             started = time.perf_counter()
             model.train()
-            rates = [learning_rate(recipe, number * len(train) + i, len(train)) for i in range(len(train))]
+            rates = [learning_rate(recipe, number * n_batches + i, n_batches) for i in range(n_batches)]
             batches = _step_inputs(_epoch(train, recipe, number, device, layout), guide, autocast)
             with _seeded(device, seed, number), steps.running():
                 loss = _train_epoch(steps, batches, rates, on_step)
@@ -207,9 +208,10 @@ def _guide(
     if teacher is None:
         raise TrainingError(f"kd_weight={recipe.kd_weight:g} needs a teacher; pass one or set kd_weight=0.")
     network = teacher.teacher if isinstance(teacher, TeacherLogits) else teacher
-    if network is model:
+    if share_weights(network, model):
         raise TrainingError(
-            "the teacher is the very model in training; pass copy.deepcopy(model) as the teacher."
+            "the teacher is, or shares weights with, the model in training. "
+            "Pass copy.deepcopy(model) as the teacher."
         )
     if isinstance(teacher, TeacherLogits):
         return teacher

@@ -147,8 +147,8 @@ def mutates_a_weight(inputs: ScoreInputs) -> Scores:
     return scores
 
 
-def registers_a_buffer(inputs: ScoreInputs) -> Scores:
-    inputs.model.register_buffer("seen", torch.zeros(1))
+def registers_a_parameter(inputs: ScoreInputs) -> Scores:
+    inputs.model.register_parameter("seen", nn.Parameter(torch.zeros(1)))
     return magnitudes(inputs)
 
 
@@ -343,7 +343,7 @@ RULES: dict[str, list[Rule]] = {
         leaves_a_hook,
         leaves_a_module_hook,
         mutates_a_weight,
-        registers_a_buffer,
+        registers_a_parameter,
         freezes,
     ],
     "leaves_nothing_after_an_exception": [

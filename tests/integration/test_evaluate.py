@@ -103,6 +103,21 @@ def test_the_device_of_a_model() -> None:
     assert device_of(nn.Linear(2, 2, device="meta")) == torch.device("meta")
 
 
+@pytest.mark.parametrize(
+    ("outputs", "labels", "message"),
+    [
+        (1, [0, 1, 0], r"2 classes or more, got \(3, 1\) for 3 labels. Give a binary classifier two outputs"),
+        (4, [0, 3, 4], "labels go from 0 to 4, but the network has 4 classes"),
+        (4, [0, 1], r"got \(3, 4\) for 2 labels"),
+    ],
+)
+def test_what_has_no_accuracy_is_refused(outputs: int, labels: list[int], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        evaluate(nn.Linear(2, outputs), [(torch.randn(3, 2), torch.tensor(labels))])
+    with pytest.raises(DataError, match=r"got \(3,\) for 3 labels"):
+        evaluate(nn.Flatten(0), [(torch.randn(3, 1), torch.zeros(3, dtype=torch.int64))])
+
+
 # BatchNorm
 
 
@@ -121,13 +136,30 @@ def statistics(model: nn.Module) -> dict[str, Tensor]:
 
 
 def test_statistics_by_hand() -> None:
-    """Means of two and three samples count alike: an average over batches, of unbiased variances."""
+    """Each batch counts as much as it has samples; of each the unbiased variance; one sample has none."""
     model = nn.Sequential(nn.BatchNorm1d(1))
-    batches = [torch.tensor([[1.0], [3.0]]), torch.tensor([[2.0], [4.0], [9.0]])]
+    batches = [torch.tensor([[1.0], [3.0]]), torch.tensor([[2.0], [4.0], [9.0]]), torch.tensor([[99.0]])]
     assert reestimate_batchnorm(model, batches) == 1
-    assert float(model[0].running_mean) == pytest.approx((2 + 5) / 2)
-    assert float(model[0].running_var) == pytest.approx((2 + 13) / 2)
+    assert float(model[0].running_mean) == pytest.approx((2 * 2 + 3 * 5) / 5)
+    assert float(model[0].running_var) == pytest.approx((2 * 2 + 3 * 13) / 5)
     assert int(model[0].num_batches_tracked) == 2
+
+
+def test_a_layer_that_is_called_twice_a_pass_averages_its_calls() -> None:
+    layer = nn.BatchNorm1d(1)
+    model = nn.Sequential(layer, nn.Linear(1, 1), layer)
+    nn.init.constant_(model[1].weight, 0.0)
+    nn.init.constant_(model[1].bias, 4.0)
+    assert reestimate_batchnorm(model, [torch.tensor([[1.0], [3.0]])]) == 1
+    assert float(layer.running_mean) == pytest.approx((2 + 4) / 2)
+
+
+def test_a_batch_of_one_value_a_channel_is_refused_and_leaves_the_statistics() -> None:
+    model = bn_net()
+    before = statistics(model)
+    with pytest.raises(DataError, match="BatchNorm cannot be re-estimated on a batch of 1: a layer sees one"):
+        reestimate_batchnorm(model, [torch.randn(1, 2)])
+    assert same_state(statistics(model), before)
 
 
 def test_later_layers_see_what_training_mode_would_send_them() -> None:
@@ -190,7 +222,7 @@ def breaking(error: Exception) -> Iterator[Tensor]:
     [
         ([], DataError),
         ([torch.randn(4, 2), torch.full((4, 2), torch.nan)], DataError),
-        ([torch.randn(4, 2), torch.randn(1, 2)], ValueError),  # torch: no variance of one sample
+        ([torch.randn(1, 2), torch.randn(4, 2)], DataError),  # no variance of one sample
         (breaking(KeyError("loader")), KeyError),
         (breaking(KeyboardInterrupt()), KeyboardInterrupt),  # type: ignore[arg-type]
     ],

@@ -252,16 +252,6 @@ class TestUnequalTerms:
         text = Reader(pages["full"]).text
         assert "Most methods trained for 40 epochs of images; IMP, LR rewinding (120)." in text
 
-    def test_distillation_steps_are_training_too(self) -> None:
-        content = small()
-        for cell in content["cells"]:
-            cell["cost"]["epochs"] = 40.0
-            if cell["method"] == "lamp":  # 9 · 100 + 600 steps of 90 images, of 45,000
-                recipe = {"steps": 100, "final_steps": 600, "batch_size": 90}
-                cell["about"]["strategy"].update(stages=10, recovery=recipe)
-        text = said(grid_of(content))
-        assert "Most methods trained for 40 epochs of images; LAMP (43)." in text
-
     def test_limits_are_stated(self, pages: dict[str, str]) -> None:
         text = Reader(pages["full"]).text
         assert "90.00 % where 90 % was asked for, 88.63 % of all parameters" in text

@@ -26,7 +26,7 @@ from secateur.allocate import (
 from secateur.counts import n_prune
 from secateur.cutting import cut
 from secateur.diagnostics import split_half_overlap
-from secateur.errors import EmptiedLayerWarning, InvalidArgument, ScoreError
+from secateur.errors import DataError, EmptiedLayerWarning, InvalidArgument, ScoreError
 from secateur.masks import Masks
 from secateur.naming import Named
 from secateur.scores import (
@@ -37,6 +37,7 @@ from secateur.scores import (
     Shuffled,
     Snip,
     SynFlow,
+    TeacherCurvature,
     TeacherGuided,
     score,
 )
@@ -248,9 +249,14 @@ def test_a_scope_that_is_not_monotone_may_be_used_with_regrow() -> None:
 
 def test_batches_that_can_be_gone_through_once_are_refused_for_stages_only() -> None:
     model = make_mlp()
-    with pytest.raises(InvalidArgument, match=r"2 stages go through the calibration batches 2 times"):
+    with pytest.raises(InvalidArgument, match=r"this cut goes through the calibration batches 2 times"):
         staged_masks(model, iter(vectors()), Snip(), sparsity=0.5, stages=2)
     assert staged_masks(model, iter(vectors()), Snip(), sparsity=0.5).n_prune
+    with pytest.raises(InvalidArgument, match="this cut goes through the calibration batches 2 times"):
+        cut(model, iter(vectors()), TeacherCurvature(make_mlp(1)), sparsity=0.5)  # its inputs, and its scores
+    ragged = [torch.randn(4, 3, 6), torch.randn(4, 2, 6)]
+    with pytest.raises(DataError, match=r"inputs of one shape, got \[\(2, 6\), \(3, 6\)\]"):
+        cut(model, ragged, TeacherCurvature(make_mlp(1)), sparsity=0.5)
 
 
 def test_a_teacher_that_would_be_cut_too_is_refused() -> None:
@@ -260,6 +266,8 @@ def test_a_teacher_that_would_be_cut_too_is_refused() -> None:
             staged_masks(model, images(), criterion, sparsity=0.5, stages=2)
     staged_masks(model, images(), TeacherGuided(model), sparsity=0.5)
     staged_masks(model, images(), TeacherGuided(copy.deepcopy(model)), sparsity=0.5, stages=2)
+    with pytest.raises(InvalidArgument, match=r"the cut would change both.*deepcopy"):
+        cut(model, images(), TeacherGuided(nn.Sequential(model)), sparsity=0.5)
 
 
 # Around it

@@ -17,7 +17,7 @@ from integration.suite_helpers import METHODS, make_suite
 from secateur.errors import RunError
 from secateur.report import render_suite, suite_table
 from secateur.report.arena.axes import spread_out
-from secateur.report.arena.cost import frontier
+from secateur.report.arena.cost import cost, frontier
 from secateur.report.arena.grid import Grid
 from secateur.report.arena.schema import read_suite
 from secateur.report.arena.square import effect
@@ -102,6 +102,18 @@ class TestTables:
         grid = Grid(read_suite(content))
         assert grid.difference("lamp", "magnitude", "recovered", 0.9) is None
         assert rows_of(difference_table(grid, grid.competitors))["LAMP"][0] == "–"
+
+    def test_distillation_steps_are_training_too(self) -> None:
+        content = make_suite({key: METHODS[key] for key in ("magnitude", "lamp")}, (0.9,))
+        recipe = {"steps": 100, "final_steps": 600, "batch_size": 90}
+        for cell in content["cells"]:
+            cell["cost"]["epochs"] = 40.0
+            if cell["method"] == "lamp":
+                cell["about"]["strategy"].update(stages=10, recovery=recipe)
+        grid = Grid(read_suite(content))
+        epochs = [cost(grid, grid.method(key), "epochs") for key in ("magnitude", "lamp")]
+        # 9 · 100 + 600 steps of 90 images, of 45,000
+        assert [found and found.mean for found in epochs] == [40.0, 43.0]
 
     def test_a_cut_that_trained_is_not_judged_after_batchnorm(self) -> None:
         content = make_suite({key: METHODS[key] for key in ("magnitude", "lamp", "snip")}, (0.9,))

@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from helpers import (
+    CLASSES,
     Indexed,
     Snapshot,
     assert_positive_zero,
@@ -28,13 +29,16 @@ from helpers import (
     vectors,
 )
 from integration.train_helpers import GUIDED, PLAIN, pruned, student_cnn
+from secateur.diagnostics import split_half_overlap
 from secateur.errors import DataError, InvalidArgument, MaskError, ScoreError, TrainingError
 from secateur.evaluate import evaluate
 from secateur.losses import kd_loss
 from secateur.masks import Masks
-from secateur.naming import IndexedBatch, IndexedLoader
+from secateur.naming import IndexedBatch, IndexedLoader, count_batches, length_of
+from secateur.progress import Watcher
 from secateur.recovery import Recovery, resolve_precision
 from secateur.schedules import cosine_with_warmup
+from secateur.scores import TaskGradient
 from secateur.train import TrainState, fit
 
 # The loop itself
@@ -303,10 +307,29 @@ def test_what_cannot_be_trained_is_refused(
     assert hooks_of(model) == {}
 
 
+class Stream(IterableDataset[tuple[Tensor, int]]):
+    """Samples without a number."""
+
+    def __iter__(self) -> Iterator[tuple[Tensor, int]]:
+        for index in range(12):
+            yield torch.full((6,), float(index)), index % CLASSES
+
+
+def test_a_loader_whose_length_raises_is_one_without() -> None:
+    loader = DataLoader(Stream(), batch_size=4)
+    assert length_of(loader) is None
+    assert count_batches(loader) == 3
+    with pytest.raises(TrainingError, match="needs a length above 0"):
+        list(fit(make_mlp(), loader, PLAIN))
+    assert split_half_overlap(make_mlp(), loader, TaskGradient(), sparsity=0.5) > 0
+    assert len(list(Watcher().track(loader, "batches"))) == 3
+
+
 def test_a_network_cannot_be_its_own_teacher_in_training() -> None:
     model = make_mlp()
-    with pytest.raises(TrainingError, match=r"the very model in training; pass copy\.deepcopy"):
-        list(fit(model, indexed_vectors(), GUIDED, teacher=model))
+    for teacher in (model, nn.Sequential(model)):
+        with pytest.raises(TrainingError, match=r"shares weights with, the model in training.*deepcopy"):
+            list(fit(model, indexed_vectors(), GUIDED, teacher=teacher))
 
 
 @pytest.mark.parametrize(

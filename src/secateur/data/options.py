@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sized
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 
 from secateur.data.loader import ImageLoader
 from secateur.errors import DataError, InvalidArgument
-from secateur.naming import Batches, IndexedLoader
+from secateur.naming import Batches, IndexedLoader, length_of
 
 
 @dataclass(frozen=True)
@@ -152,4 +151,4 @@ def _n_samples(batches: Batches) -> int | None:
     if isinstance(batches, IndexedLoader):
         return batches.n_samples
     dataset = getattr(batches, "dataset", None)
-    return len(dataset) if isinstance(dataset, Sized) else None
+    return None if dataset is None else length_of(dataset)

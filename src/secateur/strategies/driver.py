@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sized
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from secateur.counts import check_fraction
 from secateur.errors import MaskError, TrainingError
 from secateur.masks import Masks, apply_masks
-from secateur.naming import Batches, IndexedLoader, Loss
+from secateur.naming import Batches, IndexedLoader, Loss, length_of
 from secateur.recovery import Recovery
 from secateur.strategies.base import AbstractStrategy, Problem, Round
 from secateur.strategies.parts import Parts, divide
@@ -108,7 +108,7 @@ def carry_out(
     check_fraction("sparsity", sparsity, below_one=True)
     if strategy.in_rounds:
         _check_rounds_possible(strategy, recipe, train)
-    n_batches = len(train) if isinstance(train, Sized) else 0  # fit refuses a loader without a length
+    n_batches = length_of(train) or 0  # fit refuses a loader without a length
     n_parts, length = divide(n_batches, recipe.epochs, least=strategy.least_parts(sparsity))
     if isinstance(train, IndexedLoader) and recipe.teacher_views and isinstance(teacher, nn.Module):
         teacher = TeacherLogits(teacher, train)
