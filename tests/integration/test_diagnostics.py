@@ -28,7 +28,7 @@ from secateur.diagnostics import (
     smallest_kept,
     split_half_overlap,
 )
-from secateur.errors import DataError, EmptiedLayerWarning
+from secateur.errors import DataError, EmptiedLayerWarning, MaskError
 from secateur.masks import Masks
 from secateur.scores import Magnitude, Random, TaskGradient, TeacherGuided, score
 
@@ -45,6 +45,22 @@ def test_overlap_by_hand() -> None:
     nothing = Masks({"x": bits(0, 0, 0, 0), "y": bits(0, 0)})
     assert mask_overlap(a, nothing) == 0.0
     assert mask_overlap(nothing, nothing) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("other", "says"),
+    [
+        ({"x": bits(1, 0)}, r"'y': \(2,\) in the first, nothing in the second"),
+        (
+            {"x": bits(1, 0), "y": bits(1, 0), "z": bits(1)},
+            r"'z': nothing in the first, \(1,\) in the second",
+        ),
+        ({"x": bits(1, 0), "y": bits(1)}, r"'y': \(2,\) in the first, \(1,\) in the second"),
+    ],
+)
+def test_masks_of_two_networks_do_not_overlap(other: dict[str, Tensor], says: str) -> None:
+    with pytest.raises(MaskError, match=says):
+        mask_overlap(Masks({"x": bits(1, 1), "y": bits(1, 0)}), Masks(other))
 
 
 def test_two_random_masks_overlap_as_documented() -> None:
