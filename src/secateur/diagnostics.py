@@ -47,16 +47,6 @@ def _check_comparable(a: Masks, b: Masks) -> None:
             )
 
 
-def _check_comparable(a: Masks, b: Masks) -> None:
-    for name in (*a, *(name for name in b if name not in a)):
-        ours, theirs = (tuple(masks[name].shape) if name in masks else "nothing" for masks in (a, b))
-        if ours != theirs:
-            raise MaskError(
-                f"masks to compare differ in {name!r}: {ours} in the first, {theirs} in the second. "
-                "Compare masks of one network, with the same include, exclude and pattern."
-            )
-
-
 def rank_correlation(a: Tensor, b: Tensor) -> float | None:
     """Spearman's rank correlation of two tensors of equal shape, in [−1, 1]; ties share their mean rank.
 
