@@ -28,7 +28,7 @@ from integration.docs_helpers import (
 from secateur import CalibrationRecovery, Recovery
 from secateur.arena import Suite, load_suite, plan
 from secateur.arena.cell import build_method
-from secateur.cli import COMMANDS, _parse, main
+from secateur.cli import COMMANDS, _parse, _split, main
 from secateur.cli.bench import BenchAccuracy
 from secateur.cli.console import parse_values
 from secateur.cli.prune import Prune, Sweep
@@ -69,7 +69,7 @@ def test_commands_parse_and_what_they_name_exists(page: Path, reader: Path) -> N
         if arguments[0] in ("--help", "--version") or "--help" in arguments:
             continue
         try:
-            command = _parse(arguments[0], arguments[1:])
+            command = _parse(*_split(arguments))
         except SystemExit:
             pytest.fail(f"{place} is not a command that secateur takes")
         if isinstance(command, Prune):
