@@ -20,7 +20,7 @@ Rule = Callable[[ScoreInputs], Any]
 
 
 def magnitudes(inputs: ScoreInputs) -> Scores:
-    return {name: weight.detach().abs().float() for name, weight in inputs.targets.items()}
+    return {name: weight.abs().float() for name, weight in inputs.weights.items()}
 
 
 def each(change: Callable[[Tensor], Tensor]) -> Rule:
@@ -119,7 +119,20 @@ def by_layer(inputs: ScoreInputs) -> Scores:
 
 
 def divides_by_weights(inputs: ScoreInputs) -> Scores:
-    return {name: tensor * (tensor / tensor) for name, tensor in magnitudes(inputs).items()}
+    return {name: w.abs() * (w / inputs.targets[name].detach()) for name, w in inputs.weights.items()}
+
+
+def by_the_parameters(inputs: ScoreInputs) -> Scores:
+    return {name: weight.detach().abs().float() for name, weight in inputs.targets.items()}
+
+
+def saliency_by_the_parameters(inputs: ScoreInputs) -> Scores:
+    scores = {name: torch.zeros_like(weight).float() for name, weight in inputs.weights.items()}
+    for x, y in inputs.stream_labelled(criterion(magnitudes, "Any")()):
+        inputs.task_loss(inputs.model(x), y).backward()
+        for name, weight in inputs.targets.items():
+            scores[name] += (weight.detach() * weight.grad).abs().float()  # type: ignore[operator]
+    return scores
 
 
 def writes_to_the_originals(inputs: ScoreInputs) -> Scores:
@@ -264,13 +277,13 @@ def goes_through_the_data_twice(inputs: ScoreInputs) -> Scores:
 
 def in_order_of_memory(inputs: ScoreInputs) -> Scores:
     return {
-        name: torch.as_strided(weight.detach(), (weight.numel(),), (1,)).abs().reshape(weight.shape)
-        for name, weight in inputs.targets.items()
+        name: torch.as_strided(weight, (weight.numel(),), (1,)).abs().reshape(weight.shape)
+        for name, weight in inputs.weights.items()
     }
 
 
 def views(inputs: ScoreInputs) -> Scores:
-    return {name: weight.detach().view(-1).abs().view_as(weight) for name, weight in inputs.targets.items()}
+    return {name: weight.view(-1).abs().view_as(weight) for name, weight in inputs.weights.items()}
 
 
 def takes_labels_for_granted(inputs: ScoreInputs) -> Scores:
@@ -302,21 +315,17 @@ def stumbles_over_no_data(inputs: ScoreInputs) -> Scores:
 
 
 def underflows(inputs: ScoreInputs) -> Scores:
-    return {name: (1e-4 * weight.detach()) ** 2 for name, weight in inputs.targets.items()}
+    return {name: (1e-4 * weight) ** 2 for name, weight in inputs.weights.items()}
 
 
 def insists_on_float32(inputs: ScoreInputs) -> Scores:
-    return {
-        name: weight.detach().abs() @ torch.eye(weight.shape[-1]) for name, weight in inputs.targets.items()
-    }
+    return {name: weight.abs() @ torch.eye(weight.shape[-1]) for name, weight in inputs.weights.items()}
 
 
 def ranks_half_precision_anew(inputs: ScoreInputs) -> Scores:
     return {
-        name: weight.detach().abs().float()
-        if weight.dtype == torch.float32
-        else 1 / (1e-3 + weight.detach().abs().float())
-        for name, weight in inputs.targets.items()
+        name: weight.abs().float() if weight.dtype == torch.float32 else 1 / (1e-3 + weight.abs().float())
+        for name, weight in inputs.weights.items()
     }
 
 
@@ -337,7 +346,12 @@ RULES: dict[str, list[Rule]] = {
     ],
     "scores_nothing_else": [all_parameters],
     "scores_a_shared_weight_once": [by_layer],
-    "scores_a_masked_network": [divides_by_weights, writes_to_the_originals],
+    "scores_a_masked_network": [
+        divides_by_weights,
+        by_the_parameters,
+        saliency_by_the_parameters,
+        writes_to_the_originals,
+    ],
     "higher_means_keep": [each(lambda scores: -scores), each(lambda scores: 1 / (1 + scores))],
     "leaves_the_student_as_it_was": [
         leaves_a_hook,

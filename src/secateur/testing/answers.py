@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from typing import Any, cast
 
@@ -114,21 +115,34 @@ def scores_a_shared_weight_once(subject: Subject) -> None:
 def scores_a_masked_network(subject: Subject) -> None:
     """In a cut in stages some weights are 0 already; all have usable scores, and the originals stay.
 
-    `ScoreInputs.weights` then holds the values from before the masks.
+    `ScoreInputs.weights` then holds the values from before the masks, and these are what scores that depend
+    on weights go by: by the parameters, all masked weights would be alike, whatever they were.
     """
     student = make_cnn()
     targets = select_targets(student)
     originals = {name: weight.detach().clone() for name, weight in targets.items()}
     kept = {name: weight.clone() for name, weight in originals.items()}
     with torch.no_grad(), seeded(5):
-        for weight in targets.values():
-            weight.mul_(torch.rand_like(weight) < 0.5)
+        masked = {name: torch.rand_like(weight) < 0.5 for name, weight in targets.items()}
+        for name, weight in targets.items():
+            weight.masked_fill_(masked[name], 0.0)
+    again = copy.deepcopy(student)  # before, lest the criterion changes it
     where = "of a network in which half of the weights are masked"
     fix = "Guard divisions by a weight, and multiply by inputs.weights."
     scores = scored(subject, student, images(), make_cnn(1), where=where, fix=fix, weights=originals)
     require_scores(subject, scores, targets)
     same = all(same_bits(originals[name], kept[name]) for name in kept)
     require(same, subject, "inputs.weights to stay as it is", "it was written to", "Work on copies.")
+    doubled = {name: torch.where(masked[name], 2 * kept[name], kept[name]) for name in kept}
+    others = scored(subject, again, images(), make_cnn(1), where=where, fix=fix, weights=doubled)
+    at_masked, of_doubled = (torch.cat([s[n][masked[n]] for n in masked]) for s in (scores, others))
+    require(
+        len(at_masked.unique()) > 1 or not torch.equal(at_masked, of_doubled),
+        subject,
+        "scores of masked weights that follow what inputs.weights holds for them",
+        f"all are {float(at_masked[0]):g}, also with other values there",
+        "Take values from inputs.weights, and only gradients from the parameters of inputs.targets.",
+    )
 
 
 def higher_means_keep(subject: Subject) -> None:
