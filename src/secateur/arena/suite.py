@@ -43,8 +43,8 @@ class Method:
     control: Literal["none", "shuffled", "inverted"] = "none"
     """Scores shuffled within each layer, or turned upside down."""
     teacher: Literal["trained", "untrained", "random-labels", "student"] = "trained"
-    """Who teaches in the score: the teacher, one without training, one trained on random labels, or a
-    copy of the dense student. The recovery always has the trained teacher."""
+    """Who teaches in the score, and in the distillation steps of a cut: the teacher, one without training,
+    one trained on random labels, or a copy of the dense student. The recovery always has the trained one."""
     start: Literal["trained", "init", "small"] = "trained"
     """What is pruned: the trained student, the same network with fresh weights, or, not pruned at all, a
     fresh narrow network with as many parameters as the others keep."""
