@@ -32,6 +32,17 @@ def check_fits(network: nn.Module, data: Data, role: str) -> None:
         )
 
 
+def check_labelled(data: Data) -> None:
+    """Refuse validation data without labels, by which the epoch is chosen.
+
+    Raises:
+        DataError: saying so.
+    """
+    _, labels = next(split_batches(data.val, torch.device("cpu")))
+    if labels is None:
+        raise DataError(f"the validation batches of {data.name!r} have no labels, which a recovery needs.")
+
+
 def check_teachers(
     student: nn.Module, teacher: nn.Module | None, recipes: Sequence[Recovery], calibration_teacher: str
 ) -> None:

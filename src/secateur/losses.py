@@ -177,6 +177,9 @@ def distillation(
 def logits_of(outputs: object) -> Tensor:
     """The tensor that a model returned, or the ``logits`` of an output object as in `transformers`.
 
+    Classes are on dimension 1, as in all of PyTorch's losses. An output object's logits of three dimensions
+    are those of a language model, (batch, positions, classes), and are turned to (batch, classes, positions).
+
     Raises:
         ScoreError: if there is neither.
     """
@@ -184,7 +187,7 @@ def logits_of(outputs: object) -> Tensor:
         return outputs
     logits = getattr(outputs, "logits", None)
     if isinstance(logits, Tensor):
-        return logits
+        return logits.movedim(-1, 1) if logits.ndim == 3 else logits
     raise ScoreError(
         f"a model must return a tensor or an object with .logits, got {type(outputs).__name__}. "
         "Wrap it in a module that returns its logits."

@@ -17,7 +17,7 @@ from secateur import provenance
 from secateur.allocate import SCOPES, AbstractPattern, AbstractScope, Groups, Unstructured
 from secateur.calibration import CalibrationRecovery
 from secateur.checkpoint import inspect_checkpoint, save_sparse
-from secateur.checks import check_fits, check_teachers, resolve_batchnorm
+from secateur.checks import check_fits, check_labelled, check_teachers, resolve_batchnorm
 from secateur.cutting import check_no_regrow, cut, moves_weights
 from secateur.data import Data, DataOptions, load_data
 from secateur.diagnostics import describe_scores, mask_overlap, split_half_overlap
@@ -33,6 +33,7 @@ from secateur.runs import RunFolder
 from secateur.scores import CRITERIA, AbstractCriterion, TeacherGuided
 from secateur.stages import Stage, StageLog, check_stages, fitting_targets, staged_masks
 from secateur.steps import Execution
+from secateur.train import check_trainable
 from secateur.training import augmented_batches, recovery_name, train_stage
 
 
@@ -106,6 +107,10 @@ def prune(
     for role, network in (("student", student), ("teacher", teacher)):
         if network is not None:
             check_fits(network, loaded, role)
+    for recipe in recipes:
+        check_trainable(student, loaded.train, recipe, teacher, execution=execution)
+    if recipes:
+        check_labelled(loaded)
     watcher = watcher or Watcher()
     job = _Job(
         student,
@@ -156,6 +161,7 @@ class _Job:
             warnings.simplefilter("always", SecateurWarning)
             _, self.exclude = fitting_targets(self.student, self.pattern, self.include, self.exclude)
             masks, found, moved = self._choose()
+        caught = list({str(w.message): w for w in caught}.values())  # said again by each step of the way
         result = Result(
             masks=masks,
             n_parameters=sum(p.numel() for p in self.student.parameters()),

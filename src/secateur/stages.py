@@ -21,7 +21,7 @@ from secateur.masks import Masks
 from secateur.naming import Batches, Loss, Named
 from secateur.schedules import geometric_sparsities
 from secateur.scores import AbstractCriterion, score
-from secateur.targets import select_targets
+from secateur.targets import MAKE_PARAMETERS, computed_weights, select_targets
 
 
 @dataclass(frozen=True)
@@ -221,9 +221,15 @@ def fitting_targets(
         InvalidArgument: if the pattern fits none of them.
 
     Warns:
-        LeftDenseWarning: naming those that it does not fit.
+        LeftDenseWarning: naming those that it does not fit, and layers whose weight is no parameter.
     """
     targets = select_targets(model, include=include, exclude=exclude)
+    if made := computed_weights(model):
+        warnings.warn(
+            f"the weights of {', '.join(made)} are no parameters and stay dense. {MAKE_PARAMETERS}",
+            LeftDenseWarning,
+            stacklevel=3,
+        )
     fitting = pattern.fitting(targets, model)
     return dict(fitting), [*exclude, *(escape(name) for name in targets if name not in fitting)]
 

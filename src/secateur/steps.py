@@ -88,7 +88,7 @@ def make_steps(
     Raises:
         InvalidArgument: if `execution` is unknown, or needs another device.
     """
-    execution = _resolve(execution, model, device, n_steps)
+    execution = resolve_execution(execution, model, device, n_steps)
     backward = _eager_backward(model, optimizer, loss_of)
     if execution == "compile":
         backward = CompiledBackward(model, optimizer, loss_of)
@@ -99,9 +99,14 @@ def make_steps(
     return RecordedSteps(steps, lambda run: _record(run, stream), lambda: _on_stream(stream), device)
 
 
-def _resolve(
+def resolve_execution(
     execution: str, model: nn.Module, device: torch.device, n_steps: int
 ) -> Literal["eager", "graph", "compile"]:
+    """What ``auto`` comes down to, the others unchanged.
+
+    Raises:
+        InvalidArgument: if `execution` is unknown, or needs another device.
+    """
     if execution not in ("auto", "eager", "graph", "compile"):
         raise InvalidArgument(f"execution must be auto, eager, graph or compile, got {execution!r}.")
     if execution in ("eager", "compile"):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
 from torch import nn
+from torch.nn.parameter import UninitializedParameter
 
 from secateur.errors import TargetError
 
@@ -19,6 +20,12 @@ PRUNABLE_MODULES: tuple[type[nn.Module], ...] = (
     nn.Linear,
 )
 """Modules whose ``weight`` is pruned by default: never biases, norms or embeddings."""
+
+MAKE_PARAMETERS = (
+    "Make them parameters first: torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight'), or "
+    "torch.nn.utils.prune.remove(layer, 'weight')."
+)
+"""How weights that are `computed_weights` can be pruned."""
 
 _WRAPPERS = ("_orig_mod", "module")
 """Name components that torch.compile and DistributedDataParallel put in front of a model."""
@@ -65,6 +72,7 @@ def select_targets(
     Raises:
         TargetError: if a pattern matches no prunable weight, or nothing is left to prune.
     """
+    _check_patterns(include=include, exclude=exclude)
     candidates, frozen = _candidates(unwrap(model))
     for pattern in (*(p for p in include if p != "*"), *exclude):
         if not any(fnmatchcase(name, pattern) for name in candidates):
@@ -80,12 +88,36 @@ def select_targets(
     return chosen
 
 
+def computed_weights(model: nn.Module) -> list[str]:
+    """Layers of `PRUNABLE_MODULES` whose weight is no parameter, but made from others in each pass.
+
+    So do ``torch.nn.utils.parametrizations`` and ``torch.nn.utils.prune``; such a weight cannot be pruned.
+    """
+    return [
+        name
+        for name, module in unwrap(model).named_modules()
+        if isinstance(module, PRUNABLE_MODULES)
+        and "weight" not in dict(module.named_parameters(recurse=False))
+        and getattr(module, "weight", None) is not None
+    ]
+
+
+def _check_patterns(**patterns: Sequence[str]) -> None:
+    for name, given in patterns.items():
+        if isinstance(given, str):
+            raise TargetError(f"{name} must be a sequence of patterns, got the text {given!r}: ({given!r},)")
+
+
 def _candidates(model: nn.Module) -> tuple[dict[str, nn.Parameter], int]:
     """Prunable trainable weights by name, and how many more are frozen."""
     prunable: set[int] = set()
     other: set[int] = set()
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
+            if isinstance(parameter, UninitializedParameter):
+                raise TargetError(
+                    f"{type(module).__name__} has no {name} yet. Run the model on one batch first."
+                )
             is_target = name == "weight" and isinstance(module, PRUNABLE_MODULES)
             (prunable if is_target else other).add(id(parameter))
     wanted = {n: p for n, p in model.named_parameters() if id(p) in prunable - other and p.numel()}
@@ -102,4 +134,6 @@ def _why_nothing(model: nn.Module, n_candidates: int, n_frozen: int) -> str:
             f"its {n_frozen} prunable weights are frozen (requires_grad=False). "
             "Call requires_grad_(True) on what may be pruned."
         )
+    if made := computed_weights(model):
+        return where + f"the weights of {', '.join(made)} are no parameters. {MAKE_PARAMETERS}"
     return where + "it holds no Conv, ConvTranspose or Linear weight."

@@ -22,7 +22,7 @@ from secateur.masks import Masks
 from secateur.modules import device_of, modes_kept, share_weights
 from secateur.naming import Batches, IndexedBatch, IndexedLoader, Loss, length_of, split_batches
 from secateur.recovery import Recovery, learning_rate, resolve_precision
-from secateur.steps import Execution, LossOf, StepInputs, Steps, make_steps
+from secateur.steps import Execution, LossOf, StepInputs, Steps, make_steps, resolve_execution
 from secateur.teacher_cache import TeacherLogits
 
 
@@ -111,12 +111,8 @@ def fit(
         ScoreError: if student and teacher outputs cannot be compared.
         InvalidArgument: if `execution` is unknown, or impossible here.
     """
-    guide = _guide(model, train, recipe, teacher)
-    if not any(p.requires_grad for p in model.parameters()):
-        raise TrainingError("the model has no trainable parameter; call requires_grad_(True) on some.")
-    n_batches = length_of(train)
-    if not n_batches:
-        raise TrainingError("the training loader needs a length above 0, for the learning-rate schedule.")
+    n_batches = check_trainable(model, train, recipe, teacher, execution=execution)
+    guide = _guide(train, recipe, teacher)
     state = TrainState() if state is None else state
     device = device_of(model)
     bf16 = resolve_precision(recipe.precision, device) == "bf16"
@@ -199,30 +195,63 @@ def _seeded(device: torch.device, seed: int, epoch: int) -> Generator[None]:
         yield
 
 
-def _guide(
-    model: nn.Module, train: Batches, recipe: Recovery, teacher: nn.Module | TeacherLogits | None
-) -> TeacherLogits | None:
-    """The teacher that the recipe asks for, or None if it asks for none."""
-    if recipe.kd_weight == 0:
-        return None
-    if teacher is None:
-        raise TrainingError(f"kd_weight={recipe.kd_weight:g} needs a teacher; pass one or set kd_weight=0.")
-    network = teacher.teacher if isinstance(teacher, TeacherLogits) else teacher
-    if share_weights(network, model):
-        raise TrainingError(
-            "the teacher is, or shares weights with, the model in training. "
-            "Pass copy.deepcopy(model) as the teacher."
-        )
-    if isinstance(teacher, TeacherLogits):
-        return teacher
-    if not recipe.teacher_views:
-        return TeacherLogits(network)
+def check_trainable(
+    model: nn.Module,
+    train: Batches,
+    recipe: Recovery,
+    teacher: nn.Module | TeacherLogits | None,
+    *,
+    execution: Execution,
+) -> int:
+    """Refuse a training that could not begin.
+
+    Returns:
+        Number of batches of an epoch.
+
+    Raises:
+        TrainingError: if the teacher is missing or is the model itself, all parameters are frozen, or the
+            loader has no length, or cannot repeat the views that the recipe asks for.
+        InvalidArgument: if `execution` is unknown, or impossible here.
+    """
+    resolve_execution(execution, model, device_of(model), 1)
+    if recipe.kd_weight > 0:
+        if teacher is None:
+            raise TrainingError(
+                f"kd_weight={recipe.kd_weight:g} needs a teacher; pass one or set kd_weight=0."
+            )
+        if share_weights(teacher.teacher if isinstance(teacher, TeacherLogits) else teacher, model):
+            raise TrainingError(
+                "the teacher is, or shares weights with, the model in training. "
+                "Pass copy.deepcopy(model) as the teacher."
+            )
+        if recipe.teacher_views and not isinstance(teacher, TeacherLogits):
+            _check_views(train, recipe)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise TrainingError("the model has no trainable parameter; call requires_grad_(True) on some.")
+    n_batches = length_of(train)
+    if not n_batches:
+        raise TrainingError("the training loader needs a length above 0, for the learning-rate schedule.")
+    return n_batches
+
+
+def _check_views(train: Batches, recipe: Recovery) -> None:
     if not isinstance(train, IndexedLoader):
         raise TrainingError(
             f"teacher_views={recipe.teacher_views} needs a loader that knows its samples (IndexedLoader), "
             f"got {type(train).__name__}. Set teacher_views=0 to ask the teacher every epoch."
         )
-    return TeacherLogits(network, train)
+
+
+def _guide(
+    train: Batches, recipe: Recovery, teacher: nn.Module | TeacherLogits | None
+) -> TeacherLogits | None:
+    """The teacher that the recipe asks for, or None if it asks for none."""
+    if recipe.kd_weight == 0 or teacher is None:
+        return None
+    if isinstance(teacher, TeacherLogits):
+        return teacher
+    remembered = recipe.teacher_views > 0 and isinstance(train, IndexedLoader)
+    return TeacherLogits(teacher, train) if remembered else TeacherLogits(teacher)
 
 
 def _train_epoch(

@@ -11,12 +11,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import prune
 
 from helpers import Snapshot, build, images, make_cnn, make_mlp, same_state, vectors
 from secateur.allocate import Global, allocate
+from secateur.cutting import cut
 from secateur.errors import (
     DataError,
     InvalidArgument,
+    LeftDenseWarning,
     ScoreError,
     SecateurError,
     TargetError,
@@ -135,7 +138,7 @@ def test_a_model_with_nothing_to_prune_is_refused(key: str, model: nn.Module, me
         ({"exclude": ["0.bias"]}, r"pattern '0\.bias' matches no prunable weight"),
         ({"exclude": ["0.*", "2.*"]}, "include and exclude leave none"),
         ({"include": ["0.weight"], "exclude": ["0.*"]}, "include and exclude leave none"),
-        ({"include": "0.weight"}, "pattern '0' matches no prunable weight"),  # a string, not a list
+        ({"include": "0.weight"}, r"include must be a sequence of patterns, got the text '0\.weight'"),
         ({"include": []}, "include and exclude leave none"),
     ],
     ids=str,
@@ -143,6 +146,22 @@ def test_a_model_with_nothing_to_prune_is_refused(key: str, model: nn.Module, me
 def test_patterns_that_leave_nothing_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(TargetError, match=message):
         select_targets(make_mlp(), **options)
+
+
+def test_weights_that_are_no_parameters_are_named() -> None:
+    model = make_mlp()
+    nn.utils.parametrizations.weight_norm(model[0])
+    with pytest.warns(LeftDenseWarning, match=r"the weights of 0 are no parameters.*remove_parametrizations"):
+        masks = cut(model, None, Magnitude(), sparsity=0.5)
+    assert list(masks) == ["2.weight"]
+    prune.l1_unstructured(model[2], "weight", 0.5)
+    with pytest.raises(TargetError, match=r"the weights of 0, 2 are no parameters.*prune\.remove"):
+        cut(model, None, Magnitude(), sparsity=0.5)
+
+
+def test_a_lazy_layer_must_have_seen_an_input() -> None:
+    with pytest.raises(TargetError, match=r"LazyLinear has no weight yet\. Run the model on one batch"):
+        cut(nn.Sequential(nn.LazyLinear(8)), None, Magnitude(), sparsity=0.5)
 
 
 def test_a_frozen_weight_is_not_a_target() -> None:

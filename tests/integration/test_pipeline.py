@@ -159,8 +159,47 @@ def test_bad_arguments_are_refused_before_anything_happens(student, teacher, dat
 
 
 def test_a_student_cannot_be_its_own_teacher(student, data):
-    with pytest.raises(sc.InvalidArgument, match="deepcopy"):
-        sc.prune(student, teacher=student, data=data, sparsity=0.5)
+    for teacher in (student, nn.Sequential(student)):
+        with pytest.raises(sc.InvalidArgument, match="deepcopy"):
+            sc.prune(student, teacher=teacher, data=data, sparsity=0.5)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "how", "error", "says"),
+    [
+        ({"teacher_views": 2}, {}, sc.TrainingError, "teacher_views=2 needs a loader that knows its samples"),
+        ({}, {"execution": "graph"}, sc.InvalidArgument, "needs a CUDA device"),
+        ({}, {"train": iter(())}, sc.TrainingError, "needs a length above 0"),
+        (
+            {},
+            {"val": [torch.randn(4, 1, 8, 8)]},
+            sc.DataError,
+            "validation batches .* have no labels",
+        ),
+    ],
+)
+def test_a_recovery_that_cannot_begin_is_refused_before_the_cut(
+    student, teacher, data, recipe, how, error, says
+):
+    options = {"execution": how.pop("execution")} if "execution" in how else {}
+    before = copy.deepcopy(student.state_dict())
+    with pytest.raises(error, match=says):
+        sc.prune(
+            student,
+            teacher=teacher,
+            data=replace(data, **how),
+            sparsity=0.5,
+            recovery=sc.Recovery(epochs=1, **recipe),
+            **options,
+        )
+    assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
+
+
+def test_what_stays_dense_is_told_once(student, data):
+    nn.utils.parametrizations.weight_norm(next(m for m in student.modules() if isinstance(m, nn.Conv2d)))
+    with pytest.warns(sc.LeftDenseWarning) as caught:
+        result = sc.prune(student, data=data, criterion=sc.Magnitude(), sparsity=0.5)
+    assert len(caught) == len(result.warnings) == 1
 
 
 @pytest.mark.parametrize("role", ["student", "teacher"])

@@ -315,14 +315,14 @@ def test_a_cpu_runs_eagerly(execution: Any) -> None:
 
 def test_what_pays_and_is_possible_is_recorded() -> None:
     cuda, model = torch.device("cuda", 0), make_mlp()
-    assert steps_module._resolve("auto", model, cuda, 1000) == "graph"
-    assert steps_module._resolve("auto", model, cuda, 5) == "eager"
-    assert steps_module._resolve("graph", model, cuda, 5) == "graph"
-    assert steps_module._resolve("auto", model, CPU, 1000) == "eager"
+    assert steps_module.resolve_execution("auto", model, cuda, 1000) == "graph"
+    assert steps_module.resolve_execution("auto", model, cuda, 5) == "eager"
+    assert steps_module.resolve_execution("graph", model, cuda, 5) == "graph"
+    assert steps_module.resolve_execution("auto", model, CPU, 1000) == "eager"
     apart = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2, device="meta"))
-    assert steps_module._resolve("auto", apart, cuda, 1000) == "eager"
+    assert steps_module.resolve_execution("auto", apart, cuda, 1000) == "eager"
     with pytest.raises(InvalidArgument, match="needs the whole model on one device"):
-        steps_module._resolve("graph", apart, cuda, 1000)
+        steps_module.resolve_execution("graph", apart, cuda, 1000)
 
 
 @pytest.mark.parametrize(

@@ -360,3 +360,35 @@ def test_losses_refuse_what_they_cannot_compare() -> None:
 def test_teacher_guided_refuses_a_number_that_nothing_would_read(options: Any, message: str) -> None:
     with pytest.raises(InvalidArgument, match=message):
         TeacherGuided(make_mlp(), **options)
+
+
+class Output:
+    """What a model of `transformers` returns."""
+
+    def __init__(self, logits: Tensor) -> None:
+        self.logits = logits
+
+
+class Reader(nn.Module):
+    """A language model of 6 words: (batch, positions) to logits of (batch, positions, words)."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.words, self.out = nn.Embedding(6, 4), nn.Linear(4, 6)
+
+    def forward(self, x: Tensor) -> Output:
+        return Output(self.out(torch.tanh(self.words(x))))
+
+
+def test_a_language_model_is_scored_by_each_of_its_words() -> None:
+    student, teacher = Reader(0), Reader(1)
+    x, y = torch.randint(0, 6, (2, 4, 5)).unbind()
+    found = score(student, [(x, y)], TeacherGuided(teacher, alpha=0.5))
+    logits, taught = student(x).logits.flatten(0, 1), teacher(x).logits.flatten(0, 1)
+    for term, loss in (
+        (found.task, F.cross_entropy(logits, y.flatten())),
+        (found.kd, kd_loss(logits, taught, temperature=4.0)),
+    ):
+        (gradient,) = torch.autograd.grad(loss, [student.out.weight], retain_graph=True)
+        assert torch.allclose(term["out.weight"], (gradient * student.out.weight).abs(), atol=1e-7)
