@@ -12,6 +12,7 @@ from torch.func import functional_call
 from helpers import CLASSES, vectors
 from secateur.building import build_criterion_from, wants_teacher
 from secateur.cutting import cut
+from secateur.errors import ScoreError
 from secateur.scores import CRITERIA, TeacherCurvature, score
 from secateur.scores.functional import Functional, slots_of
 from secateur.testing.snapshot import Snapshot
@@ -119,3 +120,53 @@ def test_buffers_that_a_forward_pass_makes_are_gone_afterwards() -> None:
     score(model, vectors(), CRITERIA["task-gradient"]())
     assert model.cache is None
     assert list(model.state_dict()) == names
+
+
+class Attention(nn.Module):
+    """Six numbers as six positions of a small transformer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        layer = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
+        self.embed, self.body = nn.Linear(1, 4), nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
+        self.head = nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(self.embed(x[..., None])).mean(1))
+
+
+@pytest.mark.parametrize("name", ["grasp", "prospr", "epsd"])
+def test_attention_has_second_derivatives(name: str) -> None:
+    scores = score(Attention(), vectors(4), made(name))
+    assert all(bool(value.abs().sum() > 0) for value in scores.values())
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.GRU(1, 4, batch_first=True), nn.Linear(4, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(x[..., None])[0].mean(1))
+
+
+class Branching(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(6, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x) if x.sum().item() > 0 else self.head(-x)
+
+
+@pytest.mark.parametrize("network", [Recurrent, Branching])
+@pytest.mark.parametrize(
+    ("name", "advice"), [("fisher", "Choose per='batch'"), ("teacher-curvature", "Choose TeacherFisher")]
+)
+def test_what_vmap_cannot_follow_is_told_with_a_way_out(
+    network: type[nn.Module], name: str, advice: str
+) -> None:
+    criterion = build_criterion_from(name, {}, teacher=nn.Linear(6, CLASSES), seed=0)
+    with pytest.raises(ScoreError, match=rf"vmap, which cannot follow this network: .*{advice}"):
+        score(network(), vectors(), criterion)

@@ -14,7 +14,7 @@ from secateur.errors import InvalidArgument
 from secateur.losses import check_finite, check_scalar, check_temperature
 from secateur.naming import Named
 from secateur.scores.base import AbstractCriterion, ScoreInputs
-from secateur.scores.functional import Functional, gradients_of, hessian_product
+from secateur.scores.functional import Functional, gradients_of, hessian_product, sample_by_sample
 from secateur.scores.gradient import backward_to, each_task_loss, zero_scores
 
 _MOST_SAMPLES = 32
@@ -148,7 +148,8 @@ class Fisher(AbstractCriterion):
         n_samples = 0
         for index, (x, y) in enumerate(inputs.stream_labelled(self)):
             for x_part, y_part in zip(x.split(chunk), y.split(chunk), strict=True):
-                with torch.no_grad():  # vmap differentiates by itself, so no graph to the leaves is needed
+                # vmap differentiates by itself, so no graph to the leaves is needed
+                with torch.no_grad(), sample_by_sample(self, "Choose per='batch'."):
                     gradients, losses = per_sample(targets, x_part, y_part)
                 check_finite("task", losses.sum(), index)
                 for name, gradient in gradients.items():

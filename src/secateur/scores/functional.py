@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from secateur.errors import ScoreError
 from secateur.losses import logits_of
 from secateur.naming import Named
 from secateur.scores.gradient import check_depends
@@ -95,7 +98,28 @@ def slots_of(module: nn.Module) -> dict[str, str]:
 def call_with(module: nn.Module, slots: Mapping[str, str], state: Named, x: Tensor) -> object:
     """The outputs of `module` for `x`, with `state` in the places of its names (`slots_of`)."""
     placed = {place: state[name] for place, name in slots.items() if name in state}
-    return functional_call(module, placed, (x,), tie_weights=False)
+    with sdpa_kernel(SDPBackend.MATH):  # the fused attentions have no second derivative
+        return functional_call(module, placed, (x,), tie_weights=False)
+
+
+@contextmanager
+def sample_by_sample(criterion: object, advice: str) -> Generator[None]:
+    """Say what to do where vmap cannot follow a network.
+
+    Args:
+        criterion: Whose gradients of single samples are taken inside.
+        advice: What to choose instead.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        text = str(error).strip() or type(error).__name__
+        raise ScoreError(
+            f"{type(criterion).__name__} takes the gradients of single samples with torch.func.vmap, which "
+            f"cannot follow this network: {text.splitlines()[0]} {advice}"
+        ) from error
 
 
 def promoted(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -17,7 +17,7 @@ from secateur.losses import check_finite, check_outputs, check_temperature, kd_l
 from secateur.naming import Named
 from secateur.scores.base import AbstractCriterion, ScoreInputs, Solution, SolvingScores, preserving
 from secateur.scores.block_curvature import BlockQuadratic, add_outer
-from secateur.scores.functional import Functional, gradients_of
+from secateur.scores.functional import Functional, gradients_of, sample_by_sample
 from secateur.scores.gauss_newton import Quadratic
 from secateur.scores.teacher_fisher import draw_classes
 
@@ -226,7 +226,8 @@ class TeacherCurvature(AbstractCriterion):
         def rows() -> Iterator[dict[str, Tensor]]:
             for start in range(0, len(groups), chunk):
                 place = slice(start, start + chunk)
-                with torch.no_grad():  # vmap differentiates by itself
+                # vmap differentiates by itself
+                with torch.no_grad(), sample_by_sample(self, "Choose TeacherFisher or LayerReconstruction."):
                     gradients = per_group(targets, groups[place], pulls[place])
                 yield {name: gradient.flatten(1).float() for name, gradient in gradients.items()}
 
