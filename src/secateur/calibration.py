@@ -299,6 +299,11 @@ class FlipShift:
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Another look of each image."""
+        if images.ndim != 4:
+            raise InvalidArgument(
+                f"flip-shift moves images of shape (batch, C, H, W), got inputs of {tuple(images.shape)}. "
+                "Set augment='none' or 'mix'."
+            )
         n, _, height, width = images.shape
         corner = torch.randint(0, 2 * self.pixels + 1, (2, n), generator=generator).to(images.device)
         mirrored = (torch.rand(n, generator=generator) < 0.5).to(images.device)

@@ -237,6 +237,11 @@ def test_refusals() -> None:
             cut(student, batches, Magnitude(), sparsity=0.5, recovery=STEPS, **options)
 
 
+def test_flip_shift_is_for_images() -> None:
+    with pytest.raises(InvalidArgument, match=r"got inputs of \(4, 6\). Set augment='none' or 'mix'"):
+        FlipShift(1)(torch.zeros(4, 6), torch.Generator())
+
+
 def test_flip_and_shift_moves_whole_images() -> None:
     x = torch.arange(2 * 1 * 4 * 4.0).view(2, 1, 4, 4) + 1
     generator = torch.Generator().manual_seed(0)
