@@ -300,6 +300,17 @@ def test_whatever_key_is_missing_is_an_error_or_no_matter(result: Any) -> None:
         (lambda r: r["curves"]["dense"][2].pop("loss"), r"'curves.dense\[2\].loss' is missing"),
         (lambda r: r["diagnostics"]["score_histogram"]["counts"].pop(), "counts' must have 45 entries"),
         (lambda r: r["diagnostics"]["score_histogram"].update(log10_edges=[]), "at least 2 entries"),
+        (
+            lambda r: r.update(calibration_recovery="x"),
+            "'calibration_recovery' must be Mapping or null, got 'x'",
+        ),
+        (lambda r: r.update(stages=None), "'stages' must be Mapping, got None"),
+        (lambda r: r.update(stages={"n": 1, "rows": [], "one_cut": None}), "'stages.regrow' is missing"),
+        (lambda r: r["layers"].append(1e308), r"'layers\[\d+\]' must be Mapping"),
+        (lambda r: r["seconds"].update(score="x"), "'seconds.score' must be int or float or null, got 'x'"),
+        (lambda r: r["seconds"].update(score=10**30), r"'seconds.score' must be below 2\^63"),
+        (lambda r: r["diagnostics"]["score_histogram"]["counts"].insert(0, {}), r"counts\[0\]' must be int"),
+        (lambda r: r["diagnostics"]["score_histogram"]["log10_edges"].insert(0, "x"), r"edges\[0\]' must be"),
     ],
 )
 def test_a_damaged_result_is_refused(result: Any, change: Any, named: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import NoneType
 from typing import Any, cast
 
@@ -17,6 +17,7 @@ NUMBER: Types = (int, float)
 WHOLE: Types = (int,)
 OBJECT: Types = (Mapping,)
 LIST: Types = (list, tuple)
+_LARGEST = 2**63
 DAMAGED = "The file is damaged or was edited: run the command that wrote it again."
 CURVES = ("teacher", "dense", "recovered", "recovered_kd")
 
@@ -91,7 +92,7 @@ _PARTS: Mapping[str, Mapping[str, Types]] = {
         "n_samples_per_half": or_null(WHOLE),
     },
     "calibration_recovery": {"steps": WHOLE},
-    "stages": {"n": WHOLE, "rows": LIST, "one_cut": or_null(OBJECT)},
+    "stages": {"n": WHOLE, "regrow": (bool,), "rows": LIST, "one_cut": or_null(OBJECT)},
     "stages.one_cut": {"cut": NUMBER, "batchnorm": or_null(NUMBER), "mask_overlap": NUMBER},
 }
 _EPOCH: Mapping[str, Types] = {
@@ -100,6 +101,7 @@ _EPOCH: Mapping[str, Types] = {
     "val_accuracy": or_null(NUMBER),
 }
 _LATER: Mapping[str, Mapping[str, Types]] = {
+    "": {"stages": OBJECT, "calibration_recovery": or_null(OBJECT)},
     "stages.rows": {
         "predicted": or_null(NUMBER),
         "loss": or_null(OBJECT),
@@ -107,7 +109,7 @@ _LATER: Mapping[str, Mapping[str, Types]] = {
         "recovery_s": NUMBER,
     },
 }
-"""Keys of entries that older results do not have."""
+"""Keys of the result and of its entries that older ones do not have."""
 _LOSS: Mapping[str, Types] = {f"loss.{when}": or_null(NUMBER) for when in ("before", "cut", "recovered")}
 _ITEMS: Mapping[str, Mapping[str, Types]] = {
     "layers": {"name": TEXT, "shape": LIST, "numel": WHOLE, "n_keep": WHOLE, "density": NUMBER},
@@ -121,6 +123,12 @@ _ITEMS: Mapping[str, Mapping[str, Types]] = {
         "batchnorm": or_null(NUMBER),
     },
 }
+_PLAIN: Mapping[str, Types] = {
+    "seconds": or_null(NUMBER),
+    "diagnostics.score_histogram.log10_edges": NUMBER,
+    **{f"diagnostics.score_histogram.{term}counts": WHOLE for term in ("", "terms.task.", "terms.teacher.")},
+}
+"""Lists and objects of nothing but plain values."""
 
 
 def read_run(result: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -155,17 +163,20 @@ def read_sweep(sweep: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _read(source: Mapping[str, Any], format_name: str, spec: Mapping[str, Types]) -> Mapping[str, Any]:
     checked = check_format(source, format_name)
-    check_keys(checked, spec, "")
+    check_keys(checked, {**spec, **_present(checked, _LATER[""])}, "")
     for path, part in _PARTS.items():
         if isinstance(found := _find(checked, path), Mapping):
-            check_keys(cast("Mapping[str, Any]", found), part, f"{path}.")
+            check_keys(found, part, f"{path}.")
     for path, item in _ITEMS.items():
-        entries = cast("Sequence[Any]", _find(checked, path) or ())
-        for index, entry in enumerate(entries):
-            later = {key: types for key, types in _LATER.get(path, {}).items() if key in entry}
-            check_keys(entry, {**item, **later}, f"{path}[{index}].")
+        for name, entry in _entries(checked, path):
+            check_type(entry, OBJECT, name)
+            later = _present(entry, _LATER.get(path, {}))
+            check_keys(entry, {**item, **later}, f"{name}.")
             if path == "stages.rows" and entry.get("loss") is not None:
-                check_keys(entry, {**_LATER[path], **_LOSS}, f"{path}[{index}].")
+                check_keys(entry, {**_LATER[path], **_LOSS}, f"{name}.")
+    for path, types in _PLAIN.items():
+        for name, entry in _entries(checked, path):
+            check_type(entry, types, name)
     _check_histogram(checked)
     return checked
 
@@ -217,6 +228,20 @@ def _find(source: object, path: str) -> object:
     return source
 
 
+def _entries(source: object, path: str) -> Iterator[tuple[str, Any]]:
+    """What a list or an object at a path holds, each with its name in errors; nothing if it is not there."""
+    found = _find(source, path)
+    if isinstance(found, Mapping):
+        yield from ((f"{path}.{key}", part) for key, part in cast("Mapping[str, object]", found).items())
+    elif isinstance(found, (list, tuple)):
+        yield from ((f"{path}[{i}]", part) for i, part in enumerate(cast("Sequence[object]", found)))
+
+
+def _present(source: Mapping[str, Any], spec: Mapping[str, Types]) -> Mapping[str, Types]:
+    """Those of the keys that are there."""
+    return {key: types for key, types in spec.items() if key in source}
+
+
 def check_keys(source: object, spec: Mapping[str, Types], prefix: str) -> None:
     """Refuse `source` unless it has every key of `spec`, of the right type and range.
 
@@ -240,10 +265,21 @@ def check_keys(source: object, spec: Mapping[str, Types], prefix: str) -> None:
                 )
             part = cast("Mapping[str, object]", part)[key]
             walked += "."
-        if not isinstance(part, types) or isinstance(part, bool):
-            allowed = " or ".join("null" if kind is NoneType else kind.__name__ for kind in types)
-            raise RunError(f"key {prefix + path!r} must be {allowed}, got {part!r}. {DAMAGED}")
+        check_type(part, types, prefix + path)
         _check_fraction(path, prefix + path, part)
+
+
+def check_type(part: object, types: Types, name: str) -> None:
+    """Refuse what stands at a key unless it is of one of the allowed types.
+
+    Raises:
+        RunError: naming the key.
+    """
+    if not isinstance(part, types) or (isinstance(part, bool) and bool not in types):
+        allowed = " or ".join("null" if kind is NoneType else kind.__name__ for kind in types)
+        raise RunError(f"key {name!r} must be {allowed}, got {part!r}. {DAMAGED}")
+    if isinstance(part, int) and abs(part) >= _LARGEST:
+        raise RunError(f"key {name!r} must be below 2^63, got {part}. {DAMAGED}")
 
 
 def _check_fraction(path: str, name: str, part: object) -> None:
