@@ -6,10 +6,10 @@
 #define SECATEUR_ISA_NAME "avx2"
 
 namespace secateur::avx2 {
+#include "vector.h"
 #include "kernels_conv.h"
+#include "kernels_winograd.h"
 #include "kernels_lane.h"
 #include "kernels_plain.h"
 #include "kernels_table.h"
-#include "kernels_winograd.h"
-#include "vector.h"
 }  // namespace secateur::avx2

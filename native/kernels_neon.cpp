@@ -6,10 +6,10 @@
 #define SECATEUR_ISA_NAME "neon"
 
 namespace secateur::neon {
+#include "vector.h"
 #include "kernels_conv.h"
+#include "kernels_winograd.h"
 #include "kernels_lane.h"
 #include "kernels_plain.h"
 #include "kernels_table.h"
-#include "kernels_winograd.h"
-#include "vector.h"
 }  // namespace secateur::neon
