@@ -272,6 +272,8 @@ class SweepConfig:
     def __post_init__(self) -> None:
         for alpha in self.alphas:
             check_fraction("alpha", alpha)
+        if not self.sparsities:
+            raise InvalidArgument("a sweep needs at least one sparsity, such as 0.9.")
         for sparsity in self.sparsities:
             check_fraction("sparsity", sparsity, below_one=True)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -12,7 +13,7 @@ from safetensors.torch import save
 from torch import nn
 
 from secateur import provenance
-from secateur.allocate import SCOPES, allocate
+from secateur.allocate import SCOPES, AbstractPattern, Unstructured, allocate
 from secateur.building import build_pattern_from
 from secateur.checks import check_fits
 from secateur.config import (
@@ -24,6 +25,7 @@ from secateur.config import (
     check_names,
     run_id,
 )
+from secateur.cutting import check_no_regrow, moves_weights
 from secateur.data import Data, load_data
 from secateur.errors import InvalidArgument
 from secateur.evaluate import evaluate, reestimate_batchnorm
@@ -35,7 +37,15 @@ from secateur.recovery import Recovery
 from secateur.report import render_run, render_sweep
 from secateur.result import describe, describe_network
 from secateur.runs import RunFolder
-from secateur.scores import CRITERIA, GuidedScores, score
+from secateur.scores import (
+    CRITERIA,
+    AbstractCriterion,
+    GuidedScores,
+    Magnitude,
+    TeacherGuided,
+    score,
+)
+from secateur.stages import fitting_targets, mask_warnings_ignored, staged_masks
 from secateur.targets import select_targets
 from secateur.training import augmented_batches, train_stage
 
@@ -74,13 +84,20 @@ def launch(config: RunConfig, folder: RunFolder, watcher: Watcher) -> dict[str, 
     if finished is not None:
         return finished
     check_names(config.setup, alpha=config.alpha)
-    pattern = build_pattern_from(config.pattern)
-    pattern.scope_for(build_scope(config.setup))  # refused before any training
-    ready = prepare(config.setup, folder, watcher, wants_teacher=config.wants_teacher)
+    pattern, sparsity = build_pattern_from(config.pattern), config.resolved().sparsity
+    pattern.scope_for(build_scope(config.setup))  # refused before any data are read
+    if moves_weights(build_criterion(config.setup, alpha=config.alpha, teacher=nn.Identity()), None):
+        check_no_regrow(regrow=config.regrow)
+
+    def check(student: nn.Module) -> None:
+        setup, stages, regrow = config.setup, config.stages, config.regrow
+        _check_cuts(student, setup, [sparsity], pattern=pattern, stages=stages, regrow=regrow)
+
+    ready = prepare(config.setup, folder, watcher, wants_teacher=config.wants_teacher, check=check)
     result = prune(
         ready.student,
         data=ready.data,
-        sparsity=config.resolved().sparsity,
+        sparsity=sparsity,
         teacher=ready.teacher,
         criterion=build_criterion(config.setup, alpha=config.alpha, teacher=ready.teacher),
         scope=build_scope(config.setup),
@@ -117,6 +134,7 @@ def launch_sweep(config: SweepConfig, folder: RunFolder, watcher: Watcher) -> di
 
     Raises:
         InvalidArgument: if alphas are given for a criterion whose alpha is fixed.
+        SecateurError: one of its other kinds.
     """
     finished = folder.found("sweep.json")
     if finished is not None:
@@ -124,17 +142,21 @@ def launch_sweep(config: SweepConfig, folder: RunFolder, watcher: Watcher) -> di
     started = time.perf_counter()
     setup = config.setup
     check_names(setup, alpha=None)
-    ready = prepare(setup, folder, watcher, wants_teacher=setup.wants_teacher)
+    untaught = build_criterion(setup, alpha=None, teacher=nn.Identity())
+    if config.alphas and not _may_be_mixed(untaught):
+        raise _alpha_is_fixed(untaught)
+
+    def check(student: nn.Module) -> None:
+        _check_cuts(student, setup, config.sparsities)
+
+    ready = prepare(setup, folder, watcher, wants_teacher=setup.wants_teacher, check=check)
     criterion = build_criterion(setup, alpha=None, teacher=ready.teacher)
     calibration = watcher.track(ready.data.calibration, "score")
     scored = time.perf_counter()
     scores = score(ready.student, calibration, criterion, include=setup.include, exclude=setup.exclude)
     score_seconds = time.perf_counter() - scored
     if config.alphas and not isinstance(scores, GuidedScores):
-        raise InvalidArgument(
-            f"alpha can be swept for the separate form of teacher-guided only, not for "
-            f"{describe(criterion, CRITERIA)['name']!r}. Leave alpha out to sweep sparsities alone."
-        )
+        raise _alpha_is_fixed(criterion)
     scope = build_scope(setup)
     cells = [(alpha, sparsity) for alpha in config.alphas or (None,) for sparsity in config.sparsities]
     rows: list[dict[str, Any]] = []
@@ -164,8 +186,70 @@ def launch_sweep(config: SweepConfig, folder: RunFolder, watcher: Watcher) -> di
     return content
 
 
-def prepare(setup: Setup, folder: RunFolder, watcher: Watcher, *, wants_teacher: bool) -> Prepared:
+def _may_be_mixed(criterion: AbstractCriterion) -> bool:
+    """Whether the scores may have two terms; of a criterion of the user's own only the scores can tell."""
+    if type(criterion) not in CRITERIA.values():
+        return True
+    return isinstance(criterion, TeacherGuided) and criterion.form == "separate"
+
+
+def _alpha_is_fixed(criterion: AbstractCriterion) -> InvalidArgument:
+    return InvalidArgument(
+        f"alpha can be swept for the separate form of teacher-guided only, not for "
+        f"{describe(criterion, CRITERIA)['name']!r}. Leave alpha out to sweep sparsities alone."
+    )
+
+
+def _check_cuts(
+    student: nn.Module,
+    setup: Setup,
+    sparsities: Sequence[float | None],
+    *,
+    pattern: AbstractPattern = Unstructured(),  # noqa: B008 - a frozen value
+    stages: int = 1,
+    regrow: bool = False,
+) -> None:
+    """Refuse cuts that cannot be made whatever the scores, by choosing the masks by magnitude.
+
+    Not with a scope of the user's own, which may look at more of the scores than their order.
+
+    Raises:
+        SecateurError: as `staged_masks` does.
+    """
+    scope = build_scope(setup)
+    with mask_warnings_ignored():
+        fitting_targets(student, pattern, setup.include, setup.exclude)
+        for sparsity in sparsities if type(scope) in SCOPES.values() else ():
+            staged_masks(
+                student,
+                None,
+                Magnitude(),
+                sparsity=sparsity,
+                scope=scope,
+                pattern=pattern,
+                stages=stages,
+                regrow=regrow,
+                include=setup.include,
+                exclude=setup.exclude,
+            )
+
+
+def prepare(
+    setup: Setup,
+    folder: RunFolder,
+    watcher: Watcher,
+    *,
+    wants_teacher: bool,
+    check: Callable[[nn.Module], None] = lambda student: None,
+) -> Prepared:
     """Load the data, and load or train teacher and student.
+
+    Args:
+        setup: What to load or train.
+        folder: Where training in progress and what was trained are kept.
+        watcher: Who is told of progress.
+        wants_teacher: Whether a teacher is needed.
+        check: Called with the student before anything is trained, to refuse what could not be done to it.
 
     Raises:
         SecateurError: one of its kinds, before any training where that can be known.
@@ -181,6 +265,7 @@ def prepare(setup: Setup, folder: RunFolder, watcher: Watcher, *, wants_teacher:
     student = _build(setup, "student", data, device)
     teacher = _build(setup, "teacher", data, device) if wants_teacher and not setup.own_teacher else None
     select_targets(student, include=setup.include, exclude=setup.exclude)
+    check(student)
     ready = Prepared(data, student, teacher, {}, {})
     if teacher is not None and setup.teacher_weights is None:
         recipe = replace(setup.pretrain, kd_weight=0.0)

@@ -328,23 +328,37 @@ def test_plain_torch_reads_the_dense_networks(finished):
     assert all(torch.isfinite(p).all() for p in student.parameters())
 
 
+BY_NAME = ["--scope", "per-tensor", "--scope-options"]
+
+
 @pytest.mark.parametrize(
-    "flags",
+    ("flags", "says"),
     [
-        ["--alpha", "1.5"],
-        ["--temperature", "0"],
-        ["--criterion", "magnitude", "--alpha", "0.5"],
-        ["--exclude", "conv9.*"],
-        ["--student-weights", "nowhere.safetensors"],
+        (["prune", "--alpha", "1.5"], "alpha"),
+        (["prune", "--temperature", "0"], "temperature"),
+        (["prune", "--criterion", "magnitude", "--alpha", "0.5"], "alpha"),
+        (["prune", "--exclude", "conv9.*"], "conv9"),
+        (["prune", "--student-weights", "nowhere.safetensors"], "nowhere"),
+        (["prune", "--sparsity", "0.9", "--min-density", "0.2"], "min_density=0.2 keeps"),
+        (["prune", "--pattern", "2:4", "--include", "features.0.*"], "fits no tensor"),
+        (["prune", *BY_NAME, 'sparsities={"nope*":0.5}'], "'nope*' of PerTensor matches no tensor"),
+        (["prune", *BY_NAME, 'sparsities={"*":0.9}', "--stages", "4"], "stage 1 of 4"),
+        (["prune", "--criterion", "teacher-curvature", "--stages", "3", "--regrow"], "regrow"),
+        (["sweep", "--criterion", "magnitude", "--alpha", "0:1:0.5"], "alpha can be swept"),
+        (["sweep", "--form", "joint", "--alpha", "0:1:0.5"], "alpha can be swept"),
+        (["sweep", "--min-density", "0.3"], "min_density=0.3 keeps"),
+        (["sweep", *BY_NAME, 'sparsities={"classifier.*":0.9}', "--sparsity", "0.5,0.01"], "room for"),
     ],
 )
-def test_a_mistake_costs_no_training(flags, tmp_path, capsys, monkeypatch):
+def test_a_mistake_costs_no_training(flags, says, tmp_path, capsys, monkeypatch):
     def untouched(*_, **__):
         pytest.fail("training began")
 
     monkeypatch.setattr("secateur.training.fit", untouched)
+    command, *flags = flags
     for _ in range(2):  # nor does it use up the folder
-        assert run("prune", "--out", tmp_path / "x", *QUICK, *flags) in (1, 2)
+        assert run(command, "--out", tmp_path / "x", "--teacher", "small-cnn", *flags) in (1, 2)
         message = capsys.readouterr().err
         assert "error:" in message
+        assert says in message
         assert "already used" not in message

@@ -147,6 +147,7 @@ def test_a_missing_file_is_named(tmp_path):
         lambda: Setup(scope="layerwise", min_density=0.1),
         lambda: SweepConfig(alphas=(1.5,)),
         lambda: SweepConfig(sparsities=(1.0,)),
+        lambda: SweepConfig(sparsities=()),
     ],
 )
 def test_values_out_of_range_are_refused(make):
