@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
+from torch.export.graph_signature import OutputKind
 from torch.fx import Node
 
 from secateur.errors import CompileError
@@ -43,7 +44,8 @@ def capture(model: nn.Module, example: Sequence[Tensor], *, fallback: bool) -> G
 
 def _export(model: nn.Module, example: Sequence[Tensor]) -> ExportedProgram:
     # With a batch of one, export would take the batch size for a fixed 1.
-    inputs = tuple(torch.cat([x, x]) if x.shape[0] == 1 else x for x in example)
+    # Copies, as export takes two inputs that are one tensor for one input.
+    inputs = tuple(torch.cat([x, x] if x.shape[0] == 1 else [x]).detach() for x in example)
     shapes = ShapesCollection()
     for x in inputs:
         shapes[x] = {0: Dim.DYNAMIC}
@@ -90,6 +92,7 @@ class _Builder:
         self._constants = {node: state[name].detach() for node, name in named.items()}
         names = {id(self._constants[node]): name for node, name in named.items()}
         self._lowering = Lowering(self.graph, names)
+        self._results = _results(exported)
 
     def visit(self, node: Node) -> None:
         """Add one node."""
@@ -115,14 +118,16 @@ class _Builder:
         return Activation(self.graph.add_input(node.name, Value(shape, dtype)), shape)
 
     def _outputs(self, node: Node) -> None:
-        for place, result in enumerate(cast("Sequence[Node | None]", node.args[0])):
-            found = None if result is None else self._found[result]
+        for place, result in enumerate(self._results):
+            found = self._found[result] if isinstance(result, Node) else None
             if isinstance(found, Tensor):
                 self._lowering.place = "output"
                 found = self._lowering.as_activation(found)
             if not isinstance(found, Activation):
-                raise CompileError(f"output {place} of the model is no tensor.")
-            name = "output" if len(cast("Any", node.args[0])) == 1 else f"output{place}"
+                raise CompileError(
+                    f"output {place} of the model is no tensor, but {result!r}. Return tensors alone."
+                )
+            name = "output" if len(self._results) == 1 else f"output{place}"
             self.graph.outputs.append((name, found.value))
 
     def _call(self, node: Node) -> object:
@@ -215,6 +220,33 @@ class _Builder:
         if isinstance(x, dict):
             return {key: self._known(item) for key, item in cast("dict[str, Any]", x).items()}
         return x
+
+
+def _results(exported: ExportedProgram) -> list[object]:
+    """What the model returns; not what becomes of its inputs and buffers, which export returns as well.
+
+    An input that the model changes in place is left alone by an engine, which works on values of its own.
+
+    Raises:
+        CompileError: if an output depends on a buffer that the model changes.
+    """
+    (end,) = (node for node in exported.graph.nodes if node.op == "output")
+    given, kinds = cast("Sequence[object]", end.args[0]), exported.graph_signature.output_specs
+    results = [x for x, spec in zip(given, kinds, strict=True) if spec.kind is OutputKind.USER_OUTPUT]
+    changed = exported.graph_signature.buffers_to_mutate.values()
+    seen, waiting = set[str](), [x for x in results if isinstance(x, Node)]
+    while waiting:
+        node = waiting.pop()
+        if node.name not in seen:
+            seen.add(node.name)
+            waiting.extend(node.all_input_nodes)
+    for name, buffer in exported.graph_signature.inputs_to_buffers.items():
+        if buffer in changed and name in seen:
+            raise CompileError(
+                f"the model changes its buffer {buffer!r} and returns what depends on it. A plan keeps nothing "
+                "from one call to the next: pass it in as an input, and return what becomes of it."
+            )
+    return results
 
 
 _TAKEN_APART = (torch.ops.aten.einsum.default, torch.ops.aten.cosine_similarity.default)
