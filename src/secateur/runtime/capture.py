@@ -96,6 +96,17 @@ class _Builder:
 
     def visit(self, node: Node) -> None:
         """Add one node."""
+        try:
+            self._visit(node)
+        except CompileError:
+            raise
+        except Exception as error:
+            raise CompileError(
+                f"a plan cannot hold {node.target}{_where(node)}: {_reason(error)}. "
+                "Write it in other operators."
+            ) from error
+
+    def _visit(self, node: Node) -> None:
         if node.op == "placeholder":
             self._found[node] = self._placeholder(node)
         elif node.op == "output":
@@ -144,12 +155,14 @@ class _Builder:
         try:
             if lower is None:
                 raise Unsupported("there is no operation for it")
+            _check_sizes(str(target), arguments)
             return lower(self._lowering, **arguments)
-        except ValueError as error:
+        # Not only Unsupported: an argument of a kind that nobody thought of breaks a lowering anyhow.
+        except Exception as error:
             if self._fallback:
                 return self._in_torch(node)
             raise CompileError(
-                f"a plan cannot hold {target}{_where(node)}: {error}. "
+                f"a plan cannot hold {target}{_where(node)}: {_reason(error)}. "
                 'Compile with fallback="torch" to run this part in torch, or write it in other operators.'
             ) from error
 
@@ -243,8 +256,8 @@ def _results(exported: ExportedProgram) -> list[object]:
     for name, buffer in exported.graph_signature.inputs_to_buffers.items():
         if buffer in changed and name in seen:
             raise CompileError(
-                f"the model changes its buffer {buffer!r} and returns what depends on it. A plan keeps nothing "
-                "from one call to the next: pass it in as an input, and return what becomes of it."
+                f"the model changes its buffer {buffer!r} and returns what depends on it. A plan keeps "
+                "nothing from one call to the next: pass it in as an input, and return what becomes of it."
             )
     return results
 
@@ -252,12 +265,32 @@ def _results(exported: ExportedProgram) -> list[object]:
 _TAKEN_APART = (torch.ops.aten.einsum.default, torch.ops.aten.cosine_similarity.default)
 """Operators that torch itself replaces by others, which have a lowering."""
 
-_CHECKS = {torch.ops.aten._assert_scalar.default, torch.ops.aten.sym_constrain_range_for_size.default}
-"""Operators that torch inserts to check sizes; the engine checks its inputs itself."""
+_CHECKS = {
+    torch.ops.aten._assert_scalar.default,
+    torch.ops.aten._assert_tensor_metadata.default,
+    torch.ops.aten.sym_constrain_range_for_size.default,
+}
+"""Operators that torch inserts to check sizes and types; the engine checks its inputs itself."""
+
+_SHAPES = {"size", "shape", "sizes"}
+"""Arguments that are shapes, in which the batch size may stand."""
 
 
 def _is_symbolic(x: object) -> bool:
     return isinstance(x, torch.SymInt | torch.SymBool | torch.SymFloat)
+
+
+def _check_sizes(target: str, arguments: Mapping[str, object]) -> None:
+    """Refuse an operator that computes with the batch size: lowering would take that of the example."""
+    for name, x in arguments.items():
+        whole = target == "aten.slice.Tensor" and name in ("start", "end")
+        if name not in _SHAPES and not whole and any(map(_is_symbolic, _flat([x]))):
+            raise Unsupported(f"its argument {name!r} depends on the batch size")
+
+
+def _reason(error: Exception) -> str:
+    """What went wrong: in its own words if it was foreseen, else with its kind."""
+    return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
 
 
 def _flat(items: Iterable[object]) -> Iterable[object]:
@@ -287,6 +320,11 @@ def _dimension(size: Any, node: Node) -> int:  # noqa: ANN401  int or SymInt
     symbols = list(expression.free_symbols)
     if not symbols:
         return int(expression)
+    if any(str(symbol).startswith("u") for symbol in symbols):  # torch's name for what it cannot know
+        raise CompileError(
+            f"{node.target}{_where(node)} gives a size that depends on values ({expression}). "
+            "A plan cannot hold that."
+        )
     factor = expression.subs(symbols[0], 1) if len(symbols) == 1 else None
     if factor is None or not factor.is_integer or factor <= 0 or expression != factor * symbols[0]:
         raise CompileError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -107,6 +108,8 @@ def part(low: Lowering, x: Activation, dim: int, start: int | None, end: int | N
     if low.shapes[0] == x.shape and step == 1:
         return x
     dim = dimension(dim, x.shape)
+    if isinstance(start, torch.SymInt) or isinstance(end, torch.SymInt):
+        raise Unsupported("its range depends on the batch size")
     first, stop, _ = slice(start, end).indices(x.shape[dim])
     return sliced(low, x, dim, first, stop, step)
 
@@ -278,7 +281,10 @@ def pad(
     grown = [[max(0, before), max(0, after)] for before, after in pairs]
     if mode != "constant" or not any(map(any, grown)):
         return x
-    return low.add("pad", [x], padding=grown, value=float(value or 0))
+    fill = float(value or 0)
+    if fill == math.inf or math.isnan(fill):
+        raise Unsupported(f"padding with {fill:g} is")
+    return low.add("pad", [x], padding=grown, value=None if fill == -math.inf else fill)
 
 
 def _padded_by_itself(
