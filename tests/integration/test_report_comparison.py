@@ -144,3 +144,9 @@ class TestSweep:
             render_sweep(sweep)
         with pytest.raises(RunError, match="'rows'"):
             render_sweep({**sweep, "rows": []})
+
+    def test_a_number_of_samples_that_is_none_is_refused(self) -> None:
+        sweep = load("sweep")
+        sweep["data"]["n_val"] = "many"
+        with pytest.raises(RunError, match=r"'data\.n_val' must be int or null, got 'many'"):
+            render_sweep(sweep)

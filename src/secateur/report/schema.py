@@ -153,6 +153,7 @@ def read_sweep(sweep: Mapping[str, Any]) -> Mapping[str, Any]:
         RunError: for another format or version, a missing key, or a sweep without rows.
     """
     checked = _read(sweep, "secateur-sweep", _SWEEP)
+    check_type(checked["data"].get("n_val"), or_null(WHOLE), "data.n_val")
     if not checked["rows"]:
         raise RunError(
             "key 'rows' of the sweep is empty, so there is nothing to draw. "
