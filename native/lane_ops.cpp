@@ -86,6 +86,7 @@ bool LaneBuilder::window_of(const Op& op, Window& window, float& fill) const {
 void suit(LaneLayout& value, const WindowInput& input) {
   LaneLayout wanted = input.layout;
   wanted.top = wanted.left = wanted.bottom = wanted.right = 0;
+  wanted.past = false;
   const auto blocks_hold = [](int64_t size, int64_t pitch, int64_t n) { return pitch == 0 || pitch * n >= size; };
   const int64_t now = value.block_height * value.block_width, then = wanted.block_height * wanted.block_width;
   if (blocks_hold(value.height, wanted.pitch_y, int64_t(wanted.groups) * wanted.grid_y) &&
@@ -121,6 +122,7 @@ void LaneBuilder::plan_margins() {
     from.left = std::max(from.left, input.layout.left);
     from.bottom = std::max(from.bottom, input.layout.bottom);
     from.right = std::max(from.right, input.layout.right);
+    from.past = from.past || input.layout.past;
   }
 }
 

@@ -32,6 +32,14 @@ Pixel origin(const LaneLayout& layout, int32_t group, int32_t lane) {
   return {down * layout.pitch_y, block % layout.grid_x * layout.pitch_x};
 }
 
+// Where the last of n windows ends, counted from the first pixel.
+int64_t end_of_rows(const Window& w, int64_t n) {
+  return (n - 1) * w.stride_y + (w.height - 1) * w.dilation_y + 1 - w.top;
+}
+int64_t end_of_columns(const Window& w, int64_t n) {
+  return (n - 1) * w.stride_x + (w.width - 1) * w.dilation_x + 1 - w.left;
+}
+
 // Lane and byte offset (from the first group's first vector of a channel) of a pixel of an image.
 struct Place {
   int64_t offset;
@@ -54,7 +62,7 @@ int64_t LaneLayout::plane() const { return groups > 1 ? line() : odd_lines((top 
 
 bool LaneLayout::has_margins_for(const LaneLayout& need, float with) const {
   return top >= need.top && left >= need.left && bottom >= need.bottom && right >= need.right &&
-         (fill == with || !need.has_margin());
+         (!need.has_margin() || (has_margin() && fill == with));
 }
 
 bool LaneLayout::same_blocks(const LaneLayout& o) const {
@@ -144,10 +152,9 @@ WindowInput window_input(const LaneLayout& from, const LaneLayout& to, const Win
   }
   in.top = w.top;
   in.left = w.left;
-  const int64_t last_y = (to.block_height - 1) * w.stride_y + (w.height - 1) * w.dilation_y - w.top;
-  const int64_t last_x = (to.block_width - 1) * w.stride_x + (w.width - 1) * w.dilation_x - w.left;
-  in.bottom = std::max<int64_t>(0, last_y - (in.block_height - 1));
-  in.right = std::max<int64_t>(0, last_x - (in.block_width - 1));
+  in.bottom = std::max<int64_t>(0, end_of_rows(w, to.block_height) - in.block_height);
+  in.right = std::max<int64_t>(0, end_of_columns(w, to.block_width) - in.block_width);
+  in.past = end_of_rows(w, to.height) > from.height || end_of_columns(w, to.width) > from.width;
   return input;
 }
 

@@ -17,6 +17,7 @@ struct LaneLayout {
   int64_t pitch_y = 0, pitch_x = 0;            // pixels from a block to the next; 0 if all begin at the same pixel
   int64_t block_height = 0, block_width = 0;   // without margins
   int64_t top = 0, left = 0, bottom = 0, right = 0;
+  bool past = false;    // windows reach past the end of the image within the blocks: that is margin, too
   float fill = 0;       // of the margin, and of what is outside the image
   bool tokens = false;  // channels are the last dimension, not the second
 
@@ -27,7 +28,7 @@ struct LaneLayout {
   int64_t group_bytes() const { return groups > 1 ? row() * (top + block_height + bottom) : plane() * channels; }
   int64_t bytes() const { return group_bytes() * groups; }
   int64_t first_row(int64_t group) const { return group * grid_y * block_height; }
-  bool has_margin() const { return top || left || bottom || right; }
+  bool has_margin() const { return top || left || bottom || right || past; }
   bool has_margins_for(const LaneLayout& need, float with) const;  // at least those, of that number
   bool spread() const { return height == 1 && width == 1; }
   bool same_blocks(const LaneLayout& other) const;

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from runtime.conftest import HAS_NATIVE
@@ -62,12 +63,26 @@ class Functions(nn.Module):
         return [*(function(x) for function in FUNCTIONS.values()), *pooled, self.norm(x), self.batch_norm(x)]
 
 
+class Edges(nn.Module):
+    """Pools of numbers below zero whose last windows reach past the image; what is there must not count."""
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        x = -1 - x.abs()
+        found: list[Tensor] = []
+        for size in (3, 5, 7, 10, 11, 13, 17, 23, 29, 55, 113):
+            part = x[:, :, :size, :size]
+            found += [F.max_pool2d(part, k, k, ceil_mode=True) for k in (2, 3, (1, 3))]
+            found.append(F.max_pool1d(part[:, 0], 3, 3, ceil_mode=True))
+        return found
+
+
 MODELS = {
     "convolutions": (Convolutions, torch.zeros(2, 12, 11, 13)),
     "functions": (Functions, torch.zeros(2, 3, 9, 7)),
     "mobilenet": (MobileNet, torch.zeros(2, 3, 32, 32)),
     "squeeze-excite": (SqueezeExcite, torch.zeros(2, 3, 9, 7)),
     "encoder": (Encoder, torch.zeros(2, 12, dtype=torch.int64)),
+    "edges": (Edges, torch.zeros(2, 1, 113, 113)),
     "attention": (Attention, torch.zeros(2, 7, 24)),
 }
 
