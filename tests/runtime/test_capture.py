@@ -128,3 +128,57 @@ def test_what_breaks_a_lowering_is_told_with_its_place(monkeypatch: pytest.Monke
 )
 def test_conversions_to_the_type_at_hand_change_nothing(function: Callable[..., Tensor]) -> None:
     agrees(With(function), X)
+
+
+@pytest.mark.parametrize(
+    ("function", "condition"),
+    [
+        (lambda _, x: x * 2 if x.shape[0] > 4 else x, "<= 4|2 ≤ batch ≤ 4"),
+        (lambda _, x: x if x.shape[0] < 100 else x * 2, "< 100|2 ≤ batch ≤ 99"),
+        (lambda _, x: x if x.shape[0] % 2 == 0 else x * 2, "% 2"),
+    ],
+)
+def test_a_branch_on_the_batch_size_is_refused(function: Callable[..., Tensor], condition: str) -> None:
+    with pytest.raises(CompileError, match=f"another path for some batch sizes: .*({condition})"):
+        compile_model(With(function), X)
+
+
+@pytest.mark.parametrize(
+    ("function", "difference"),
+    [
+        (lambda _, x: x * 2 if x.shape[0] == 1 else x, r"output .* by 0\.5 "),
+        (lambda _, x: (x + 1, x[:, :3] if x.shape[0] == 1 else x), r"output1 .*\(1, 6\) and \(1, 3\)"),
+    ],
+)
+@pytest.mark.parametrize("x", [X, torch.zeros(2, 6)], ids=["random", "zeros"])
+def test_a_branch_on_a_batch_of_one_is_refused(
+    function: Callable[..., object], difference: str, x: Tensor
+) -> None:
+    with pytest.raises(CompileError, match=f"with a batch of 1, {difference}"):
+        compile_model(With(function), x)
+
+
+def test_a_batch_that_the_model_does_not_take_is_passed_over() -> None:
+    def choosy(_: nn.Module, x: Tensor) -> Tensor:
+        assert x.shape[0] != 1
+        return x * 2
+
+    model = With(choosy)
+    assert worst_error(model, compile_model(model, X, threads=1), [torch.randn(4, 6)]) < 1e-6
+
+
+def test_a_dimension_that_squeeze_takes_away_from_one_sample_is_no_difference() -> None:
+    model = With(lambda _, x: x.mean((2, 3), keepdim=True).squeeze())
+    compile_model(model, torch.randn(2, 6, 3, 3))
+
+
+def test_indices_and_masks_of_the_example_are_used_again() -> None:
+    table = nn.Embedding(9, 4)
+
+    def masked(_: nn.Module, ids: Tensor, mask: Tensor) -> Tensor:
+        scores = table(ids).sum(-1) + (1 - mask) * -1e9
+        return scores.softmax(-1)
+
+    mask = torch.tensor([[1.0, 1, 0], [1, 0, 0]])
+    agrees(With(masked), torch.tensor([[1, 8, 0], [3, 2, 0]]), mask)
+    compile_model(With(masked), (torch.zeros(2, 3, dtype=torch.int64), mask), precision="bf16")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import operator
+import re
+import sys
 import warnings
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,6 +36,7 @@ def capture(model: nn.Module, example: Sequence[Tensor], *, fallback: bool) -> G
             operation covers; the message names the operator and its place in the model.
     """
     exported = _export(model, example)
+    _check_paths(exported)
     builder = _Builder(exported, fallback)
     for node in exported.graph.nodes:
         builder.visit(node)
@@ -50,7 +53,7 @@ def _export(model: nn.Module, example: Sequence[Tensor]) -> ExportedProgram:
     for x in inputs:
         shapes[x] = {0: Dim.DYNAMIC}
     try:
-        with _plain_attention(), torch.no_grad(), warnings.catch_warnings():
+        with plain_attention(), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             exported = torch.export.export(model, inputs, dynamic_shapes=cast("Any", shapes))
             known = torch.export.default_decompositions()
@@ -65,7 +68,7 @@ def _export(model: nn.Module, example: Sequence[Tensor]) -> ExportedProgram:
 
 
 @contextmanager
-def _plain_attention() -> Generator[None]:
+def plain_attention() -> Generator[None]:
     """Transformer layers in the operators that they are made of, not in one that does it all."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
@@ -73,6 +76,22 @@ def _plain_attention() -> Generator[None]:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
+
+
+def _check_paths(exported: ExportedProgram) -> None:
+    """Refuse a model in which batch sizes decide what is done, as far as export saw that."""
+    # Some versions of torch keep no list of them; what a bound is made of is seen all the same.
+    guards: Sequence[str] = getattr(exported, "_guards_code", ())
+    conditions = [guard for guard in guards if not _SAME_BATCH.fullmatch(guard)]
+    for bounds in exported.range_constraints.values():
+        # Export takes no size of 0 or 1 for one of many.
+        if bounds.lower > 2 or bounds.upper < sys.maxsize:
+            conditions.append(f"{bounds.lower} ≤ batch ≤ {bounds.upper}")
+    if conditions:
+        raise CompileError(
+            f"the model takes another path for some batch sizes: this one holds for {conditions[0]}. A plan "
+            "holds one path for all: take out of forward what depends on the batch size."
+        )
 
 
 class _Builder:
@@ -261,6 +280,9 @@ def _results(exported: ExportedProgram) -> list[object]:
             )
     return results
 
+
+_SAME_BATCH = re.compile(r"\S+\.size\(\)\[0\] == \S+\.size\(\)\[0\]")
+"""A condition that all inputs meet: they have one batch size."""
 
 _TAKEN_APART = (torch.ops.aten.einsum.default, torch.ops.aten.cosine_similarity.default)
 """Operators that torch itself replaces by others, which have a lowering."""

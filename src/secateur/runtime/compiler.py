@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from secateur.errors import InvalidArgument
 from secateur.modules import modes_kept
 from secateur.provenance import versions
+from secateur.runtime.agreement import check_batches
 from secateur.runtime.capture import capture
 from secateur.runtime.choice import choose_kernels
 from secateur.runtime.fusion import fuse
@@ -64,13 +65,16 @@ def compile_model(
     with modes_kept(model):
         model.eval()
         graph = capture(model, inputs, fallback=fallback == "torch")
-    fuse(graph)
-    if precision == "fp16":
-        _check_range(graph)
-    found = versions()
-    program, weights = graph.finish(precision, {"secateur": found["secateur"], "torch": found["torch"]})
+        fuse(graph)
+        if precision == "fp16":
+            _check_range(graph)
+        found = versions()
+        provenance = {"secateur": found["secateur"], "torch": found["torch"]}
+        plan = Plan(*graph.finish(precision, provenance))
+        exact = plan if precision == "fp32" else Plan(*graph.finish("fp32", provenance))
+        check_batches(model, exact, inputs, threads=threads)
     arrays = [x.detach().numpy() for x in inputs]
-    return choose_kernels(Plan(program, weights), arrays, batches=sizes, threads=threads)
+    return choose_kernels(plan, arrays, batches=sizes, threads=threads)
 
 
 def _inputs(example: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -1,0 +1,105 @@
+"""Whether a plan gives what its model gives with other batch sizes than that of the example.
+
+Export follows one path through the model. What it sees of the others it writes down, and `capture` refuses
+it; of a path for a batch of one it sees nothing. So both are run, and their outputs compared.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+
+from secateur.errors import CompileError, InvalidArgument, SlowEngineWarning
+from secateur.runtime.capture import plain_attention
+from secateur.runtime.engine import Engine
+from secateur.runtime.plan import Plan
+
+_BATCHES = (1, 3)
+_TOLERANCE = 1e-3
+"""Ten times what the engine promises: another path, not another rounding."""
+_LEAST = 1e-3
+"""Outputs smaller than this are nothing but what rounding left."""
+
+
+def check_batches(model: nn.Module, plan: Plan, example: Sequence[Tensor], *, threads: int | None) -> None:
+    """Run a model and its plan with a few other batch sizes.
+
+    A batch size with which the model itself fails is passed over.
+
+    Args:
+        model: In eval mode; its buffers are left as they are.
+        plan: Its plan, with fp32 weights.
+        example: Its inputs, whose rows are taken; where all numbers of one are 0, normal ones.
+        threads: Threads of the engine.
+
+    Raises:
+        CompileError: if their outputs differ; names the batch size and the largest difference.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SlowEngineWarning)
+        engine = Engine(plan, threads=threads)
+    generator = torch.Generator().manual_seed(0)
+    for batch in _BATCHES:
+        inputs = [_rows(x, batch, generator) for x in example]
+        expected = _outputs(model, inputs)
+        if expected is None:
+            continue
+        try:
+            found = engine(*(x.numpy() for x in inputs))
+        except InvalidArgument as error:
+            raise CompileError(
+                f"the plan fails with a batch of {batch}, the model does not: {error}"
+            ) from error
+        names = [name for name, _ in plan.program.outputs]
+        arrays = found if isinstance(found, tuple) else (found,)
+        for name, a, b in zip(names, arrays, expected, strict=True):
+            difference = _difference(a, b)
+            if difference > _TOLERANCE:
+                raise CompileError(
+                    f"with a batch of {batch}, {name} of the plan differs from that of the model by "
+                    f"{difference:.2g} of its largest number, or in its shape ({a.shape} and {b.shape}); "
+                    f"at most {_TOLERANCE:g} is allowed. A plan does the same for every batch size: take out of "
+                    "forward what depends on it. If nothing does, please report this."
+                )
+
+
+def _rows(x: Tensor, batch: int, generator: torch.Generator) -> Tensor:
+    if x.is_floating_point() and not x.any():
+        return torch.randn((batch, *x.shape[1:]), generator=generator)
+    return x.detach()[torch.arange(batch) % x.shape[0]].contiguous()
+
+
+def _outputs(model: nn.Module, inputs: Sequence[Tensor]) -> list[NDArray[Any]] | None:
+    """What the model returns, None if it fails."""
+    buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    copies = tuple(x.clone() for x in inputs)
+    try:
+        with plain_attention(), torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found = torch.func.functional_call(model, buffers, copies)
+    except Exception:
+        return None
+    return [x.numpy() for x in tree_leaves(found) if isinstance(x, Tensor)]
+
+
+def _difference(found: NDArray[Any], expected: NDArray[Any]) -> float:
+    """The largest difference, relative to the largest number; infinite where only one is a number.
+
+    Dimensions of one do not count: in a batch of one, `squeeze` takes the batch away as well.
+    """
+    if found.size != expected.size:
+        return float("inf")
+    a, b = found.reshape(-1).astype(np.float64), expected.reshape(-1).astype(np.float64)
+    with np.errstate(invalid="ignore"):
+        apart = np.abs(a - b)
+    apart[(a == b) | (np.isnan(a) & np.isnan(b))] = 0
+    apart[np.isnan(apart)] = np.inf
+    size = np.abs(b[np.isfinite(b)]).max(initial=0)
+    return float(apart.max(initial=0) / max(size, _LEAST))
