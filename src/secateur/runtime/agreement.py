@@ -65,8 +65,8 @@ def check_batches(model: nn.Module, plan: Plan, example: Sequence[Tensor], *, th
                 raise CompileError(
                     f"with a batch of {batch}, {name} of the plan differs from that of the model by "
                     f"{difference:.2g} of its largest number, or in its shape ({a.shape} and {b.shape}); "
-                    f"at most {_TOLERANCE:g} is allowed. A plan does the same for every batch size: take out of "
-                    "forward what depends on it. If nothing does, please report this."
+                    f"at most {_TOLERANCE:g} is allowed. A plan does the same for every batch size: take out "
+                    "of forward what depends on it. If nothing does, please report this."
                 )
 
 

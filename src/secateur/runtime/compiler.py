@@ -94,8 +94,11 @@ def _inputs(example: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
 def _check_range(graph: Graph) -> None:
     """fp16 ends at 65504; a weight beyond would become infinite."""
     largest = float(np.finfo(np.float16).max)
+    exact = graph.exact_weights()
     for name, numbers in graph.weights.items():
-        if numbers.dtype == np.float32 and np.abs(numbers[np.isfinite(numbers)]).max(initial=0) > largest:
+        if name in exact or numbers.dtype != np.float32:
+            continue
+        if np.abs(numbers[np.isfinite(numbers)]).max(initial=0) > largest:
             raise InvalidArgument(
                 f"weight {name!r} has numbers beyond {largest:g}, too large for fp16. Use bf16."
             )

@@ -98,11 +98,22 @@ class Graph:
         names = {name for op in self.ops for name in op.weights}
         self.weights = {name: numbers for name, numbers in self.weights.items() if name in names}
 
+    def exact_weights(self) -> set[str]:
+        """Names of weights that are operands of their own, such as the ε of a norm: never stored narrower.
+
+        In half precision, 1e-8 would be 0 and the −1e9 of a mask no number.
+        """
+        return {name for op in self.ops if op.kind == "constant" for name in op.weights}
+
     def finish(self, precision: str, provenance: Mapping[str, Any]) -> tuple[Program, dict[str, Weight]]:
         """The program and its weights; ids are given anew, without gaps."""
         order = [value for _, value in self.inputs] + [op.output for op in self.ops]
         ids = {value: place for place, value in enumerate(order)}
-        weights = {name: make_weight(numbers, precision) for name, numbers in self.weights.items()}
+        exact = self.exact_weights()
+        weights = {
+            name: make_weight(numbers, "fp32" if name in exact else precision)
+            for name, numbers in self.weights.items()
+        }
         program = Program(
             values=tuple(self.values[value] for value in order),
             inputs=tuple((name, ids[value]) for name, value in self.inputs),
