@@ -1,5 +1,7 @@
 #include "pool.h"
 
+#include <pthread.h>
+
 #include <chrono>
 
 #if defined(__x86_64__)
@@ -31,20 +33,29 @@ bool spin(Done done) {
   }
 }
 
+// How many forks lie between the first process and this one.
+std::atomic<uint64_t> generation{0};
+
+uint64_t this_generation() {
+  static const int registered = pthread_atfork(nullptr, nullptr, [] { generation.fetch_add(1); });
+  (void)registered;
+  return generation.load(std::memory_order_relaxed);
+}
+
 }  // namespace
 
-Pool::Pool(int threads) : ranges_(size_t(threads)) {
+Pool::Crew::Crew(int threads) : ranges_(size_t(threads)) {
   try {
     for (int i = 1; i < threads; i++) workers_.emplace_back([this, i] { work(i); });
   } catch (...) {
-    stop_ = true;
-    wake_.notify_all();
-    for (auto& worker : workers_) worker.join();
+    stop();
     throw;
   }
 }
 
-Pool::~Pool() {
+Pool::Crew::~Crew() { stop(); }
+
+void Pool::Crew::stop() {
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     stop_ = true;
@@ -54,7 +65,7 @@ Pool::~Pool() {
 }
 
 // Its own tasks first, then what others have not begun.
-void Pool::take_tasks(int thread) {
+void Pool::Crew::take_tasks(int thread) {
   const size_t n = ranges_.size();
   for (size_t k = 0; k < n; k++) {
     Range& range = ranges_[(size_t(thread) + k) % n];
@@ -66,7 +77,7 @@ void Pool::take_tasks(int thread) {
   }
 }
 
-void Pool::work(int thread) {
+void Pool::Crew::work(int thread) {
   uint64_t seen = 0;
   const auto called = [&] {
     const uint64_t job = open_.load();
@@ -89,16 +100,13 @@ void Pool::work(int thread) {
   }
 }
 
-void Pool::run(int64_t n, const std::function<void(int64_t, int)>& task) {
-  if (workers_.empty() || n <= 1) {
-    for (int64_t i = 0; i < n; i++) task(i, 0);
-    return;
-  }
+void Pool::Crew::run(int64_t n, const std::function<void(int64_t, int)>& task) {
   const auto all_left = [&] { return joined_.load() == 0; };
+  const auto threads = int64_t(ranges_.size());
   task_ = &task;
-  for (int64_t k = 0; k < size(); k++) {
-    ranges_[size_t(k)].next.store(k * n / size(), std::memory_order_relaxed);
-    ranges_[size_t(k)].end = (k + 1) * n / size();
+  for (int64_t k = 0; k < threads; k++) {
+    ranges_[size_t(k)].next.store(k * n / threads, std::memory_order_relaxed);
+    ranges_[size_t(k)].end = (k + 1) * n / threads;
   }
   {
     const std::lock_guard<std::mutex> lock(mutex_);
@@ -108,6 +116,33 @@ void Pool::run(int64_t n, const std::function<void(int64_t, int)>& task) {
   take_tasks(0);
   open_.store(0);
   while (!spin(all_left)) std::this_thread::yield();
+}
+
+Pool::Pool(int threads)
+    : threads_(threads),
+      generation_(this_generation()),
+      crew_(threads > 1 ? std::make_unique<Crew>(threads) : nullptr) {}
+
+// A crew of another process is left as it is: its threads are not here to be waited for, and a lock of theirs may have
+// been taken when the process was forked.
+Pool::~Pool() {
+  if (is_inherited()) (void)crew_.release();
+}
+
+bool Pool::is_inherited() const { return generation_ != this_generation(); }
+
+void Pool::run(int64_t n, const std::function<void(int64_t, int)>& task) {
+  if (threads_ == 1 || n <= 1) {
+    for (int64_t i = 0; i < n; i++) task(i, 0);
+    return;
+  }
+  if (is_inherited()) {
+    auto crew = std::make_unique<Crew>(threads_);
+    (void)crew_.release();
+    crew_ = std::move(crew);
+    generation_ = this_generation();
+  }
+  crew_->run(n, task);
 }
 
 }  // namespace secateur

@@ -7,8 +7,8 @@
 #include <atomic>
 #include <condition_variable>
 #include <cstdint>
-#include <exception>
 #include <functional>
+#include <memory>
 #include <mutex>
 #include <thread>
 #include <vector>
@@ -22,30 +22,46 @@ class Pool {
   Pool(const Pool&) = delete;
   Pool& operator=(const Pool&) = delete;
 
-  int size() const { return int(workers_.size()) + 1; }
+  int size() const { return threads_; }
 
   // Runs task(i, thread) for each i below n, each once, and returns when all are done; thread < size(). Tasks must
-  // not throw.
+  // not throw. In a child of fork(), which has none of the threads, it starts others first.
   void run(int64_t n, const std::function<void(int64_t task, int thread)>& task);
 
  private:
-  void work(int thread);
-  void take_tasks(int thread);
+  // The threads, and all that they share with the caller.
+  class Crew {
+   public:
+    explicit Crew(int threads);
+    ~Crew();
+    void run(int64_t n, const std::function<void(int64_t, int)>& task);
 
-  std::vector<std::thread> workers_;
-  std::mutex mutex_;
-  std::condition_variable wake_;
-  std::atomic<uint64_t> open_{0};  // the job that may be joined; 0: none
-  std::atomic<int> joined_{0};     // workers that are in it
-  std::atomic<bool> stop_{false};
-  // The tasks of one thread that are left; on a cache line of its own.
-  struct alignas(64) Range {
-    std::atomic<int64_t> next{0};
-    int64_t end = 0;
+   private:
+    void work(int thread);
+    void take_tasks(int thread);
+    void stop();
+
+    std::vector<std::thread> workers_;
+    std::mutex mutex_;
+    std::condition_variable wake_;
+    std::atomic<uint64_t> open_{0};  // the job that may be joined; 0: none
+    std::atomic<int> joined_{0};     // workers that are in it
+    std::atomic<bool> stop_{false};
+    // The tasks of one thread that are left; on a cache line of its own.
+    struct alignas(64) Range {
+      std::atomic<int64_t> next{0};
+      int64_t end = 0;
+    };
+    std::vector<Range> ranges_;
+    uint64_t last_job_ = 0;
+    const std::function<void(int64_t, int)>* task_ = nullptr;
   };
-  std::vector<Range> ranges_;
-  uint64_t last_job_ = 0;
-  const std::function<void(int64_t, int)>* task_ = nullptr;
+
+  bool is_inherited() const;
+
+  int threads_;
+  uint64_t generation_;  // of the process that started the crew
+  std::unique_ptr<Crew> crew_;
 };
 
 }  // namespace secateur

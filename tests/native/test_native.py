@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-TARGETS = ("test_conv", "test_lanes", "test_memory", "test_sections", "fuzz_plans")
+TARGETS = ("test_conv", "test_lanes", "test_memory", "test_pool", "test_sections", "fuzz_plans")
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -87,6 +87,10 @@ def test_a_program_cut_into_sections_computes_the_same(programs: Programs) -> No
 
 def test_available_memory_is_what_the_machine_and_its_control_groups_leave(programs: Programs) -> None:
     assert programs("test_memory") == "available memory is what the files say\n"
+
+
+def test_a_pool_outlives_a_fork(programs: Programs) -> None:
+    assert programs("test_pool") == "pools outlive a fork\n"
 
 
 def test_hostile_plans_are_refused_or_run_without_a_bad_access(programs: Programs) -> None:
