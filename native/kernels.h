@@ -28,6 +28,7 @@ enum class Activation : int32_t {
   tanh,
   exp,
   log,
+  log1p,
   sqrt
 };
 

@@ -218,14 +218,17 @@ static void pool_kernel(const PoolCall& call) {
         const char* in = call.input.data + c * call.input.plane + y * call.stride_y * call.input.row +
                          x * call.stride_x * vector_bytes + part;
         F result = mean ? F{} : load_part(in);
-        for (int32_t ky = 0; ky < call.window_y; ky++)
+        for (int32_t ky = 0; ky < call.window_y; ky++) {
+          F line = {};  // rows are summed by themselves, so that rounding errors do not add up
           for (int32_t kx = 0; kx < call.window_x; kx++) {
             const F v = load_part(in + ky * call.input.row + kx * vector_bytes);
             if (mean)
-              result += v;
+              line += v;
             else
               result = larger(result, v);
           }
+          if (mean) result += line;
+        }
         if (mean) result *= call.scale;
         store_part(call.output.data + c * call.output.plane + y * call.output.row + at, result);
       }
@@ -242,10 +245,12 @@ static void mean_kernel(const MeanCall& call) {
       F sum = {};
       for (int64_t y = 0; y < call.height; y++) {
         const char* in = call.input.data + c * call.input.plane + y * call.input.row + part * part_bytes;
+        F line = {};
         for (int64_t x = 0; x < call.width; x++) {
           const F v = load_part(in + x * vector_bytes);
-          sum += load_plain(valid + (y * call.width + x) * lanes + part * floats) != 0.0f ? v : F{};
+          line += load_plain(valid + (y * call.width + x) * lanes + part * floats) != 0.0f ? v : F{};
         }
+        sum += line;
       }
       store_plain(sums + part * floats, sum);
     }

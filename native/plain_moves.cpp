@@ -19,6 +19,7 @@ std::vector<int64_t> strides_of(const Shape& shape) {
 
 float* floats(const Context& context, int buffer) { return reinterpret_cast<float*>(context.buffer(buffer)); }
 
+constexpr float infinity = std::numeric_limits<float>::infinity();
 constexpr int64_t numbers_a_task = 1 << 15;  // fewer cost less than a second thread does
 constexpr int64_t is_long = 16;              // an innermost loop of so many hides what it costs to begin it
 
@@ -107,6 +108,11 @@ int64_t offset_of(int64_t index, const Shape& shape, const std::vector<int64_t>&
     index /= shape[d];
   }
   return at;
+}
+
+// Whether a position sees no other, as all its scores are −∞.
+bool is_blind(const float* scores, int64_t n) {
+  return std::all_of(scores, scores + n, [](float score) { return score == -infinity; });
 }
 
 }  // namespace
@@ -273,9 +279,12 @@ void PlainBuilder::attention(const Op& op) {
           for (int64_t j = 0; j < s; j++) row[j] += mask[j * mask_steps.back()];
         }
         if (causal)
-          for (int64_t j = first + i + 1; j < s; j++) row[j] = -std::numeric_limits<float>::infinity();
+          for (int64_t j = first + i + 1; j < s; j++) row[j] = -infinity;
+        if (is_blind(row, s))
+          std::fill_n(row, s, 0.0f);
+        else
+          table->softmax(row, 1, s);
       }
-      table->softmax(score, rows, s);
       call.a = score;
       call.b = floats(context, from_v) + head * s * e;
       call.c = floats(context, to) + (head * t + first) * e;

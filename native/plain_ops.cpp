@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <numeric>
 
 #include "memory.h"
 #include "share.h"
@@ -40,6 +41,12 @@ int64_t row_start(const Shape& shape, const std::vector<int64_t>& steps, int64_t
 }
 
 float* floats(const Context& context, int buffer) { return reinterpret_cast<float*>(context.buffer(buffer)); }
+
+// First to `low`, then to `high`, which holds where they cross; a NaN stays.
+float clipped(float x, float low, float high) {
+  const float above = x < low ? low : x;
+  return above > high ? high : above;
+}
 
 Shape or_one(const Shape& shape) { return shape.empty() ? Shape{1} : shape; }
 
@@ -198,7 +205,7 @@ void PlainBuilder::elementwise(const Op& op) {
       const float b = shift->empty() ? 0.0f : (*shift)[size_t(r % channels)];
       for (int64_t i = 0; i < inner; i++) {
         const float v = scale->empty() ? in[i] : in[i] * a + b;
-        out[i] = kind == OpKind::clip ? (v < low ? low : v > high ? high : v) : v;
+        out[i] = kind == OpKind::clip ? clipped(v, low, high) : v;
       }
       activate(out, inner, activation);
     }
@@ -261,15 +268,15 @@ void PlainBuilder::pool(const Op& op) {
       const Share rows = range(i, x[2], y[2], 0);
       for (int64_t j = 0; j < y[3]; j++) {
         const Share columns = range(j, x[3], y[3], 1);
-        float result = most ? -std::numeric_limits<float>::infinity() : 0.0f;
+        double result = most ? -std::numeric_limits<double>::infinity() : 0.0;
         for (int64_t r = rows.begin; r < rows.end; r++)
           for (int64_t c = columns.begin; c < columns.end; c++) {
-            const float v = in[r * x[3] + c];
+            const auto v = double(in[r * x[3] + c]);
             result = most ? (v > result || v != v ? v : result) : result + v;
           }
         int64_t n = (rows.end - rows.begin) * (columns.end - columns.begin);
         if (copy.kind == OpKind::avg_pool && copy.flag) n = copy.window[0] * copy.window[1];
-        out[i * y[3] + j] = most ? result : result / float(n);
+        out[i * y[3] + j] = float(most ? result : result / double(n));
       }
     }
   });
@@ -289,21 +296,20 @@ void PlainBuilder::mean(const Op& op) {
       outputs *= x[d];
     }
   const int64_t inner = x.back(), rows = count(x) / inner;
-  session_.add_stage(1, {from, to}, [=](Context& context, int64_t, int) {
+  const int sums = session_.new_buffer(outputs * int64_t(sizeof(double)));
+  session_.add_stage(1, {from, to, sums}, [=](Context& context, int64_t, int) {
     const float* in = floats(context, from);
     float* out = floats(context, to);
-    std::fill(out, out + outputs, 0.0f);
+    auto* const sum = reinterpret_cast<double*>(context.buffer(sums));
+    std::fill(sum, sum + outputs, 0.0);
     for (int64_t r = 0; r < rows; r++, in += inner) {
-      float* target = out + row_start(x, steps, r);
-      if (steps.back() == 0) {
-        float sum = 0;
-        for (int64_t i = 0; i < inner; i++) sum += in[i];
-        *target += sum;
-      } else {
-        for (int64_t i = 0; i < inner; i++) target[i * steps.back()] += in[i];
-      }
+      double* target = sum + row_start(x, steps, r);
+      if (steps.back() == 0)
+        *target += std::accumulate(in, in + inner, 0.0);
+      else
+        for (int64_t i = 0; i < inner; i++) target[i * steps.back()] += double(in[i]);
     }
-    for (int64_t i = 0; i < outputs; i++) out[i] *= float(outputs) / float(rows * inner);
+    for (int64_t i = 0; i < outputs; i++) out[i] = float(sum[i] * double(outputs) / double(rows * inner));
   });
 }
 

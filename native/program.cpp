@@ -12,6 +12,7 @@ namespace secateur {
 namespace {
 
 constexpr size_t most_ops = 100000, most_dims = 32;
+constexpr double infinity = std::numeric_limits<double>::infinity();
 constexpr int64_t most_weights = (int64_t(1) << 31) - 1, largest = int64_t(1) << 40;
 
 const std::pair<const char*, OpKind> op_kinds[] = {
@@ -43,7 +44,7 @@ const std::pair<const char*, OpKind> op_kinds[] = {
 };
 
 const char* const activation_names[] = {"none",        "relu",    "relu6", "silu", "gelu", "gelu_tanh", "hardswish",
-                                        "hardsigmoid", "sigmoid", "tanh",  "exp",  "log",  "sqrt"};
+                                        "hardsigmoid", "sigmoid", "tanh",  "exp",  "log",  "log1p",     "sqrt"};
 const char* const binary_names[] = {"add", "sub", "mul", "div"};
 const char* const kernel_names[] = {"dense", "rows", "gather", "winograd"};
 
@@ -116,6 +117,11 @@ const Weight* needed(const Weight* weight, const char* key) {
   return weight;
 }
 
+// null stands for a number that JSON has no name for.
+double real_or(const Json& json, const char* key, double null) {
+  return json.at(key).is_null() ? null : json.at(key).real(key);
+}
+
 void read_kernels(const Json& json, Op& op) {
   if (json.list("kernels").size() > 1000) throw PlanError("kernels is too long");
   for (const Json& pair : json.list("kernels")) {
@@ -155,8 +161,8 @@ void read_attributes(const Json& json, const Program& program, Op& op) {
       }
       break;
     case OpKind::clip:
-      op.low = json.at("low").real("low");
-      op.high = json.at("high").real("high");
+      op.low = real_or(json, "low", -infinity);
+      op.high = real_or(json, "high", infinity);
       break;
     case OpKind::max_pool:
     case OpKind::avg_pool:
@@ -187,7 +193,7 @@ void read_attributes(const Json& json, const Program& program, Op& op) {
       break;
     }
     case OpKind::pad:
-      op.number = json.at("value").real("value");
+      op.number = real_or(json, "value", -infinity);
       for (const Json& pair : json.at("padding").list("padding")) {
         const auto margin = numbers<2>(pair, "padding", 0);
         op.margins.emplace_back(margin[0], margin[1]);

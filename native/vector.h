@@ -256,6 +256,13 @@ SECATEUR_INLINE F logarithm(F x) {
   return x < F{} || x != x ? spread(__builtin_nanf("")) : result;
 }
 
+// ln(1 + x), exact where 1 + x is not: what that rounds off is put right by x/((1 + x) − 1) (Kahan).
+SECATEUR_INLINE F logarithm_of_more(F x) {
+  const F sum = 1.0f + x, kept = sum - 1.0f;
+  const F result = logarithm(sum) * (x / kept);
+  return kept == F{} ? x : sum == spread(__builtin_inff()) ? sum : result;
+}
+
 SECATEUR_INLINE F square_root(F x) {
   for (int i = 0; i < floats; i++) x[i] = __builtin_sqrtf(x[i]);
   return x;
@@ -276,6 +283,7 @@ SECATEUR_INLINE F activated(F x, Activation activation) {
     case Activation::tanh: return hyperbolic_tangent(x);
     case Activation::exp: return full_exponential(x);
     case Activation::log: return logarithm(x);
+    case Activation::log1p: return logarithm_of_more(x);
     case Activation::sqrt: return square_root(x);
   }
   return x;

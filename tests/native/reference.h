@@ -52,6 +52,7 @@ inline double activated(double x, secateur::Activation activation) {
     case Activation::tanh: return std::tanh(x);
     case Activation::exp: return std::exp(x);
     case Activation::log: return std::log(x);
+    case Activation::log1p: return std::log1p(x);
     case Activation::sqrt: return std::sqrt(x);
   }
   return x;

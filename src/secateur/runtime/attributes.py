@@ -20,6 +20,7 @@ ACTIVATIONS = (
     "tanh",
     "exp",
     "log",
+    "log1p",
     "sqrt",
 )
 KERNELS = {
@@ -78,6 +79,10 @@ def fields_of(content: object, keys: tuple[str, ...], what: str) -> dict[str, An
 
 def _is_number(x: object) -> bool:
     return type(x) in (int, float) and math.isfinite(cast("float", x))
+
+
+def _is_number_or_none(x: object) -> bool:
+    return x is None or _is_number(x)
 
 
 def _is_flag(x: object) -> bool:
@@ -167,7 +172,7 @@ ATTRIBUTES: Mapping[str, Mapping[str, Allows]] = {
     },
     "scale_shift": {"scale": _is_name, "shift": _is_name, "activation": _is_activation},
     "activate": {"activation": _is_activation},
-    "clip": {"low": _is_number, "high": _is_number},
+    "clip": {"low": _is_number_or_none, "high": _is_number_or_none},
     "add": _BINARY,
     "sub": _BINARY,
     "mul": _BINARY,
@@ -199,7 +204,7 @@ ATTRIBUTES: Mapping[str, Mapping[str, Allows]] = {
     "permute": {"dims": is_list(_DIM)},
     "slice": {"dim": _DIM, "start": _AMOUNT, "stop": _POSITIVE, "step": _POSITIVE},
     "cat": {"dim": _DIM},
-    "pad": {"padding": is_list(is_list(_AMOUNT, 2)), "value": _is_number},
+    "pad": {"padding": is_list(is_list(_AMOUNT, 2)), "value": _is_number_or_none},
     "expand": {},
     "constant": {"weight": _is_name},
     "torch": {"target": _is_name, "arguments": is_list(_is_argument), "keywords": _is_keywords},

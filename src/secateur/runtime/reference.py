@@ -97,6 +97,16 @@ def _linear(_: Op, inputs: Sequence[Array], weights: Mapping[str, Array]) -> Arr
     return found + inputs[1] if len(inputs) == 2 else found
 
 
+def number_or(x: float | None, otherwise: float) -> np.float32:
+    """A number of a plan, in which null stands for an infinite one."""
+    return np.float32(otherwise if x is None else x)
+
+
+def _clip(op: Op, inputs: Sequence[Array], _: Mapping[str, Array]) -> Array:
+    low, high = number_or(op.attributes["low"], -np.inf), number_or(op.attributes["high"], np.inf)
+    return np.minimum(np.maximum(inputs[0], low), high)
+
+
 def _scale_shift(_: Op, inputs: Sequence[Array], weights: Mapping[str, Array]) -> Array:
     shape = (-1,) + (1,) * (inputs[0].ndim - 2)
     return inputs[0] * weights["scale"].reshape(shape) + weights["shift"].reshape(shape)
@@ -138,7 +148,8 @@ def _windows(x: Array, kernel: Sequence[int], op: Op, fill: float) -> Array:
 
 
 def _mean(op: Op, inputs: Sequence[Array], _: Mapping[str, Array]) -> Array:
-    return inputs[0].mean(axis=tuple(op.attributes["dims"]), keepdims=op.attributes["keep"])
+    dims, keep = tuple(op.attributes["dims"]), op.attributes["keep"]
+    return inputs[0].mean(axis=dims, keepdims=keep, dtype=np.float64).astype(np.float32)
 
 
 def softmax(x: Array, dim: int) -> Array:
@@ -163,7 +174,8 @@ def _attention(op: Op, inputs: Sequence[Array], _: Mapping[str, Array]) -> Array
         scores = np.where(seen, scores, np.float32(-np.inf))
     if len(inputs) == 4:
         scores = scores + inputs[3]
-    return softmax(scores, -1) @ v
+    blind = np.isneginf(scores).all(axis=-1, keepdims=True)
+    return np.where(blind, np.float32(0), softmax(scores, -1)) @ v
 
 
 def _embedding(op: Op, inputs: Sequence[Array], weights: Mapping[str, Array]) -> Array:
@@ -183,7 +195,8 @@ def _cat(op: Op, inputs: Sequence[Array], _: Mapping[str, Array]) -> Array:
 
 
 def _pad(op: Op, inputs: Sequence[Array], _: Mapping[str, Array]) -> Array:
-    return np.pad(inputs[0], op.attributes["padding"], constant_values=np.float32(op.attributes["value"]))
+    value = number_or(op.attributes["value"], -np.inf)
+    return np.pad(inputs[0], op.attributes["padding"], constant_values=value)
 
 
 def _sigmoid(x: Array) -> Array:
@@ -228,6 +241,7 @@ _ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
     "tanh": np.tanh,
     "exp": _quietly(np.exp),
     "log": _quietly(np.log),
+    "log1p": _quietly(np.log1p),
     "sqrt": _quietly(np.sqrt),
 }
 _STEPS: Mapping[str, _Step] = {
@@ -235,7 +249,7 @@ _STEPS: Mapping[str, _Step] = {
     "linear": _linear,
     "scale_shift": _scale_shift,
     "activate": lambda op, x, w: np.asarray(x[0]),
-    "clip": lambda op, x, w: np.clip(x[0], op.attributes["low"], op.attributes["high"]),
+    "clip": _clip,
     "add": lambda op, x, w: x[0] + x[1],
     "sub": lambda op, x, w: x[0] - x[1],
     "mul": lambda op, x, w: x[0] * x[1],

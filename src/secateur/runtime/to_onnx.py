@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from secateur.errors import InvalidArgument, MissingExtra
 from secateur.runtime.plan import Plan
 from secateur.runtime.program import Op
-from secateur.runtime.reference import concrete
+from secateur.runtime.reference import concrete, number_or
 
 _OPSET, _IR_VERSION = 17, 8  # old enough for every engine that one may compare with
 _SIMPLE = {
@@ -131,6 +131,8 @@ class _Writer:
             return self._node(_SIMPLE[activation], [x])
         if activation == "relu6":
             return self._node("Clip", [x, self._number(0), self._number(6)])
+        if activation == "log1p":
+            return self._node("Log", [self._node("Add", [x, self._number(1)])])
         if activation == "silu":
             return self._node("Mul", [x, self._node("Sigmoid", [x])])
         if activation == "hardsigmoid":
@@ -187,7 +189,8 @@ class _Writer:
         return self._node("Add", [self._node("Mul", [inputs[0], scale]), shift])
 
     def _write_clip(self, op: Op, inputs: list[str]) -> str:
-        return self._node("Clip", [inputs[0], *(self._number(op.attributes[key]) for key in ("low", "high"))])
+        low, high = number_or(op.attributes["low"], -np.inf), number_or(op.attributes["high"], np.inf)
+        return self._node("Clip", [inputs[0], self._number(float(low)), self._number(float(high))])
 
     def _write_max_pool(self, op: Op, inputs: list[str]) -> str:
         a = op.attributes
@@ -254,7 +257,8 @@ class _Writer:
     def _write_pad(self, op: Op, inputs: list[str]) -> str:
         pairs: Sequence[Mapping[int, int]] = op.attributes["padding"]
         edges = [pair[side] for side in (0, 1) for pair in pairs]
-        return self._node("Pad", [inputs[0], self._integers(edges), self._number(op.attributes["value"])])
+        value = self._number(float(number_or(op.attributes["value"], -np.inf)))
+        return self._node("Pad", [inputs[0], self._integers(edges), value])
 
     def _write_constant(self, op: Op, inputs: list[str]) -> str:
         return self._weight(op.attributes["weight"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from secateur.runtime.plan import Plan
 from secateur.runtime.program import Op
-from secateur.runtime.reference import concrete
+from secateur.runtime.reference import concrete, number_or
 from secateur.runtime.torch_ops import run_in_torch
 
 _Step = Callable[[Op, Sequence[Tensor], Mapping[str, Tensor]], Tensor]
@@ -106,7 +107,12 @@ def _slice(op: Op, x: Sequence[Tensor], w: Mapping[str, Tensor]) -> Tensor:
 
 def _pad(op: Op, x: Sequence[Tensor], w: Mapping[str, Tensor]) -> Tensor:
     edges = [n for pair in reversed(op.attributes["padding"]) for n in pair]
-    return F.pad(x[0], edges, value=op.attributes["value"])
+    return F.pad(x[0], edges, value=float(number_or(op.attributes["value"], -math.inf)))
+
+
+def _clip(op: Op, x: Sequence[Tensor], w: Mapping[str, Tensor]) -> Tensor:
+    low, high = number_or(op.attributes["low"], -math.inf), number_or(op.attributes["high"], math.inf)
+    return torch.clamp(x[0], float(low), float(high))
 
 
 _ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
@@ -122,6 +128,7 @@ _ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
     "exp": torch.exp,
     "log": torch.log,
+    "log1p": torch.log1p,
     "sqrt": torch.sqrt,
 }
 _STEPS: Mapping[str, _Step] = {
@@ -129,7 +136,7 @@ _STEPS: Mapping[str, _Step] = {
     "linear": _linear,
     "scale_shift": _scale_shift,
     "activate": lambda op, x, w: x[0],
-    "clip": lambda op, x, w: torch.clamp(x[0], op.attributes["low"], op.attributes["high"]),
+    "clip": _clip,
     "add": lambda op, x, w: x[0] + x[1],
     "sub": lambda op, x, w: x[0] - x[1],
     "mul": lambda op, x, w: x[0] * x[1],

@@ -21,6 +21,7 @@ from secateur.runtime.lowering.base import (
 from secateur.runtime.lowering.maths import add, clamp, div, mul, neg, power, rsub, sub, total
 from secateur.runtime.lowering.views import broadcast, permuted, sliced
 
+_LARGEST = torch.finfo(torch.float32).max
 _EXACT_THRESHOLD = 16.0
 """From here on ln(1 + e^x) and x are the same in float32."""
 
@@ -83,6 +84,12 @@ def selu(low: Lowering, x: Activation) -> Activation:
     return elu(low, x, 1.6732632423543772, 1.0507009873554805)
 
 
+@lowers("log1p.default")
+def log_of_more(low: Lowering, x: Activation) -> Activation:
+    """ln(1 + x)."""
+    return low.activate(x, "log1p")
+
+
 @lowers("softplus.default")
 def softplus(low: Lowering, x: Activation, beta: float = 1.0, threshold: float = 20.0) -> Activation:
     """ln(1 + e^(βx))/β, as what is above zero and ln(1 + e^−|βx|)/β.
@@ -92,7 +99,7 @@ def softplus(low: Lowering, x: Activation, beta: float = 1.0, threshold: float =
     if threshold < _EXACT_THRESHOLD:
         raise Unsupported(f"only a threshold of at least {_EXACT_THRESHOLD:g} is, not {threshold:g}")
     e = low.activate(mul(low, absolute(low, x), -beta), "exp")
-    rest = mul(low, low.activate(add(low, e, 1.0, 1), "log"), 1 / beta)
+    rest = mul(low, low.activate(e, "log1p"), 1 / beta)
     return add(low, low.activate(x, "relu"), rest, 1)
 
 
@@ -158,8 +165,8 @@ def minimum(low: Lowering, x: Operand, other: Operand) -> Activation:
 
 @lowers("logsumexp.default")
 def log_sum_exp(low: Lowering, x: Activation, dim: Sequence[int], keepdim: bool) -> Activation:
-    """Logarithm of the sum of powers of e, the largest taken out first."""
-    most = largest(low, x, dim, keepdim=True)
+    """Logarithm of the sum of powers of e, the largest taken out first, or the finite one next to it."""
+    most = clamp(low, largest(low, x, dim, keepdim=True), -_LARGEST, _LARGEST)
     powers = low.activate(sub(low, x, most, 1), "exp")
     found = add(low, low.activate(total(low, powers, dim, keepdim=True, dtype=None), "log"), most, 1)
     return found if keepdim else low.reshape(found, low.shapes[0])

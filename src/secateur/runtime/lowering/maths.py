@@ -50,12 +50,19 @@ def clamp(
     max: float | None = None,  # noqa: A002
 ) -> Activation:
     """Clip to a range that may be open at one end."""
-    largest = 3.4028234663852886e38
-    bottom = -largest if min is None else number(min, "lower bound")
-    top = largest if max is None else number(max, "upper bound")
-    if (bottom, top) in ((0, 6), (0, largest)):
+    bottom = -math.inf if min is None else number(min, "lower bound")
+    top = math.inf if max is None else number(max, "upper bound")
+    if (bottom, top) in ((0, 6), (0, math.inf)):
         return low.activate(x, "relu6" if top == 6 else "relu")
-    return low.add("clip", [x], low=float(bottom), high=float(top))
+    if (bottom, top) == (-math.inf, math.inf):
+        return x
+    if not (bottom < math.inf and top > -math.inf):
+        raise Unsupported(f"a range from {bottom:g} to {top:g} is")
+    return low.add("clip", [x], low=_open(bottom), high=_open(top))
+
+
+def _open(bound: float) -> float | None:
+    return None if math.isinf(bound) else float(bound)
 
 
 def _binary(low: Lowering, kind: str, x: Operand, other: Operand) -> Activation:
