@@ -11,7 +11,7 @@ import secrets
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn, cast
+from typing import IO, Any, NoReturn, cast
 
 from secateur.errors import RunError
 
@@ -151,3 +151,39 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+@contextmanager
+def locked(path: Path, *, wait: bool = False) -> Generator[bool]:
+    """Hold `path` against other processes; False if another one holds it.
+
+    The lock is freed when a process dies. The file is made for it, and removed afterwards.
+
+    Args:
+        path: In a folder that exists.
+        wait: Until it is free, so never False.
+    """
+    while True:
+        with path.open("w") as file:
+            held = _lock(file, path, wait=wait)
+            if held or not wait:
+                try:
+                    yield held
+                finally:
+                    if held:
+                        with contextlib.suppress(OSError):
+                            path.unlink(missing_ok=True)
+                return
+
+
+def _lock(file: IO[str], path: Path, *, wait: bool) -> bool:
+    try:
+        import fcntl
+    except ImportError:  # Windows has none: there, nobody is kept out
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        # Whoever held it until just now has removed the file: a lock on that keeps nobody out.
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except (BlockingIOError, FileNotFoundError):
+        return False

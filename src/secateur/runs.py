@@ -10,14 +10,14 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from secateur.errors import CheckpointError, RunError
-from secateur.files import atomic_write, read_json, write_json
+from secateur.files import atomic_write, locked, read_json, write_json
 from secateur.train import Epoch, TrainState
 
 _PARTS = ("model", "momentum", "selected")
@@ -62,7 +62,7 @@ class RunFolder:
         with contextlib.ExitStack() as stack:
             try:
                 folder.path.mkdir(parents=True, exist_ok=True)
-                free = stack.enter_context(_locked(folder.path / _LOCK))
+                free = stack.enter_context(locked(folder.path / _LOCK))
             except OSError as error:
                 raise folder._unusable(error) from error
             if not free:
@@ -190,27 +190,3 @@ def _writing(path: Path) -> Generator[None]:
             f"cannot write {str(path)!r}: {error.strerror or error}. "
             "Free some space or check the permissions, then go on with --resume."
         ) from error
-
-
-@contextmanager
-def _locked(path: Path) -> Generator[bool]:
-    """Hold a file against other processes; False if another one holds it. Freed when a process dies."""
-    with path.open("w") as file:
-        held = _lock(file, path)
-        try:
-            yield held
-        finally:
-            if held:
-                with contextlib.suppress(OSError):
-                    path.unlink(missing_ok=True)
-
-
-def _lock(file: IO[str], path: Path) -> bool:
-    import fcntl  # not at the top: Windows has none, and `prune` imports this module
-
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        # Whoever held it until just now has removed the file: a lock on that keeps nobody out.
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
-    except (BlockingIOError, FileNotFoundError):
-        return False

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
-from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from safetensors.torch import save
 from secateur.arena.suite import Cell, Suite
 from secateur.config import dump_config
 from secateur.errors import RunError
-from secateur.files import atomic_write, read_json, write_json
+from secateur.files import atomic_write, locked, read_json, write_json
 from secateur.masks import Masks, pack_bits, unpack_bits
 from secateur.runs import RunFolder
 
@@ -117,13 +115,6 @@ class SuiteFolder:
         """Where networks trained for `seed` are kept."""
         return RunFolder(self.path / "networks" / f"seed-{seed}")
 
-    @contextmanager
-    def claimed(self, name: str, *, wait: bool = False) -> Generator[bool]:
+    def claimed(self, name: str, *, wait: bool = False) -> AbstractContextManager[bool]:
         """Hold `name` against other processes; False if another one holds it. Freed when a process dies."""
-        with (self.path / "locks" / name).open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
-                yield False
-                return
-            yield True
+        return locked(self.path / "locks" / name, wait=wait)
