@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from runtime.models import worst_error
@@ -182,3 +184,82 @@ def test_indices_and_masks_of_the_example_are_used_again() -> None:
     mask = torch.tensor([[1.0, 1, 0], [1, 0, 0]])
     agrees(With(masked), torch.tensor([[1, 8, 0], [3, 2, 0]]), mask)
     compile_model(With(masked), (torch.zeros(2, 3, dtype=torch.int64), mask), precision="bf16")
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda _, x: x + torch.randn(6),
+        lambda _, x: x + torch.rand_like(x),
+        lambda _, x: F.dropout(x, 0.5, training=True),
+        lambda _, x: F.scaled_dot_product_attention(x[:, None], x[:, None], x[:, None], dropout_p=0.5),
+    ],
+)
+@pytest.mark.parametrize("fallback", [None, "torch"])
+def test_what_draws_random_numbers_is_refused(
+    function: Callable[..., Tensor], fallback: Literal["torch"] | None
+) -> None:
+    with pytest.raises(CompileError, match=r"aten\..* draws random numbers"):
+        compile_model(With(function), X, fallback=fallback)
+
+
+IDS = torch.tensor([[0, 3, 1], [2, 0, 0]])
+TABLE = torch.randn(4, 2, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.filterwarnings("ignore:divide by zero:RuntimeWarning", "ignore:overflow:RuntimeWarning")
+@pytest.mark.usefixtures("engine")
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda _, x: x * torch.tensor([True, False] * 3) + torch.arange(6),
+        lambda _, x: x / torch.tensor(2) + x / 3,
+        lambda _, x: torch.cat([x, torch.arange(4).expand(x.shape[0], 4)], 1),
+        lambda _, x: x + torch.full((x.shape[0], 1), 2) - x * torch.ones(x.shape[0], 1, dtype=torch.bool),
+        lambda _, x: x + torch.zeros_like(x) + torch.ones_like(x) * torch.full_like(x, 3),
+        lambda _, x: x + x.new_zeros(x.shape[0], 6) + x.new_ones(6) - x.new_full((x.shape[0], 1), 2),
+        lambda _, x: x + torch.zeros(x.shape[0], 6, dtype=torch.long).float() + torch.arange(6).type_as(x),
+        lambda _, x: x + torch.ones(x.shape[0], 6, dtype=torch.long).type_as(x),
+        lambda _, x: F.embedding(torch.zeros(x.shape[0], 3, dtype=torch.long), TABLE).sum(2) + x[:, :3],
+        lambda _, x: F.embedding(torch.full((x.shape[0], 3), 2), TABLE).sum(2) + x[:, :3],
+        lambda _, x: torch.ones(x.shape[0], 6, dtype=torch.int64).to(x.dtype) * x,
+        lambda _, x: x / 0,
+        lambda _, x: x / 1e-40,
+    ],
+)
+def test_types_of_constants(function: Callable[..., Tensor]) -> None:
+    agrees(With(function), X)
+
+
+@pytest.mark.usefixtures("engine")
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda self, i: self.seen[i],
+        lambda _, i: TABLE[i],
+        lambda _, i: TABLE[:, :, None].expand(4, 2, 3)[i] * 2,
+        lambda _, i: TABLE.index_select(0, i[:, 0]),
+    ],
+)
+def test_rows_of_a_constant(function: Callable[..., Tensor]) -> None:
+    agrees(With(function), IDS)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda _, x: x.double() * 2, "it converts to torch.float64"),
+        (lambda _, x: x[:, 0].long(), "it converts activations to torch.int64"),
+        (lambda _, x: x.type_as(IDS), "it converts activations to torch.int64"),
+        (lambda _, x: TABLE[:, (x > 0).long()[:, 0]], "torch.bool|no operation"),
+    ],
+)
+def test_other_conversions_are_refused(function: Callable[..., Tensor], message: str) -> None:
+    with pytest.raises(CompileError, match=message):
+        compile_model(With(function), X)
+
+
+def test_conversions_run_in_torch_if_asked() -> None:
+    model = With(lambda _, ids: ids.float() * 0.5)
+    plan = compile_model(model, IDS, fallback="torch", threads=1)
+    assert worst_error(model, plan, [IDS]) == 0

@@ -52,7 +52,8 @@ def check_batches(model: nn.Module, plan: Plan, example: Sequence[Tensor], *, th
         if expected is None:
             continue
         try:
-            found = engine(*(x.numpy() for x in inputs))
+            with np.errstate(all="ignore"):
+                found = engine(*(x.numpy() for x in inputs))
         except InvalidArgument as error:
             raise CompileError(
                 f"the plan fails with a batch of {batch}, the model does not: {error}"
@@ -86,7 +87,7 @@ def _outputs(model: nn.Module, inputs: Sequence[Tensor]) -> list[NDArray[Any]] |
             found = torch.func.functional_call(model, buffers, copies)
     except Exception:
         return None
-    return [x.numpy() for x in tree_leaves(found) if isinstance(x, Tensor)]
+    return [x.detach().double().numpy() for x in tree_leaves(found) if isinstance(x, Tensor)]
 
 
 def _difference(found: NDArray[Any], expected: NDArray[Any]) -> float:
@@ -96,7 +97,7 @@ def _difference(found: NDArray[Any], expected: NDArray[Any]) -> float:
     """
     if found.size != expected.size:
         return float("inf")
-    a, b = found.reshape(-1).astype(np.float64), expected.reshape(-1).astype(np.float64)
+    a, b = found.reshape(-1).astype(np.float64), expected.reshape(-1)
     with np.errstate(invalid="ignore"):
         apart = np.abs(a - b)
     apart[(a == b) | (np.isnan(a) & np.isnan(b))] = 0

@@ -83,9 +83,9 @@ def _check_paths(exported: ExportedProgram) -> None:
     # Some versions of torch keep no list of them; what a bound is made of is seen all the same.
     guards: Sequence[str] = getattr(exported, "_guards_code", ())
     conditions = [guard for guard in guards if not _SAME_BATCH.fullmatch(guard)]
-    for bounds in exported.range_constraints.values():
+    for symbol, bounds in exported.range_constraints.items():
         # Export takes no size of 0 or 1 for one of many.
-        if bounds.lower > 2 or bounds.upper < sys.maxsize:
+        if not _of_values(symbol) and (bounds.lower > 2 or bounds.upper < sys.maxsize):
             conditions.append(f"{bounds.lower} ≤ batch ≤ {bounds.upper}")
     if conditions:
         raise CompileError(
@@ -166,10 +166,16 @@ class _Builder:
         if _is_symbolic(node.meta.get("val")) or node.target in _CHECKS:
             return node.meta.get("val")
         target, arguments = cast("Any", node.target), self._arguments(node)
+        if _draws(target, arguments):
+            raise CompileError(
+                f"a plan cannot hold {target}{_where(node)}: it draws random numbers, and a plan gives the "
+                "same for the same input. Pass them in as an input."
+            )
         if not any(isinstance(x, Activation) or _is_symbolic(x) for x in _flat(arguments.values())):
             return target(*self._known(node.args), **self._known(node.kwargs))
         self._lowering.place = _place(node)
         self._lowering.shapes = [_shape_of(x, node) for x in _tensors(node.meta["val"])]
+        self._lowering.dtypes = [x.dtype for x in _tensors(node.meta["val"])]
         lower = LOWERINGS.get(str(target))
         try:
             if lower is None:
@@ -221,13 +227,16 @@ class _Builder:
                 f"a plan cannot hold {node.target}{_where(node)}: its argument {x!r} is not JSON."
             )
 
-        arguments = [encoded(x) for x in self._known(node.args)]
-        keywords = {key: encoded(x) for key, x in self._known(node.kwargs).items()}
+        target, given, named = node.target, self._known(node.args), self._known(node.kwargs)
+        if target is torch.ops.aten._to_copy.default and outputs[0].dtype in _CASTS:
+            target, named = _CASTS[outputs[0].dtype], {}
+        arguments = [encoded(x) for x in given]
+        keywords = {key: encoded(x) for key, x in named.items()}
         return self._lowering.add(
             "torch",
             inputs,
             self._lowering.shapes[0],
-            target=str(node.target),
+            target=str(target),
             arguments=arguments,
             keywords=keywords,
         )
@@ -294,12 +303,24 @@ _CHECKS = {
 }
 """Operators that torch inserts to check sizes and types; the engine checks its inputs itself."""
 
+_CASTS = {
+    torch.float32: torch.ops.aten._cast_Float.default,
+    torch.int64: torch.ops.aten._cast_Long.default,
+}
+"""Conversions without a type among their arguments, which would not be JSON."""
+
 _SHAPES = {"size", "shape", "sizes"}
 """Arguments that are shapes, in which the batch size may stand."""
 
 
 def _is_symbolic(x: object) -> bool:
     return isinstance(x, torch.SymInt | torch.SymBool | torch.SymFloat)
+
+
+def _draws(target: Any, arguments: Mapping[str, object]) -> bool:  # noqa: ANN401  torch has no type for it
+    """Whether an operator draws random numbers; not so dropout that is switched off."""
+    switches = ("train", "training", "dropout_p")
+    return torch.Tag.nondeterministic_seeded in target.tags and all(arguments.get(s, True) for s in switches)
 
 
 def _check_sizes(target: str, arguments: Mapping[str, object]) -> None:
@@ -342,7 +363,7 @@ def _dimension(size: Any, node: Node) -> int:  # noqa: ANN401  int or SymInt
     symbols = list(expression.free_symbols)
     if not symbols:
         return int(expression)
-    if any(str(symbol).startswith("u") for symbol in symbols):  # torch's name for what it cannot know
+    if any(map(_of_values, symbols)):
         raise CompileError(
             f"{node.target}{_where(node)} gives a size that depends on values ({expression}). "
             "A plan cannot hold that."
@@ -354,6 +375,11 @@ def _dimension(size: Any, node: Node) -> int:  # noqa: ANN401  int or SymInt
             f"({expression}). A plan cannot hold that."
         )
     return -int(factor)
+
+
+def _of_values(symbol: object) -> bool:
+    """Whether a size depends on values and not on the batch; torch calls those u0, u1 and so on."""
+    return str(symbol).startswith("u")
 
 
 def _place(node: Node) -> str:

@@ -62,20 +62,27 @@ class Lowering:
         names: State-dict name of each parameter and buffer, by the id of its tensor.
         place: Where the operator stands in the model.
         shapes: Shapes of what the operator returns.
+        dtypes: Types of what the operator returns.
         entered: Name in the graph of each constant already in it, by the id of its tensor; with the
             tensor, so that the id stays taken.
+        filled: The constant that a value is made of throughout, by the id of the value.
     """
 
     graph: Graph
     names: dict[int, str]
     place: str = ""
     shapes: Sequence[Shape] = ()
+    dtypes: Sequence[torch.dtype] = ()
     entered: dict[int, tuple[str, Tensor]] = field(default_factory=dict[int, tuple[str, Tensor]])
+    filled: dict[int, Tensor] = field(default_factory=dict[int, Tensor])
 
     def add(
         self, kind: str, inputs: Sequence[Operand], shape: Shape = (), /, **attributes: object
     ) -> Activation:
-        """Add an operation; constants among its inputs become values first."""
+        """Add an operation; constants among its inputs become values first, beside floats floats."""
+        beside_floats = any(isinstance(x, Activation) and self.dtype(x) == torch.float32 for x in inputs)
+        if beside_floats and kind != "torch":
+            inputs = [self._widened(x) for x in inputs]
         ids = [self.as_activation(x).value for x in inputs]
         value = self.graph.add(kind, self.place, ids, shape, **attributes)
         return Activation(value, self.graph.shape(value))
@@ -100,6 +107,26 @@ class Lowering:
         tensor = x if isinstance(x, Tensor) else torch.tensor(float(x))
         value = self.graph.add("constant", self.place, [], weight=self.weight(tensor, "constant"))
         return Activation(value, self.graph.shape(value))
+
+    def dtype(self, x: Activation) -> torch.dtype:
+        """Type of a value, float32 or int64."""
+        return torch.float32 if self.graph.values[x.value].dtype == "f32" else torch.int64
+
+    def fill(self, tensor: Tensor, shape: Shape) -> Activation:
+        """A constant repeated along its dimensions of size 1, as often as the batch asks for."""
+        found = self.as_activation(tensor)
+        if found.shape != shape:
+            found = self.add("expand", [found], shape)
+        self.filled[found.value] = tensor
+        return found
+
+    def _widened(self, x: Operand) -> Operand:
+        """What is constant in floats, as torch does with whole numbers beside them."""
+        if isinstance(x, Tensor):
+            return x if x.dtype.is_floating_point else x.float()
+        if isinstance(x, Activation) and x.value in self.filled:
+            return self.fill(self.filled[x.value].float(), x.shape)
+        return x
 
     def weight(self, tensor: Tensor, role: str) -> str:
         """The name in the graph of a constant, which is entered if it is not there yet."""

@@ -101,10 +101,10 @@ def mul(low: Lowering, x: Operand, other: Operand) -> Activation:
 
 @lowers("div.Tensor", "div.Scalar")
 def div(low: Lowering, x: Operand, other: Operand) -> Activation:
-    """Quotient; by a number it is a product."""
-    return (
-        _binary(low, "mul", x, 1 / other) if isinstance(other, int | float) else _binary(low, "div", x, other)
-    )
+    """Quotient; by a number it is a product, where that and its inverse are normal floats."""
+    if isinstance(other, int | float) and 2**-126 <= abs(other) <= 2**126:
+        return _binary(low, "mul", x, 1 / other)
+    return _binary(low, "div", x, other)
 
 
 @lowers("neg.default")

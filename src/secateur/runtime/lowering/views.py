@@ -27,7 +27,6 @@ from secateur.runtime.shapes import Shape
     "contiguous.default",
     "alias.default",
     "detach.default",
-    "dropout.default",
     "lift_fresh_copy.default",
 )
 def same(low: Lowering, x: Activation, **_: object) -> Activation:
@@ -35,20 +34,25 @@ def same(low: Lowering, x: Activation, **_: object) -> Activation:
     return x
 
 
-@lowers(
-    "_to_copy.default",
-    "to.dtype",
-    "to.device",
-    "to.dtype_layout",
-    "type_as.default",
-    "_assert_tensor_metadata.default",
-)
-def convert(low: Lowering, x: Activation, dtype: torch.dtype | None = None, **_: object) -> Activation:
-    """Conversions that keep the type."""
-    kept = torch.float32 if low.graph.values[x.value].dtype == "f32" else torch.int64
-    if dtype not in (None, kept):
-        raise Unsupported(f"it converts activations to {dtype}")
-    return x
+@lowers("dropout.default", "feature_dropout.default", "alpha_dropout.default")
+def dropout(low: Lowering, input: Activation, **_: object) -> Activation:  # noqa: A002
+    """Nothing: what draws random numbers is refused before."""
+    return input
+
+
+@lowers("_to_copy.default", "to.dtype", "to.device", "to.dtype_layout", "to.other", "type_as.default")
+def convert(low: Lowering, x: Operand, **_: object) -> Activation:
+    """Conversions of constants, and those that keep the type."""
+    wanted = low.dtypes[0]
+    if isinstance(x, Activation) and low.dtype(x) == wanted:
+        return x
+    if wanted not in (torch.float32, torch.int64):
+        raise Unsupported(f"it converts to {wanted}")
+    if isinstance(x, Tensor):
+        return low.as_activation(x.to(wanted))
+    if isinstance(x, Activation) and x.value in low.filled:
+        return low.fill(low.filled[x.value].to(wanted), x.shape)
+    raise Unsupported(f"it converts activations to {wanted}")
 
 
 @lowers(
@@ -160,6 +164,10 @@ def stack(low: Lowering, tensors: Sequence[Operand], dim: int) -> Activation:
 
 def broadcast(low: Lowering, x: Operand, shape: Shape) -> Activation:
     """Dimensions of size 1 repeated; nothing if there are none."""
+    if isinstance(x, Tensor):
+        return low.fill(
+            x if x.ndim == len(shape) else x.reshape((1,) * (len(shape) - x.ndim) + x.shape), shape
+        )
     found = low.as_activation(x)
     if found.shape == shape:
         return found
@@ -226,8 +234,10 @@ def flip(low: Lowering, x: Activation, dims: Sequence[int]) -> Activation:
 
 
 @lowers("index_select.default")
-def index_select(low: Lowering, x: Activation, dim: int, index: Tensor) -> Activation:
-    """Constant places of a dimension."""
+def index_select(low: Lowering, x: Operand, dim: int, index: Operand) -> Activation:
+    """Constant places of a dimension, or rows of a constant."""
+    if not isinstance(x, Activation):
+        return _rows(low, constant(x, "table"), dim, index)
     dim = dimension(dim, x.shape)
     places = [int(p) % x.shape[dim] for p in constant(index, "index").flatten()]
     if not places:
@@ -236,33 +246,43 @@ def index_select(low: Lowering, x: Activation, dim: int, index: Tensor) -> Activ
 
 
 @lowers("index.Tensor")
-def index(low: Lowering, x: Activation, indices: Sequence[Tensor | None]) -> Activation:
-    """Constant places of one dimension."""
+def index(low: Lowering, x: Operand, indices: Sequence[Operand | None]) -> Activation:
+    """Constant places of one dimension, or rows of a constant."""
     given = [(dim, index) for dim, index in enumerate(indices) if index is not None]
     if len(given) != 1:
         raise Unsupported(f"only an index of one dimension is, not of {len(given)}")
     dim, places = given[0]
-    if places.dtype == torch.bool:
+    if isinstance(places, Tensor) and places.dtype == torch.bool:
         raise Unsupported("an index by a mask is")
     return index_select(low, x, dim, places)
 
 
-@lowers("full.default")
+def _rows(low: Lowering, table: Tensor, dim: int, indices: Operand) -> Activation:
+    """Rows of a constant at indices that are given at run time: an embedding."""
+    if dim % table.ndim != 0:
+        raise Unsupported("only the first dimension of a constant can be looked up, it")
+    flat = table if table.ndim == 2 else table.reshape(table.shape[0], -1)
+    found = low.add("embedding", [indices], weight=low.weight(flat, "weight"))
+    return low.reshape(found, low.shapes[0])
+
+
+@lowers("full.default", "full_like.default", "new_full.default")
 def full(low: Lowering, fill_value: float, **_: object) -> Activation:
     """One number in every place, as many as the batch asks for."""
-    return expand(low, torch.full((1,) * len(low.shapes[0]), number(fill_value, "value")))
+    shape = low.shapes[0]
+    return low.fill(torch.full((1,) * len(shape), number(fill_value, "value"), dtype=low.dtypes[0]), shape)
 
 
-@lowers("zeros.default")
+@lowers("zeros.default", "zeros_like.default", "new_zeros.default")
 def zeros(low: Lowering, **_: object) -> Activation:
     """Zeros, as many as the batch asks for."""
-    return full(low, 0.0)
+    return full(low, 0)
 
 
-@lowers("ones.default")
+@lowers("ones.default", "ones_like.default", "new_ones.default")
 def ones(low: Lowering, **_: object) -> Activation:
     """Ones, as many as the batch asks for."""
-    return full(low, 1.0)
+    return full(low, 1)
 
 
 @lowers("constant_pad_nd.default", "pad.default")
