@@ -248,10 +248,48 @@ def test_every_instruction_set_gives_the_same(
         np.testing.assert_allclose(np.load(tmp_path / "y.npy"), expected, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("threads", [0, -1])
-def test_threads_are_checked(plan: Plan, threads: int) -> None:
-    with pytest.raises(InvalidArgument, match=f"threads must be at least 1, got {threads}"):
+@pytest.mark.parametrize(
+    ("threads", "message"),
+    [
+        (0, "at least 1, got 0"),
+        (-1, "at least 1, got -1"),
+        (2.0, r"a whole number, got 2\.0"),
+        (True, "a whole number, got True"),
+        (1025, "at most 1024, got 1025"),
+    ],
+)
+@pytest.mark.usefixtures("engine")
+def test_threads_are_checked(plan: Plan, threads: int, message: str) -> None:
+    with pytest.raises(InvalidArgument, match=f"threads must be {message}"):
         Engine(plan, threads=threads)
+
+
+@pytest.mark.usefixtures("engine")
+@pytest.mark.parametrize("repeats", [0, 1.5])
+def test_repeats_are_checked(plan: Plan, images: np.ndarray, repeats: int) -> None:
+    with pytest.raises(InvalidArgument, match="repeats must be "):
+        Engine(plan, threads=1).profile(images, repeats=repeats)
+
+
+@pytest.mark.usefixtures("engine")
+def test_outputs_share_no_memory_with_inputs_and_weights() -> None:
+    class Through(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(1, 6))
+
+        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+            return x, x.view(-1, 2, 3), self.weight, x * 2
+
+    engine = Engine(sc.runtime.compile(Through(), torch.zeros(2, 6), threads=1), threads=1)
+    x = np.ones((3, 6), np.float32)
+    first = engine(x)
+    assert isinstance(first, tuple)
+    for y in first:
+        y[:] = 5
+    second = engine(np.ones((3, 6), np.float32))
+    assert (x == 1).all()
+    assert [float(y.max()) for y in second] == [1, 1, 1, 2]
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -193,8 +193,12 @@ def test_narrow_weights_are_half_the_size_and_about_as_good(precision: str, tmp_
         ({"precision": "int8"}, "precision must be one of fp32, bf16, fp16, got 'int8'"),
         ({"fallback": "numpy"}, 'fallback must be "torch" or None'),
         ({"batches": []}, "batches must be sizes of at least 1"),
-        ({"batches": [0, 4]}, "batches must be sizes of at least 1"),
+        ({"batches": 4}, "batches must be sizes of at least 1, got 4"),
+        ({"batches": [0, 4]}, "each of batches must be at least 1, got 0"),
+        ({"batches": [1.5]}, r"each of batches must be a whole number, got 1\.5"),
         ({"threads": 0}, "threads must be at least 1"),
+        ({"threads": 2.0}, r"threads must be a whole number, got 2\.0"),
+        ({"threads": 5000}, "threads must be at most 1024, got 5000"),
     ],
 )
 def test_options_are_checked(options: dict[str, object], message: str) -> None:

@@ -15,6 +15,7 @@ from secateur.provenance import versions
 from secateur.runtime.agreement import check_batches
 from secateur.runtime.capture import capture
 from secateur.runtime.choice import choose_kernels
+from secateur.runtime.engine import MOST_THREADS, checked_count
 from secateur.runtime.fusion import fuse
 from secateur.runtime.graph import Graph
 from secateur.runtime.plan import Plan
@@ -46,7 +47,7 @@ def compile_model(
         fallback: "torch" runs operators that a plan has no operation for in torch, which is then
             needed to run the plan.
         batches: Batch sizes to choose kernels for; None for 1 and that of the example.
-        threads: Threads to choose kernels for; None for as many as this process has cores.
+        threads: Threads to choose kernels for, 1 … 1024; None for as many as this process has cores.
 
     Returns:
         The plan: ``print`` it, `Plan.save` it, or run it as ``Engine(plan)``.
@@ -57,11 +58,9 @@ def compile_model(
     """
     inputs = _inputs(example)
     _check(model, inputs, precision, fallback)
-    sizes = {1, inputs[0].shape[0]} if batches is None else set(batches)
-    if not sizes or min(sizes) < 1:
-        raise InvalidArgument(f"batches must be sizes of at least 1, got {sorted(sizes)}.")
-    if threads is not None and threads < 1:
-        raise InvalidArgument(f"threads must be at least 1, got {threads}.")
+    sizes = {1, inputs[0].shape[0]} if batches is None else _sizes(batches)
+    if threads is not None:
+        threads = checked_count("threads", threads, most=MOST_THREADS)
     with modes_kept(model):
         model.eval()
         graph = capture(model, inputs, fallback=fallback == "torch")
@@ -75,6 +74,14 @@ def compile_model(
         check_batches(model, exact, inputs, threads=threads)
     arrays = [x.detach().numpy() for x in inputs]
     return choose_kernels(plan, arrays, batches=sizes, threads=threads)
+
+
+def _sizes(batches: object) -> set[int]:
+    given = cast("Iterable[object]", batches) if isinstance(batches, Iterable) else ()
+    sizes = {checked_count("each of batches", size) for size in given}
+    if not sizes:
+        raise InvalidArgument(f"batches must be sizes of at least 1, got {batches!r}.")
+    return sizes
 
 
 def _inputs(example: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:

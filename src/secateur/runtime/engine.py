@@ -24,6 +24,8 @@ from secateur.runtime.weights import Weight
 Array = NDArray[Any]
 ENGINE_VARIABLE = "SECATEUR_ENGINE"
 """Environment variable: "reference" runs plans in NumPy even where there is a native engine."""
+MOST_THREADS = 1024
+"""Of an engine, as in `native/engine.cpp`."""
 _DTYPES = {"f32": np.dtype(np.float32), "i64": np.dtype(np.int64)}
 
 
@@ -51,7 +53,7 @@ class Engine:
 
     Args:
         plan: What to run.
-        threads: Threads that a call uses, at least 1; None for as many as this process has cores.
+        threads: Threads that a call uses, 1 … 1024; None for as many as this process has cores.
 
     Attributes:
         inputs: Name and shape of each input; the batch size is −1.
@@ -60,15 +62,17 @@ class Engine:
         isa: Instruction set in use, such as "avx512", or "numpy".
 
     Raises:
-        InvalidArgument: if `threads` is less than 1, or SECATEUR_ISA asks for what this machine has not.
+        InvalidArgument: if `threads` is not in 1 … 1024, or SECATEUR_ISA asks for what this machine has not.
         PlanError: if the plan needs torch and there is none, or the native engine refuses it.
         MemoryError: if there is not enough memory for the weights.
     """
 
     def __init__(self, plan: Plan, *, threads: int | None = None) -> None:
-        self.threads = _n_cores() if threads is None else threads
-        if self.threads < 1:
-            raise InvalidArgument(f"threads must be at least 1, got {self.threads}.")
+        self.threads = (
+            min(_n_cores(), MOST_THREADS)
+            if threads is None
+            else checked_count("threads", threads, most=MOST_THREADS)
+        )
         program = plan.program
         self.inputs = [(name, program.values[value].shape) for name, value in program.inputs]
         self.outputs = [(name, program.values[value].shape) for name, value in program.outputs]
@@ -107,7 +111,7 @@ class Engine:
         values = self._start(inputs)
         for part, runner in zip(self._parts, self._runners, strict=True):
             self._step(part, runner, values)
-        outputs = tuple(values[value] for _, value in self._program.outputs)
+        outputs = tuple(self._as_new(value, values[value]) for _, value in self._program.outputs)
         return outputs[0] if len(outputs) == 1 else outputs
 
     def profile(self, *inputs: object, repeats: int = 1) -> NDArray[np.float64]:
@@ -118,8 +122,12 @@ class Engine:
 
         Args:
             inputs: As in a call.
-            repeats: How often to run each part.
+            repeats: How often to run each part, at least 1.
+
+        Raises:
+            InvalidArgument: as a call, and if `repeats` is less than 1.
         """
+        checked_count("repeats", repeats)
         values = self._start(inputs)
         times = np.full((repeats, len(self._program.ops)), np.nan)
         for part, runner in zip(self._parts, self._runners, strict=True):
@@ -128,6 +136,11 @@ class Engine:
                 times[:, list(part.places)] = cast("Any", runner).profile(arrays, repeats)
             self._step(part, runner, values)
         return times
+
+    def _as_new(self, value: int, array: Array) -> Array:
+        """A copy of what may share memory: an input, or what NumPy gives, which may be a view or a weight."""
+        is_input = any(value == given for _, given in self._program.inputs)
+        return array.copy() if is_input or self.isa == "numpy" else array
 
     def _start(self, inputs: Sequence[object]) -> dict[int, Array]:
         """Values of the inputs by id, checked."""
@@ -156,15 +169,30 @@ def load(path: str | os.PathLike[str], *, threads: int | None = None) -> Engine:
 
     Args:
         path: A file that `Plan.save` wrote.
-        threads: Threads that a call uses, at least 1; None for as many as this process has cores.
+        threads: Threads that a call uses, 1 … 1024; None for as many as this process has cores.
 
     Raises:
         PlanError: if there is no such file, if it breaks any rule of `docs/plan.md`, or if it needs
             torch and there is none.
-        InvalidArgument: if `threads` is less than 1.
+        InvalidArgument: if `threads` is not in 1 … 1024.
         MemoryError: if there is not enough memory for the weights.
     """
     return Engine(read_plan(path), threads=threads)
+
+
+def checked_count(name: str, n: object, *, most: int | None = None) -> int:
+    """An argument that must be a whole number of at least 1.
+
+    Raises:
+        InvalidArgument: if it is not; names it.
+    """
+    if isinstance(n, bool) or not isinstance(n, int | np.integer):
+        raise InvalidArgument(f"{name} must be a whole number, got {n!r}.")
+    if n < 1:
+        raise InvalidArgument(f"{name} must be at least 1, got {n}.")
+    if most is not None and n > most:
+        raise InvalidArgument(f"{name} must be at most {most}, got {n}.")
+    return int(n)
 
 
 def find_native() -> Native | None:
