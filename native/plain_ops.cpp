@@ -1,6 +1,7 @@
 #include "plain_ops.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -64,6 +65,7 @@ void PlainBuilder::build(const Op& op) {
     case OpKind::clip:
     case OpKind::scale_shift: return elementwise(op);
     case OpKind::binary: return binary(op);
+    case OpKind::where: return where(op);
     case OpKind::max_pool:
     case OpKind::avg_pool:
     case OpKind::adaptive_avg_pool: return pool(op);
@@ -246,6 +248,30 @@ void PlainBuilder::binary(const Op& op) {
           break;
       }
       activate(out, inner, activation);
+    }
+  });
+}
+
+void PlainBuilder::where(const Op& op) {
+  const Shape shape = or_one(session_.shapes_[size_t(op.output)]);
+  std::array<int, 3> from;
+  std::array<std::vector<int64_t>, 3> steps;
+  for (size_t i = 0; i < 3; i++) {
+    from[i] = session_.plain(op.inputs[i]);
+    steps[i] = broadcast_steps(session_.shapes_[size_t(op.inputs[i])], shape);
+  }
+  const int to = session_.new_plain(op.output);
+  session_.forms_[size_t(op.output)].plain = to;
+  const int64_t inner = shape.back(), rows = count(shape) / inner;
+  const int64_t tasks = tasks_for(session_.threads_, rows, rows * inner);
+  session_.add_stage(tasks, {from[0], from[1], from[2], to}, [=](Context& context, int64_t task, int) {
+    const Share share = share_of(rows, task, tasks);
+    for (int64_t r = share.begin; r < share.end; r++) {
+      const auto row = [&](size_t i) { return floats(context, from[i]) + row_start(shape, steps[i], r); };
+      const float *chosen = row(0), *a = row(1), *b = row(2);
+      const int64_t i = steps[0].back(), j = steps[1].back(), k = steps[2].back();
+      float* out = floats(context, to) + r * inner;
+      for (int64_t x = 0; x < inner; x++) out[x] = chosen[x * i] != 0.0f ? a[x * j] : b[x * k];
     }
   });
 }

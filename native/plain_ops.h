@@ -22,6 +22,7 @@ class PlainBuilder {
   void gather_linear(const Op& op);
   void elementwise(const Op& op);
   void binary(const Op& op);
+  void where(const Op& op);
   void copy(const Op& op, const Walk& walk);
   void moved(const Op& op);
   void cat(const Op& op);

@@ -25,6 +25,7 @@ const std::pair<const char*, OpKind> op_kinds[] = {
     {"sub", OpKind::binary},
     {"mul", OpKind::binary},
     {"div", OpKind::binary},
+    {"where", OpKind::where},
     {"max_pool", OpKind::max_pool},
     {"avg_pool", OpKind::avg_pool},
     {"adaptive_avg_pool", OpKind::adaptive_avg_pool},

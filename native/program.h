@@ -23,6 +23,7 @@ enum class OpKind {
   activate,
   clip,
   binary,
+  where,
   max_pool,
   avg_pool,
   adaptive_avg_pool,

@@ -159,6 +159,7 @@ Shape shape_of(const Op& op, const std::vector<Shape>& in, const Shape& declared
   size_t fewest = 1, most = 1;
   if (op.kind == OpKind::conv || op.kind == OpKind::linear) most = 2;
   if (op.kind == OpKind::binary || op.kind == OpKind::matmul) fewest = most = 2;
+  if (op.kind == OpKind::where) fewest = most = 3;
   if (op.kind == OpKind::attention) fewest = 3, most = 4;
   if (op.kind == OpKind::cat) most = 10000;
   if (op.kind == OpKind::constant) fewest = most = 0;
@@ -174,6 +175,7 @@ Shape shape_of(const Op& op, const std::vector<Shape>& in, const Shape& declared
     case OpKind::activate:
     case OpKind::clip: return in[0];
     case OpKind::binary: return broadcast(in[0], in[1]);
+    case OpKind::where: return broadcast(broadcast(in[0], in[1]), in[2]);
     case OpKind::max_pool:
     case OpKind::avg_pool:
       need(in[0].size() == 4, "its input must have four dimensions");

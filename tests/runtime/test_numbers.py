@@ -84,6 +84,23 @@ def test_softmax_of_minus_infinity_alone_is_no_number() -> None:
     assert np.isnan(found).all()
 
 
+MASK = torch.tensor([True, False, True, True, False, True, True])
+CHOICES: dict[str, Callable[[Tensor], Tensor]] = {
+    "filled": lambda x: x.masked_fill(MASK, 2.5),
+    "filled with infinity": lambda x: x.masked_fill(MASK, -torch.inf),
+    "chosen": lambda x: torch.where(MASK, x, -x),
+    "chosen or constant": lambda x: torch.where(MASK[:, None, None], torch.arange(7), x),
+    "chosen or number": lambda x: torch.where(MASK, x, 7),
+}
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_what_a_mask_hides_has_no_effect(name: str) -> None:
+    hostile = torch.tensor([torch.inf, -torch.inf, torch.nan, 0.0, -1.0, torch.nan, -torch.inf])
+    found, expected = found_and_expected(CHOICES[name], hostile.repeat(2, 1))
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
 TAILS: dict[str, Callable[[Tensor], Tensor]] = {
     "softplus": F.softplus,
     "softplus with beta": lambda x: F.softplus(x, beta=0.7),

@@ -177,6 +177,7 @@ ATTRIBUTES: Mapping[str, Mapping[str, Allows]] = {
     "sub": _BINARY,
     "mul": _BINARY,
     "div": _BINARY,
+    "where": {},
     "max_pool": {
         "kernel": is_list(_POSITIVE, 2),
         "stride": is_list(_POSITIVE, 2),

@@ -254,6 +254,7 @@ _STEPS: Mapping[str, _Step] = {
     "sub": lambda op, x, w: x[0] - x[1],
     "mul": lambda op, x, w: x[0] * x[1],
     "div": lambda op, x, w: x[0] / x[1],
+    "where": lambda op, x, w: np.where(x[0] != 0, x[1], x[2]),
     "max_pool": _max_pool,
     "avg_pool": _avg_pool,
     "adaptive_avg_pool": _adaptive_avg_pool,

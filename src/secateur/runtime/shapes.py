@@ -167,6 +167,10 @@ def _binary(_: Mapping[str, Any], inputs: Sequence[Shape], __: Mapping[str, Shap
     return broadcast(*inputs)
 
 
+def _where(_: Mapping[str, Any], inputs: Sequence[Shape], __: Mapping[str, Shape], ___: Shape) -> Shape:
+    return broadcast(broadcast(inputs[0], inputs[1]), inputs[2])
+
+
 def _pool(attributes: Mapping[str, Any], inputs: Sequence[Shape], _: Mapping[str, Shape], __: Shape) -> Shape:
     n, channels, *size = _image(inputs[0])
     padding = attributes["padding"]
@@ -311,6 +315,7 @@ _N_INPUTS = {
     "conv": (1, 2),
     "linear": (1, 2),
     **dict.fromkeys(("add", "sub", "mul", "div", "matmul"), (2, 2)),
+    "where": (3, 3),
     "attention": (3, 4),
     "cat": (1, _MANY),
     "constant": (0, 0),
@@ -327,6 +332,7 @@ _RULES: Mapping[str, _Rule] = {
     "sub": _binary,
     "mul": _binary,
     "div": _binary,
+    "where": _where,
     "max_pool": _pool,
     "avg_pool": _pool,
     "adaptive_avg_pool": _adaptive,

@@ -192,6 +192,10 @@ class _Writer:
         low, high = number_or(op.attributes["low"], -np.inf), number_or(op.attributes["high"], np.inf)
         return self._node("Clip", [inputs[0], self._number(float(low)), self._number(float(high))])
 
+    def _write_where(self, op: Op, inputs: list[str]) -> str:
+        condition = self._node("Cast", [inputs[0]], to=self._onnx.TensorProto.BOOL)
+        return self._node("Where", [condition, *inputs[1:]])
+
     def _write_max_pool(self, op: Op, inputs: list[str]) -> str:
         a = op.attributes
         return self._node("MaxPool", inputs, kernel_shape=a["kernel"], strides=a["stride"], pads=a["padding"])

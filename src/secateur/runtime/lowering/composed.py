@@ -16,7 +16,6 @@ from secateur.runtime.lowering.base import (
     constant,
     dimension,
     lowers,
-    number,
 )
 from secateur.runtime.lowering.maths import add, clamp, div, mul, neg, power, rsub, sub, total
 from secateur.runtime.lowering.views import broadcast, permuted, sliced
@@ -188,18 +187,7 @@ def masked_fill(low: Lowering, x: Operand, mask: Tensor, value: Operand) -> Acti
 
 @lowers("where.self", "where.ScalarSelf", "where.ScalarOther", "where.Scalar")
 def where(low: Lowering, condition: Tensor, x: Operand, other: Operand) -> Activation:
-    """One operand in some places, which are constant, and another in the rest.
-
-    Numbers are added, after what stands in their places is multiplied with 0. An infinite one is added to
-    what stands there as it is: it hides that anyway.
-    """
-    chosen = constant(condition, "condition").bool()
-    parts: list[Operand] = []
-    for operand, opposite, places in ((x, other, chosen), (other, x, ~chosen)):
-        if isinstance(operand, Activation):
-            kept = places if isinstance(opposite, Activation) else places | torch.as_tensor(opposite).isinf()
-            parts.append(operand if bool(kept.all()) else mul(low, operand, kept.float()))
-        else:
-            fill = operand if isinstance(operand, Tensor) else torch.tensor(number(operand, "value"))
-            parts.append(torch.where(places, fill.float(), torch.zeros(())))
-    return add(low, parts[0], parts[1], 1)
+    """One operand in some places, which are constant, and another in the rest."""
+    chosen = constant(condition, "condition").bool().float()
+    parts = [a if isinstance(a, Activation) else torch.as_tensor(a).float() for a in (x, other)]
+    return low.add("where", [chosen, *parts])
