@@ -28,14 +28,17 @@ SparseRows sparse_rows(const Weight& weight, int64_t groups) {
   rows.starts.assign(size_t(outputs) + 1, 0);
   const size_t n = weight.numbers.size();
   rows.entries.reserve(n);
-  int64_t row = 0;
+  int64_t row = 0, first = 0, first_channel = 0;  // few divisions below, as there may be many millions of weights
   for (size_t i = 0; i < n; i++) {
     if (weight.numbers[i] == 0.0f) continue;
     const int64_t flat = weight.dense ? int64_t(i) : int64_t(weight.positions[i]);
-    for (; row < flat / per_row; row++) rows.starts[size_t(row) + 1] = int64_t(rows.entries.size());
-    const int64_t rest = flat % per_row;
-    rows.entries.push_back({int32_t(rest / (kh * kw) + row / per_group * inputs), int32_t(rest / kw % kh),
-                            int32_t(rest % kw), weight.numbers[i]});
+    for (; flat >= first + per_row; first += per_row) {
+      rows.starts[size_t(++row)] = int64_t(rows.entries.size());
+      first_channel = row / per_group * inputs;
+    }
+    const int64_t rest = flat - first, channel = kh * kw == 1 ? rest : rest / (kh * kw);
+    const auto place = int32_t(rest - channel * kh * kw), ky = place / int32_t(kw);
+    rows.entries.push_back({int32_t(first_channel + channel), ky, place - ky * int32_t(kw), weight.numbers[i]});
   }
   for (; row < outputs; row++) rows.starts[size_t(row) + 1] = int64_t(rows.entries.size());
   return rows;
@@ -63,19 +66,23 @@ ConvPlan::ConvPlan(const KernelTable& table, const ConvShape& shape, const Weigh
       add_(table.binary) {
   if (input.group_bytes() > std::numeric_limits<int32_t>::max())
     throw PlanError("its input needs more than 2 GB for one group of images");
-  const SparseRows rows = sparse_rows(weight, shape.groups);  // first: it asks whether there is memory
+  const SparseRows rows = dense_ ? SparseRows() : sparse_rows(weight, shape.groups);  // first: it asks for memory
+  const size_t stored = dense_ ? weight.numbers.size() : rows.entries.size();
   bias_.assign(size_t(shape.outputs), 0.0f);
   if (bias) bias_ = bias->all();
-  const double per_channel =
-      double(rows.entries.size()) / double(shape.outputs) / double(shape.channels / shape.groups);
+  const double per_channel = double(stored) / double(shape.outputs) / double(shape.channels / shape.groups);
   choose(table, shape, output, per_channel);
   share(sharing, shape, output.number_bytes == 2);
   fed_ = sharing.copies && !dense_ && (tiles_.size() == 1 || shape.groups > 1);
   far_ = far_ && !fed_;
   if (dense_)
-    pack_dense(rows, shape, input);
+    pack_dense(weight, shape, input);
   else
     pack_rows(rows, shape, input, sharing.parts > 1);
+}
+
+int64_t ConvPlan::weight_bytes() const {
+  return int64_t(steps_.size() * sizeof(Step) + weights_.size() * sizeof(WeightBits));
 }
 
 std::string ConvPlan::describe() const {
@@ -139,7 +146,7 @@ void ConvPlan::pack_rows(const SparseRows& rows, const ConvShape& shape, const L
   steps_.resize(steps_.size() + steps_ahead, Step{0, 0});
 }
 
-void ConvPlan::pack_dense(const SparseRows& rows, const ConvShape& shape, const LaneLayout& input) {
+void ConvPlan::pack_dense(const Weight& weight, const ConvShape& shape, const LaneLayout& input) {
   const int64_t kh = window_.height, kw = window_.width, per_row = shape.channels * kh * kw;
   check_available((shape.outputs + 1) * per_row * 4);  // of which the file holds the non-zeros alone
   weights_.reserve(size_t(shape.outputs * per_row));
@@ -148,7 +155,8 @@ void ConvPlan::pack_dense(const SparseRows& rows, const ConvShape& shape, const 
       for (int64_t kx = 0; kx < kw; kx++)
         offsets_.push_back(
             int32_t(c * input.plane() + ky * window_.dilation_y * input.row() + kx * window_.dilation_x * lane_bytes_));
-  std::vector<int64_t> from(rows.starts.begin(), rows.starts.end() - 1);
+  const std::vector<float> filled = weight.dense ? std::vector<float>() : weight.all();
+  const float* const numbers = weight.dense ? weight.numbers.data() : filled.data();
   for (int64_t part = 0; part < n_parts_; part++) {
     first_panels_.push_back(int64_t(panels_.size()));
     const auto [begin, end] = share_of(shape.outputs, part, n_parts_);
@@ -158,15 +166,9 @@ void ConvPlan::pack_dense(const SparseRows& rows, const ConvShape& shape, const 
       const auto limit = std::min(shape.channels, first + block_channels_);
       for (size_t p = size_t(first_panels_.back()); p < panels_.size(); p++) {
         const auto [channel, n] = panels_[p];
-        const size_t at = weights_.size();
-        weights_.resize(at + size_t(n * (limit - first) * kh * kw), 0);
-        for (int32_t m = 0; m < n; m++) {
-          int64_t& next = from[size_t(channel + m)];
-          for (; next < rows.starts[size_t(channel + m) + 1] && rows.entries[size_t(next)].channel < limit; next++) {
-            const auto& e = rows.entries[size_t(next)];
-            weights_[at + size_t((((e.channel - first) * kh + e.ky) * kw + e.kx) * n + m)] = weight_bits_(e.weight);
-          }
-        }
+        const float* from = numbers + channel * per_row + first * kh * kw;
+        for (int64_t k = 0; k < (limit - first) * kh * kw; k++)
+          for (int32_t m = 0; m < n; m++) weights_.push_back(weight_bits_(from[m * per_row + k]));
       }
     }
   }

@@ -70,6 +70,7 @@ class Convolution {
   virtual ~Convolution() = default;
   virtual int64_t n_tasks() const = 0;
   virtual int64_t scratch_bytes() const = 0;
+  virtual int64_t weight_bytes() const = 0;
   virtual void run(int64_t task, const Call& call) const = 0;
 
   // How many input channels a copy has room for.
@@ -92,6 +93,7 @@ class ConvPlan : public Convolution {
 
   int64_t n_tasks() const override { return n_slices_ * n_parts_ * int64_t(spans_.size() - 1); }
   int64_t scratch_bytes() const override { return slice_bytes_ * n_slices_; }
+  int64_t weight_bytes() const override;
   int64_t channels_at_a_time() const override;
   void run(int64_t task, const Call& call) const override;
   bool sliced() const override { return n_slices_ > 1; }
@@ -125,7 +127,7 @@ class ConvPlan : public Convolution {
   void cover(const KernelTable& table, const LaneLayout& output, int32_t height, int32_t width);
   void share(const Sharing& sharing, const ConvShape& shape, bool halves);
   void pack_rows(const SparseRows& rows, const ConvShape& shape, const LaneLayout& input, bool even);
-  void pack_dense(const SparseRows& rows, const ConvShape& shape, const LaneLayout& input);
+  void pack_dense(const Weight& weight, const ConvShape& shape, const LaneLayout& input);
   LaneView tile_of(const LaneView& view, const Tile& tile) const;
   const char* first_input(const Tile& tile, const LaneView& input) const;
   Ahead ahead_of(const Tile& tile, const LaneView& input, const char* next_tile, int64_t next_block,

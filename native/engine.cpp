@@ -12,7 +12,17 @@ namespace secateur {
 namespace {
 
 constexpr int most_threads = 1024;
-constexpr size_t most_ready = 16, most_batches = 16;
+constexpr size_t most_ready = 16;
+
+// Bytes of the sessions that are kept for batch sizes to come, however small the program; and how often its weights.
+constexpr int64_t usual_bytes = 512 << 20;
+constexpr int64_t most_copies = 6;
+
+int64_t bytes_to_keep(const Program& program) {
+  int64_t numbers = 0;
+  for (const Op& op : program.ops) numbers += op.weight ? count(op.weight->shape) : 0;
+  return std::max(usual_bytes, most_copies * 4 * numbers);
+}
 
 int checked_threads(int threads) {
   if (threads < 1 || threads > most_threads)
@@ -78,7 +88,8 @@ Engine::Engine(std::string_view program, std::map<std::string, Weight> weights, 
     : program_(read_program(program, std::move(weights))),
       table_(chosen_table(program_.half)),
       pool_(checked_threads(threads)),
-      separable_(is_separable(program_)) {
+      separable_(is_separable(program_)),
+      most_bytes_(bytes_to_keep(program_)) {
   // A program that cannot run is refused now, at two batch sizes: what holds for both holds for all.
   for (const int64_t batch : {1, 2}) {
     std::vector<Shape> shapes;
@@ -107,7 +118,6 @@ int64_t Engine::batch_of(const std::vector<Shape>& inputs) const {
 }
 
 const std::vector<Section>& Engine::sections(int64_t batch) {
-  if (sections_.size() >= most_batches && sections_.find(batch) == sections_.end()) sections_.clear();
   std::vector<Section>& found = sections_[batch];
   if (found.empty()) {
     if (separable_)
@@ -120,8 +130,8 @@ const std::vector<Section>& Engine::sections(int64_t batch) {
 
 Engine::Ready& Engine::ready(const Section& section, int64_t chunk, int64_t batch, int threads, int contexts) {
   const Key key{section.first_op, chunk, batch, threads};
-  if (ready_.size() >= most_ready && ready_.find(key) == ready_.end()) ready_.clear();
   Ready& entry = ready_[key];
+  entry.call = call_;
   try {
     if (!entry.session) entry.session = std::make_unique<Session>(section.program, table_, chunk, batch, threads);
     while (int(entry.contexts.size()) < contexts) entry.contexts.push_back(entry.session->new_context());
@@ -129,7 +139,25 @@ Engine::Ready& Engine::ready(const Section& section, int64_t chunk, int64_t batc
     ready_.erase(key);
     throw;
   }
+  make_room();
   return entry;
+}
+
+// Drops what was not used for longest, but nothing that this call uses; and the sections that nothing is left of.
+void Engine::make_room() {
+  int64_t bytes = 0;
+  for (const auto& [key, entry] : ready_) bytes += entry.bytes();
+  while (ready_.size() > most_ready || bytes > most_bytes_) {
+    const auto oldest = std::min_element(ready_.begin(), ready_.end(),
+                                         [](const auto& a, const auto& b) { return a.second.call < b.second.call; });
+    if (oldest->second.call == call_) return;
+    const int64_t batch = std::get<2>(oldest->first);
+    bytes -= oldest->second.bytes();
+    ready_.erase(oldest);
+    const bool needed =
+        std::any_of(ready_.begin(), ready_.end(), [&](const auto& other) { return std::get<2>(other.first) == batch; });
+    if (!needed) sections_.erase(batch);
+  }
 }
 
 void Engine::run_chunk(const Section& section, Ready& ready, int context, int64_t first, const Pointers& inputs,
@@ -149,6 +177,7 @@ void Engine::run_chunk(const Section& section, Ready& ready, int context, int64_
 void Engine::run(const std::vector<const void*>& inputs, const std::vector<void*>& outputs, int64_t batch,
                  double* seconds) {
   const std::lock_guard<std::mutex> lock(mutex_);
+  call_++;
   const std::vector<Section>& parts = sections(batch);
   between_.resize(std::max(between_.size(), parts.size()));
   Pointers from;

@@ -39,6 +39,9 @@ class Engine {
   struct Ready {
     std::unique_ptr<Session> session;
     std::vector<std::unique_ptr<Context>> contexts;  // one for each thread that runs it alone
+    int64_t call = 0;                                // that last used it
+
+    int64_t bytes() const { return session->weight_bytes() + int64_t(contexts.size()) * session->context_bytes(); }
   };
   using Key = std::tuple<size_t, int64_t, int64_t, int>;  // first operation, images at a time, batch, threads
   using Pointers = std::vector<void*>;
@@ -46,6 +49,7 @@ class Engine {
   int threads_for(int64_t batch) const { return batch <= program_.one_thread ? 1 : pool_.size(); }
   const std::vector<Section>& sections(int64_t batch);
   Ready& ready(const Section& section, int64_t chunk, int64_t batch, int threads, int contexts);
+  void make_room();
   void run_section(const Section& section, const Pointers& inputs, const Pointers& outputs, int64_t batch,
                    double* seconds);
   void run_chunk(const Section& section, Ready& ready, int context, int64_t first, const Pointers& inputs,
@@ -58,6 +62,7 @@ class Engine {
   std::map<int64_t, std::vector<Section>> sections_;  // by batch
   std::vector<std::vector<float>> between_;           // values that pass from a section to the next
   std::map<Key, Ready> ready_;
+  int64_t call_ = 0, most_bytes_;
   std::mutex mutex_;
 };
 

@@ -59,6 +59,7 @@ void LaneBuilder::add_fed(const Op& op, const ConvShape& shape, const LaneLayout
   const auto plan = std::make_shared<const ConvPlan>(session_.table_, shape, *op.weight, op.bias, op.activation, false,
                                                      read, output, Sharing{1, false, true, parts});
   session_.scratch_bytes_ = std::max(session_.scratch_bytes_, plan->scratch_bytes());
+  session_.weight_bytes_ += plan->weight_bytes();
   const int64_t n_buffers = strips ? std::min<int64_t>(parts, 2) : session_.threads_;
   const int buffers = session_.new_buffer(between.bytes() * n_buffers), target = session_.new_buffer(output.bytes());
   const int copies = direct ? -1 : session_.new_buffer(read.bytes() * n_buffers);
@@ -132,6 +133,7 @@ void LaneBuilder::add_conv(const Op& op, const ConvShape& shape, Source input, c
   else
     plan = std::make_shared<ConvPlan>(session_.table_, shape, *op.weight, op.bias, op.activation, dense, input.layout,
                                       layout, sharing);
+  session_.weight_bytes_ += plan->weight_bytes();
   if (!plan->sliced()) session_.scratch_bytes_ = std::max(session_.scratch_bytes_, plan->scratch_bytes());
   if (parts > 0) {
     session_.feeder_ = {session_.op_, parts, plan, input.buffer, input.layout, input.mover};

@@ -54,6 +54,8 @@ class Session {
            double* seconds) const;
 
   const Shape& shape(int value) const { return shapes_[size_t(value)]; }
+  int64_t weight_bytes() const { return weight_bytes_; }  // of the weights as its kernels read them
+  int64_t context_bytes() const { return arena_bytes_ + scratch_bytes_ * threads_; }
 
  private:
   friend class LaneBuilder;
@@ -109,7 +111,7 @@ class Session {
   std::vector<Buffer> buffers_;
   std::vector<Stage> stages_;
   std::vector<int> input_buffers_, output_buffers_;
-  int64_t arena_bytes_ = 0, scratch_bytes_ = 0;
+  int64_t arena_bytes_ = 0, scratch_bytes_ = 0, weight_bytes_ = 0;
 };
 
 }  // namespace secateur

@@ -19,6 +19,7 @@ class WinogradPlan : public Convolution {
 
   int64_t n_tasks() const override { return n_parts_ * n_spans_; }
   int64_t scratch_bytes() const override { return inputs_bytes_ + places * sums_place_; }
+  int64_t weight_bytes() const override { return int64_t(weights_.size() * sizeof(WeightBits)); }
   int64_t channels_at_a_time() const override { return channels_; }
   void run(int64_t task, const Call& call) const override;
   std::string describe() const override;
