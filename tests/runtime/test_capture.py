@@ -135,9 +135,9 @@ def test_conversions_to_the_type_at_hand_change_nothing(function: Callable[..., 
 @pytest.mark.parametrize(
     ("function", "condition"),
     [
-        (lambda _, x: x * 2 if x.shape[0] > 4 else x, "<= 4|2 ≤ batch ≤ 4"),
-        (lambda _, x: x if x.shape[0] < 100 else x * 2, "< 100|2 ≤ batch ≤ 99"),
-        (lambda _, x: x if x.shape[0] % 2 == 0 else x * 2, "% 2"),
+        (lambda _, x: x * 2 if x.shape[0] > 4 else x, "batch <= 4|2 ≤ batch ≤ 4"),
+        (lambda _, x: x if x.shape[0] < 100 else x * 2, "batch < 100|2 ≤ batch ≤ 99"),
+        (lambda _, x: x if x.shape[0] % 2 == 0 else x * 2, r"\(batch % 2\) == 0"),
     ],
 )
 def test_a_branch_on_the_batch_size_is_refused(function: Callable[..., Tensor], condition: str) -> None:

@@ -1,6 +1,6 @@
 """Whether a plan gives what its model gives with other batch sizes than that of the example.
 
-Export follows one path through the model. What it sees of the others it writes down, and `capture` refuses
+Export follows one path through the model. What it sees of the others it writes down, and `exporting` refuses
 it; of a path for a batch of one it sees nothing. So both are run, and their outputs compared.
 """
 
@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from secateur.errors import CompileError, InvalidArgument, SlowEngineWarning
-from secateur.runtime.capture import plain_attention
 from secateur.runtime.engine import Engine
+from secateur.runtime.exporting import plain_attention
 from secateur.runtime.plan import Plan
 
 _BATCHES = (1, 3)

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import operator
-import re
-import sys
-import warnings
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.export import Dim, ExportedProgram, ShapesCollection
-from torch.export.graph_signature import OutputKind
+from torch.export import ExportedProgram
 from torch.fx import Node
 
 from secateur.errors import CompileError
+from secateur.runtime.exporting import depends_on_values, export, results_of
 from secateur.runtime.graph import Graph
 from secateur.runtime.lowering import LOWERINGS, Activation, Lowering, Unsupported
 from secateur.runtime.program import Value
@@ -35,63 +31,13 @@ def capture(model: nn.Module, example: Sequence[Tensor], *, fallback: bool) -> G
         CompileError: if the model cannot be exported for any batch size, or uses an operator that no
             operation covers; the message names the operator and its place in the model.
     """
-    exported = _export(model, example)
-    _check_paths(exported)
+    exported = export(model, example)
     builder = _Builder(exported, fallback)
     for node in exported.graph.nodes:
         builder.visit(node)
     if not builder.graph.outputs:
         raise CompileError("the model returns no tensor that depends on its input. Return at least one.")
     return builder.graph
-
-
-def _export(model: nn.Module, example: Sequence[Tensor]) -> ExportedProgram:
-    # With a batch of one, export would take the batch size for a fixed 1.
-    # Copies, as export takes two inputs that are one tensor for one input.
-    inputs = tuple(torch.cat([x, x] if x.shape[0] == 1 else [x]).detach() for x in example)
-    shapes = ShapesCollection()
-    for x in inputs:
-        shapes[x] = {0: Dim.DYNAMIC}
-    try:
-        with plain_attention(), torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            exported = torch.export.export(model, inputs, dynamic_shapes=cast("Any", shapes))
-            known = torch.export.default_decompositions()
-            return exported.run_decompositions({operator: known[operator] for operator in _TAKEN_APART})
-    # Export runs the model: whatever the model raises comes out of it.
-    except Exception as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise CompileError(
-            f"torch.export cannot capture this model with a batch of any size: {reason}. "
-            "Take out of forward what depends on values or on the batch size."
-        ) from error
-
-
-@contextmanager
-def plain_attention() -> Generator[None]:
-    """Transformer layers in the operators that they are made of, not in one that does it all."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
-
-
-def _check_paths(exported: ExportedProgram) -> None:
-    """Refuse a model in which batch sizes decide what is done, as far as export saw that."""
-    # Some versions of torch keep no list of them; what a bound is made of is seen all the same.
-    guards: Sequence[str] = getattr(exported, "_guards_code", ())
-    conditions = [guard for guard in guards if not _SAME_BATCH.fullmatch(guard)]
-    for symbol, bounds in exported.range_constraints.items():
-        # Export takes no size of 0 or 1 for one of many.
-        if not _of_values(symbol) and (bounds.lower > 2 or bounds.upper < sys.maxsize):
-            conditions.append(f"{bounds.lower} ≤ batch ≤ {bounds.upper}")
-    if conditions:
-        raise CompileError(
-            f"the model takes another path for some batch sizes: this one holds for {conditions[0]}. A plan "
-            "holds one path for all: take out of forward what depends on the batch size."
-        )
 
 
 class _Builder:
@@ -111,7 +57,7 @@ class _Builder:
         self._constants = {node: state[name].detach() for node, name in named.items()}
         names = {id(self._constants[node]): name for node, name in named.items()}
         self._lowering = Lowering(self.graph, names)
-        self._results = _results(exported)
+        self._results = results_of(exported)
 
     def visit(self, node: Node) -> None:
         """Add one node."""
@@ -263,39 +209,6 @@ class _Builder:
         return x
 
 
-def _results(exported: ExportedProgram) -> list[object]:
-    """What the model returns; not what becomes of its inputs and buffers, which export returns as well.
-
-    An input that the model changes in place is left alone by an engine, which works on values of its own.
-
-    Raises:
-        CompileError: if an output depends on a buffer that the model changes.
-    """
-    (end,) = (node for node in exported.graph.nodes if node.op == "output")
-    given, kinds = cast("Sequence[object]", end.args[0]), exported.graph_signature.output_specs
-    results = [x for x, spec in zip(given, kinds, strict=True) if spec.kind is OutputKind.USER_OUTPUT]
-    changed = exported.graph_signature.buffers_to_mutate.values()
-    seen, waiting = set[str](), [x for x in results if isinstance(x, Node)]
-    while waiting:
-        node = waiting.pop()
-        if node.name not in seen:
-            seen.add(node.name)
-            waiting.extend(node.all_input_nodes)
-    for name, buffer in exported.graph_signature.inputs_to_buffers.items():
-        if buffer in changed and name in seen:
-            raise CompileError(
-                f"the model changes its buffer {buffer!r} and returns what depends on it. A plan keeps "
-                "nothing from one call to the next: pass it in as an input, and return what becomes of it."
-            )
-    return results
-
-
-_SAME_BATCH = re.compile(r"\S+\.size\(\)\[0\] == \S+\.size\(\)\[0\]")
-"""A condition that all inputs meet: they have one batch size."""
-
-_TAKEN_APART = (torch.ops.aten.einsum.default, torch.ops.aten.cosine_similarity.default)
-"""Operators that torch itself replaces by others, which have a lowering."""
-
 _CHECKS = {
     torch.ops.aten._assert_scalar.default,
     torch.ops.aten._assert_tensor_metadata.default,
@@ -363,7 +276,7 @@ def _dimension(size: Any, node: Node) -> int:  # noqa: ANN401  int or SymInt
     symbols = list(expression.free_symbols)
     if not symbols:
         return int(expression)
-    if any(map(_of_values, symbols)):
+    if any(map(depends_on_values, symbols)):
         raise CompileError(
             f"{node.target}{_where(node)} gives a size that depends on values ({expression}). "
             "A plan cannot hold that."
@@ -375,11 +288,6 @@ def _dimension(size: Any, node: Node) -> int:  # noqa: ANN401  int or SymInt
             f"({expression}). A plan cannot hold that."
         )
     return -int(factor)
-
-
-def _of_values(symbol: object) -> bool:
-    """Whether a size depends on values and not on the batch; torch calls those u0, u1 and so on."""
-    return str(symbol).startswith("u")
 
 
 def _place(node: Node) -> str:

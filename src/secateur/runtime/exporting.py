@@ -1,0 +1,117 @@
+"""From a PyTorch model to operators of torch, with the batch size open."""
+
+from __future__ import annotations
+
+import re
+import sys
+import warnings
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram, ShapesCollection
+from torch.export.graph_signature import OutputKind
+from torch.fx import Node
+
+from secateur.errors import CompileError
+
+_TAKEN_APART = (torch.ops.aten.einsum.default, torch.ops.aten.cosine_similarity.default)
+"""Operators that torch itself replaces by others, which have a lowering."""
+
+_A_BATCH_SIZE = re.compile(r"[\w'\[\].]+\.size\(\)\[0\]")
+"""The batch size of an input, in the conditions that export writes down."""
+
+
+def export(model: nn.Module, example: Sequence[Tensor]) -> ExportedProgram:
+    """A model in operators of torch, captured for any batch size.
+
+    Args:
+        model: In eval mode.
+        example: Its inputs, the batch first.
+
+    Raises:
+        CompileError: if it cannot be captured, or only for some batch sizes.
+    """
+    # With a batch of one, export would take the batch size for a fixed 1.
+    # Copies, as export takes two inputs that are one tensor for one input.
+    inputs = tuple(torch.cat([x, x] if x.shape[0] == 1 else [x]).detach() for x in example)
+    shapes = ShapesCollection()
+    for x in inputs:
+        shapes[x] = {0: Dim.DYNAMIC}
+    try:
+        with plain_attention(), torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            whole = torch.export.export(model, inputs, dynamic_shapes=cast("Any", shapes))
+            known = torch.export.default_decompositions()
+            exported = whole.run_decompositions({operator: known[operator] for operator in _TAKEN_APART})
+    # Export runs the model: whatever the model raises comes out of it.
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise CompileError(
+            f"torch.export cannot capture this model with a batch of any size: {reason}. "
+            "Take out of forward what depends on values or on the batch size."
+        ) from error
+    _check_paths(exported)
+    return exported
+
+
+@contextmanager
+def plain_attention() -> Generator[None]:
+    """Transformer layers in the operators that they are made of, not in one that does it all."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def _check_paths(exported: ExportedProgram) -> None:
+    """Refuse a model in which batch sizes decide what is done, as far as export saw that."""
+    # Some versions of torch keep no list of them; what a bound is made of is seen all the same.
+    guards: Sequence[str] = getattr(exported, "_guards_code", ())
+    found = [_A_BATCH_SIZE.sub("batch", guard) for guard in guards]
+    conditions = [condition for condition in found if condition != "batch == batch"]
+    for symbol, bounds in exported.range_constraints.items():
+        # Export takes no size of 0 or 1 for one of many.
+        if not depends_on_values(symbol) and (bounds.lower > 2 or bounds.upper < sys.maxsize):
+            conditions.append(f"{bounds.lower} ≤ batch ≤ {bounds.upper}")
+    if conditions:
+        raise CompileError(
+            f"the model takes another path for some batch sizes: this one holds for {conditions[0]}. A plan "
+            "holds one path for all: take out of forward what depends on the batch size."
+        )
+
+
+def results_of(exported: ExportedProgram) -> list[object]:
+    """What the model returns; not what becomes of its inputs and buffers, which export returns as well.
+
+    An input that the model changes in place is left alone by an engine, which works on values of its own.
+
+    Raises:
+        CompileError: if an output depends on a buffer that the model changes.
+    """
+    (end,) = (node for node in exported.graph.nodes if node.op == "output")
+    given, kinds = cast("Sequence[object]", end.args[0]), exported.graph_signature.output_specs
+    results = [x for x, spec in zip(given, kinds, strict=True) if spec.kind is OutputKind.USER_OUTPUT]
+    changed = exported.graph_signature.buffers_to_mutate.values()
+    seen, waiting = set[str](), [x for x in results if isinstance(x, Node)]
+    while waiting:
+        node = waiting.pop()
+        if node.name not in seen:
+            seen.add(node.name)
+            waiting.extend(node.all_input_nodes)
+    for name, buffer in exported.graph_signature.inputs_to_buffers.items():
+        if buffer in changed and name in seen:
+            raise CompileError(
+                f"the model changes its buffer {buffer!r} and returns what depends on it. A plan keeps "
+                "nothing from one call to the next: pass it in as an input, and return what becomes of it."
+            )
+    return results
+
+
+def depends_on_values(symbol: object) -> bool:
+    """Whether a size depends on values and not on the batch; torch calls those u0, u1 and so on."""
+    return str(symbol).startswith("u")
