@@ -232,6 +232,25 @@ def test_types_of_constants(function: Callable[..., Tensor]) -> None:
 
 
 @pytest.mark.usefixtures("engine")
+@pytest.mark.parametrize("seen", [[True, False], [False, True], [True, True]], ids=str)
+def test_an_attention_mask_may_be_repeated_for_each_sample(seen: list[bool]) -> None:
+    def masked(_: nn.Module, x: Tensor) -> Tensor:
+        q = x.view(-1, 1, 2, 3)
+        mask = torch.tensor(seen)[None, None].expand(x.shape[0], 1, 2, 2)
+        whole = torch.ones(x.shape[0], 1, 2, 2, dtype=torch.bool)
+        one, other = (F.scaled_dot_product_attention(q, q, q, attn_mask=m) for m in (mask, whole))
+        return one + other
+
+    agrees(With(masked), X)
+
+
+def test_a_number_read_from_a_buffer_is_no_batch_size() -> None:
+    for fallback in (None, "torch"):
+        with pytest.raises(CompileError, match=r"depends on (the batch size or on )?values"):
+            compile_model(With(lambda self, x: x * self.seen.sum().item()), X, fallback=fallback)
+
+
+@pytest.mark.usefixtures("engine")
 @pytest.mark.parametrize(
     "function",
     [

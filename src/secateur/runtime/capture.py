@@ -241,7 +241,7 @@ def _check_sizes(target: str, arguments: Mapping[str, object]) -> None:
     for name, x in arguments.items():
         whole = target == "aten.slice.Tensor" and name in ("start", "end")
         if name not in _SHAPES and not whole and any(map(_is_symbolic, _flat([x]))):
-            raise Unsupported(f"its argument {name!r} depends on the batch size")
+            raise Unsupported(f"its argument {name!r} depends on the batch size or on values")
 
 
 def _reason(error: Exception) -> str:

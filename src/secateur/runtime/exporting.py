@@ -113,5 +113,5 @@ def results_of(exported: ExportedProgram) -> list[object]:
 
 
 def depends_on_values(symbol: object) -> bool:
-    """Whether a size depends on values and not on the batch; torch calls those u0, u1 and so on."""
-    return str(symbol).startswith("u")
+    """Whether a number depends on values and not on the batch; torch calls those u0, zuf0 and so on."""
+    return str(symbol).startswith(("u", "zuf"))

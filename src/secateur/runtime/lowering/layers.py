@@ -256,6 +256,8 @@ def attention(
     q = low.as_activation(query)
     factor = q.shape[-1] ** -0.5 if scale is None else number(scale, "scale")
     inputs: list[Operand] = [q, key, value]
+    if isinstance(attn_mask, Activation):
+        attn_mask = low.filled.get(attn_mask.value, attn_mask)
     if isinstance(attn_mask, Tensor) and attn_mask.dtype == torch.bool:
         attn_mask = torch.zeros(attn_mask.shape).masked_fill(~attn_mask, float("-inf"))
     if attn_mask is not None:
