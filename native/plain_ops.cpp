@@ -162,6 +162,7 @@ void PlainBuilder::gather_linear(const Op& op) {
   const int from = session_.plain(op.inputs[0]), to = session_.new_plain(op.output);
   const int residual = op.inputs.size() == 2 ? session_.plain(op.inputs[1]) : -1;
   session_.forms_[size_t(op.output)].plain = to;
+  session_.weight_bytes_ += int64_t(packed->weights.size() * (sizeof(float) + sizeof(int32_t)));
   const int64_t parts = tasks_for(session_.threads_, slices, int64_t(packed->weights.size()));
   const auto gather = session_.table_.gather;
   const Activation activation = op.activation;
