@@ -11,8 +11,10 @@ from torch import nn
 
 from runtime.models import outputs_of
 from runtime.test_ops import Function
+from secateur.errors import CompileError
 from secateur.runtime import Engine
 from secateur.runtime import compile as compile_model
+from secateur.runtime.engine import find_native
 
 pytestmark = pytest.mark.usefixtures("engine")
 MASK = torch.tensor([0.0, 1, 0, 0, 1, 0])
@@ -48,3 +50,16 @@ def test_what_is_computed_with_constants(
     found = Engine(compile_model(model, x, precision=precision, threads=1), threads=1)(x.numpy())
     assert isinstance(found, np.ndarray)
     np.testing.assert_allclose(found, outputs_of(model, [x])[0], rtol=2e-3, atol=1e-6)
+
+
+def test_compiling_for_arithmetic_in_fp16_alone(engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    native = find_native()
+    if native is None or native.isa("fp16") != "avx512fp16":
+        pytest.skip("this machine does not compute in fp16")
+    monkeypatch.setenv("SECATEUR_ISA", "avx512fp16")
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()).eval()
+    plan = compile_model(model, torch.randn(2, 3, 8, 8), precision="fp16", threads=1)
+    assert plan.program.provenance["isa"] == "avx512fp16"
+    branch = Function(lambda x: x * 2 if x.shape[0] == 1 else x)
+    with pytest.raises(CompileError, match=r"with a batch of 1.* by 0\.5 .* at most 0\.2"):
+        compile_model(branch, torch.randn(2, 6), precision="fp16", threads=1)

@@ -24,6 +24,8 @@ from secateur.runtime.plan import Plan
 _BATCHES = (1, 3)
 _TOLERANCE = 1e-3
 """Ten times what the engine promises: another path, not another rounding."""
+_HALF_TOLERANCE = 0.2
+"""The same for arithmetic in fp16, where that is all that may be used."""
 _LEAST = 1e-3
 """Outputs smaller than this are nothing but what rounding left."""
 
@@ -35,7 +37,7 @@ def check_batches(model: nn.Module, plan: Plan, example: Sequence[Tensor], *, th
 
     Args:
         model: In eval mode; its buffers are left as they are.
-        plan: Its plan, with fp32 weights.
+        plan: Its plan, with fp32 weights unless it can only be run in fp16.
         example: Its inputs, whose rows are taken; where all numbers of one are 0, normal ones.
         threads: Threads of the engine.
 
@@ -45,6 +47,7 @@ def check_batches(model: nn.Module, plan: Plan, example: Sequence[Tensor], *, th
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SlowEngineWarning)
         engine = Engine(plan, threads=threads)
+    allowed = _HALF_TOLERANCE if engine.isa.endswith("fp16") else _TOLERANCE
     generator = torch.Generator().manual_seed(0)
     for batch in _BATCHES:
         inputs = [_rows(x, batch, generator) for x in example]
@@ -62,11 +65,11 @@ def check_batches(model: nn.Module, plan: Plan, example: Sequence[Tensor], *, th
         arrays = found if isinstance(found, tuple) else (found,)
         for name, a, b in zip(names, arrays, expected, strict=True):
             difference = _difference(a, b)
-            if difference > _TOLERANCE:
+            if difference > allowed:
                 raise CompileError(
                     f"with a batch of {batch}, {name} of the plan differs from that of the model by "
                     f"{difference:.2g} of its largest number, or in its shape ({a.shape} and {b.shape}); "
-                    f"at most {_TOLERANCE:g} is allowed. A plan does the same for every batch size: take out "
+                    f"at most {allowed:g} is allowed. A plan does the same for every batch size: take out "
                     "of forward what depends on it. If nothing does, please report this."
                 )
 
