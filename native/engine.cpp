@@ -105,14 +105,12 @@ Engine::Engine(std::string_view program, std::map<std::string, Weight> weights, 
 int64_t Engine::batch_of(const std::vector<Shape>& inputs) const {
   if (inputs.size() != n_inputs())
     throw PlanError("the plan takes " + std::to_string(n_inputs()) + " inputs, got " + std::to_string(inputs.size()));
-  int64_t batch = 0;
+  const int64_t batch = inputs[0].empty() ? 0 : inputs[0][0];  // the first begins with −1, others may not
   for (size_t i = 0; i < inputs.size(); i++) {
-    const Shape& shape = inputs[i];
     const Shape& wanted = input(i).shape;
-    if (shape.empty() || shape[0] < 1 || at_batch(wanted, shape[0]) != shape || (batch && shape[0] != batch))
+    if (batch < 1 || at_batch(wanted, batch) != inputs[i])
       throw PlanError("input " + std::to_string(i) + " must have the shape " + text_of(wanted) +
-                      ", where −1 is one batch size for all inputs, got " + text_of(shape));
-    batch = shape[0];
+                      ", where −1 is one batch size for all inputs, got " + text_of(inputs[i]));
   }
   return batch;
 }
@@ -164,7 +162,8 @@ void Engine::run_chunk(const Section& section, Ready& ready, int context, int64_
                        const Pointers& outputs, Pool* pool, double* seconds) const {
   const auto at = [&](void* data, int id) -> void* {
     const Value& value = program_.values[size_t(id)];
-    const int64_t before = first ? first * count(at_batch(value.shape, 1)) * (value.is_integer ? 8 : 4) : 0;
+    const int64_t size = count(at_batch(value.shape, 1)) * (value.is_integer ? 8 : 4);
+    const int64_t before = has_batch(value.shape) ? first * size : 0;  // others are the same for all images
     return static_cast<char*>(data) + before;
   };
   std::vector<const void*> from;

@@ -255,12 +255,10 @@ void check_order(const Program& program) {
     if (written[size_t(id)]) throw PlanError(where + " writes value " + std::to_string(id) + " a second time");
     written[size_t(id)] = 1;
   };
-  for (const int id : program.inputs) {
-    write(id, "an input");
-    const Shape& shape = program.values[size_t(id)].shape;
-    if (shape.empty() || shape[0] != -1) throw PlanError("an input must have −1 as its first dimension");
-  }
+  for (const int id : program.inputs) write(id, "an input");
   if (program.inputs.empty() || program.outputs.empty()) throw PlanError("a program needs inputs and outputs");
+  const Shape& first = program.values[size_t(program.inputs[0])].shape;
+  if (first.empty() || first[0] != -1) throw PlanError("its first input must have −1 as its first dimension");
   for (const Op& op : program.ops) {
     for (const int id : op.inputs)
       if (!written[size_t(id)]) throw PlanError(op.where() + " reads value " + std::to_string(id) + " too early");
