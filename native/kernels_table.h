@@ -1,12 +1,13 @@
 // The table of one instruction set: which tiles of which kernel exist. SECATEUR_SUMS is the number of accumulators
 // that stay in registers. Included inside the namespace of one instruction set, last.
 
-#define SECATEUR_TILES(X)                                                                                         \
-  X(1, 1)                                                                                                         \
-  X(1, 2)                                                                                                         \
-  X(1, 3)                                                                                                         \
-  X(1, 4) X(1, 5) X(1, 6) X(1, 7) X(1, 8) X(2, 1) X(2, 2) X(2, 3) X(2, 4) X(2, 5) X(2, 6) X(2, 7) X(2, 8) X(3, 1) \
-      X(3, 2) X(3, 3) X(3, 4) X(3, 5) X(3, 6) X(3, 7) X(3, 8) X(4, 1) X(4, 2) X(4, 3) X(4, 4) X(4, 5) X(4, 6) X(4, 7)
+// clang-format off: a row of the table, a line
+#define SECATEUR_TILES(X) \
+  X(1, 1) X(1, 2) X(1, 3) X(1, 4) X(1, 5) X(1, 6) X(1, 7) X(1, 8) \
+  X(2, 1) X(2, 2) X(2, 3) X(2, 4) X(2, 5) X(2, 6) X(2, 7) X(2, 8) \
+  X(3, 1) X(3, 2) X(3, 3) X(3, 4) X(3, 5) X(3, 6) X(3, 7) X(3, 8) \
+  X(4, 1) X(4, 2) X(4, 3) X(4, 4) X(4, 5) X(4, 6) X(4, 7)
+// clang-format on
 
 template <int TH, int TW, int SX>
 constexpr RowsKernel rows_entry() {

@@ -250,8 +250,9 @@ def _guide(
         return None
     if isinstance(teacher, TeacherLogits):
         return teacher
-    remembered = recipe.teacher_views > 0 and isinstance(train, IndexedLoader)
-    return TeacherLogits(teacher, train) if remembered else TeacherLogits(teacher)
+    if recipe.teacher_views and isinstance(train, IndexedLoader):
+        return TeacherLogits(teacher, train)
+    return TeacherLogits(teacher)
 
 
 def _train_epoch(

@@ -1,4 +1,4 @@
-"""Plans with parts in torch, between which values pass that have the batch elsewhere, in parts, or not at all."""
+"""Plans with parts in torch, between which values pass with the batch elsewhere, in parts, or not at all."""
 
 from __future__ import annotations
 
