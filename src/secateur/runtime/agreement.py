@@ -87,7 +87,7 @@ def _outputs(model: nn.Module, inputs: Sequence[Tensor]) -> list[NDArray[Any]] |
     try:
         with plain_attention(), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = torch.func.functional_call(model, buffers, copies)
+            found = torch.func.functional_call(model, buffers, copies, tie_weights=False)
     except Exception:
         return None
     return [x.detach().double().numpy() for x in tree_leaves(found) if isinstance(x, Tensor)]
