@@ -66,7 +66,8 @@ ConvPlan::ConvPlan(const KernelTable& table, const ConvShape& shape, const Weigh
       add_(table.binary) {
   if (input.group_bytes() > std::numeric_limits<int32_t>::max())
     throw PlanError("its input needs more than 2 GB for one group of images");
-  const SparseRows rows = dense_ ? SparseRows() : sparse_rows(weight, shape.groups);  // first: it asks for memory
+  check_available(shape.outputs * 32);  // a small file may claim many: biases, runs and panels, and all of them below
+  const SparseRows rows = dense_ ? SparseRows() : sparse_rows(weight, shape.groups);
   const size_t stored = dense_ ? weight.numbers.size() : rows.entries.size();
   bias_.assign(size_t(shape.outputs), 0.0f);
   if (bias) bias_ = bias->all();
