@@ -130,6 +130,7 @@ Engine::Ready& Engine::ready(const Section& section, int64_t chunk, int64_t batc
   const Key key{section.first_op, chunk, batch, threads};
   Ready& entry = ready_[key];
   entry.call = call_;
+  if (entry.session && int(entry.contexts.size()) >= contexts) return entry;
   try {
     if (!entry.session) entry.session = std::make_unique<Session>(section.program, table_, chunk, batch, threads);
     while (int(entry.contexts.size()) < contexts) entry.contexts.push_back(entry.session->new_context());

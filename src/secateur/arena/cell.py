@@ -216,18 +216,19 @@ def build_method(method: Method, teacher: nn.Module, seed: int) -> AbstractStrat
 def _check_applies(method: Method) -> None:
     """Refuse what a method says of a criterion, teacher or scope that it does not have."""
     usual = Method()
-    of_criterion = ("control", "criterion_options", "teacher")
-    lacking = {"criterion": of_criterion, "scope": ("scope_options",)}
-    if method.criterion is not None and not wants_teacher(method.criterion):
-        lacking["criterion that takes a teacher"] = ("teacher",)
-    for what, keys in lacking.items():
-        if getattr(method, what, None) is None:
-            for key in keys:
-                if getattr(method, key) != getattr(usual, key):
-                    raise InvalidArgument(
-                        f"{key}: {getattr(method, key)} does not apply to a method without a {what}. "
-                        f"Name a {what}, or drop {key}."
-                    )
+    scored = method.criterion is not None
+    taught = method.criterion is not None and wants_teacher(method.criterion)
+    for key, what, is_there in (
+        ("control", "criterion", scored),
+        ("criterion_options", "criterion", scored),
+        ("teacher", "criterion that takes a teacher" if scored else "criterion", taught),
+        ("scope_options", "scope", method.scope is not None),
+    ):
+        if not is_there and getattr(method, key) != getattr(usual, key):
+            raise InvalidArgument(
+                f"{key}: {getattr(method, key)} does not apply to a method without a {what}. "
+                f"Name a {what}, or drop {key}."
+            )
 
 
 def calibration_of(data: Data, method: Method) -> Batches:

@@ -155,6 +155,7 @@ class _Watch:
         self.batches = batches
         self._inputs = inputs
         self._student = unwrap(inputs.model)
+        self._slots = slots_of(self._student)
         self._teacher = teacher
         self._layers = layers_of(self._student, inputs.targets)
         self._holds = {layer: name for name, shared in self._layers.items() for layer in shared}
@@ -200,7 +201,7 @@ class _Watch:
             self._teacher(x)
         own = self._inputs.targets
         state = {name: weight.to(own[name].dtype) for name, weight in instead.items()}
-        call_with(self._student, slots_of(self._student), state, x)
+        call_with(self._student, self._slots, state, x)
 
     def _check(self, name: str) -> None:
         if name not in self._found:
