@@ -46,6 +46,7 @@ bool keeps_apart(const Program& program, const Op& op) {
     const auto rank = int64_t(x.size());
     switch (op.kind) {
       case OpKind::softmax:
+      case OpKind::cumsum:
       case OpKind::cat:
       case OpKind::slice:
         if (op.dim == 0) return false;

@@ -6,18 +6,11 @@
 
 #include "error.h"
 #include "plain_ops.h"
+#include "plain_rows.h"
 
 namespace secateur {
 
 namespace {
-
-std::vector<int64_t> strides_of(const Shape& shape) {
-  std::vector<int64_t> strides(shape.size(), 1);
-  for (size_t i = shape.size(); i-- > 1;) strides[i - 1] = strides[i] * shape[i];
-  return strides;
-}
-
-float* floats(const Context& context, int buffer) { return reinterpret_cast<float*>(context.buffer(buffer)); }
 
 constexpr float infinity = std::numeric_limits<float>::infinity();
 constexpr int64_t numbers_a_task = 1 << 15;  // fewer cost less than a second thread does

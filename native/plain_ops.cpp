@@ -1,58 +1,23 @@
 #include "plain_ops.h"
 
 #include <algorithm>
-#include <array>
 #include <cmath>
 #include <cstring>
 #include <limits>
 #include <numeric>
 
 #include "memory.h"
+#include "plain_rows.h"
 #include "share.h"
 
 namespace secateur {
 
 namespace {
 
-constexpr int64_t worth_sharing = 8 * 1024;  // numbers
-
-std::vector<int64_t> strides_of(const Shape& shape) {
-  std::vector<int64_t> strides(shape.size(), 1);
-  for (size_t i = shape.size(); i-- > 1;) strides[i - 1] = strides[i] * shape[i];
-  return strides;
-}
-
-// Steps through `shape` broadcast to `to`: 0 where it has one and `to` more.
-std::vector<int64_t> broadcast_steps(const Shape& shape, const Shape& to) {
-  const std::vector<int64_t> strides = strides_of(shape);
-  std::vector<int64_t> steps(to.size(), 0);
-  for (size_t i = 1; i <= shape.size(); i++)
-    if (shape[shape.size() - i] != 1) steps[to.size() - i] = strides[shape.size() - i];
-  return steps;
-}
-
-// Where the i-th row (all dimensions but the last, in C order) begins.
-int64_t row_start(const Shape& shape, const std::vector<int64_t>& steps, int64_t row) {
-  int64_t at = 0;
-  for (size_t d = shape.size() - 1; d-- > 0;) {
-    at += row % shape[d] * steps[d];
-    row /= shape[d];
-  }
-  return at;
-}
-
-float* floats(const Context& context, int buffer) { return reinterpret_cast<float*>(context.buffer(buffer)); }
-
 // First to `low`, then to `high`, which holds where they cross; a NaN stays.
 float clipped(float x, float low, float high) {
   const float above = x < low ? low : x;
   return above > high ? high : above;
-}
-
-Shape or_one(const Shape& shape) { return shape.empty() ? Shape{1} : shape; }
-
-int64_t tasks_for(int threads, int64_t rows, int64_t numbers) {
-  return threads == 1 || numbers < worth_sharing ? 1 : std::min<int64_t>(std::max<int64_t>(rows, 1), threads * 2);
 }
 
 }  // namespace
@@ -65,7 +30,10 @@ void PlainBuilder::build(const Op& op) {
     case OpKind::clip:
     case OpKind::scale_shift: return elementwise(op);
     case OpKind::binary: return binary(op);
+    case OpKind::compare: return compare(op);
     case OpKind::where: return where(op);
+    case OpKind::convert: return convert(op);
+    case OpKind::cumsum: return cumsum(op);
     case OpKind::max_pool:
     case OpKind::avg_pool:
     case OpKind::adaptive_avg_pool: return pool(op);
@@ -216,6 +184,7 @@ void PlainBuilder::elementwise(const Op& op) {
 }
 
 void PlainBuilder::binary(const Op& op) {
+  if (is_integer(op.output)) return integer_binary(op);
   const Shape shape = or_one(session_.shapes_[size_t(op.output)]);
   const int a = session_.plain(op.inputs[0]), b = session_.plain(op.inputs[1]);
   const int to = session_.new_plain(op.output);
@@ -249,30 +218,6 @@ void PlainBuilder::binary(const Op& op) {
           break;
       }
       activate(out, inner, activation);
-    }
-  });
-}
-
-void PlainBuilder::where(const Op& op) {
-  const Shape shape = or_one(session_.shapes_[size_t(op.output)]);
-  std::array<int, 3> from;
-  std::array<std::vector<int64_t>, 3> steps;
-  for (size_t i = 0; i < 3; i++) {
-    from[i] = session_.plain(op.inputs[i]);
-    steps[i] = broadcast_steps(session_.shapes_[size_t(op.inputs[i])], shape);
-  }
-  const int to = session_.new_plain(op.output);
-  session_.forms_[size_t(op.output)].plain = to;
-  const int64_t inner = shape.back(), rows = count(shape) / inner;
-  const int64_t tasks = tasks_for(session_.threads_, rows, rows * inner);
-  session_.add_stage(tasks, {from[0], from[1], from[2], to}, [=](Context& context, int64_t task, int) {
-    const Share share = share_of(rows, task, tasks);
-    for (int64_t r = share.begin; r < share.end; r++) {
-      const auto row = [&](size_t i) { return floats(context, from[i]) + row_start(shape, steps[i], r); };
-      const float *chosen = row(0), *a = row(1), *b = row(2);
-      const int64_t i = steps[0].back(), j = steps[1].back(), k = steps[2].back();
-      float* out = floats(context, to) + r * inner;
-      for (int64_t x = 0; x < inner; x++) out[x] = chosen[x * i] != 0.0f ? a[x * j] : b[x * k];
     }
   });
 }

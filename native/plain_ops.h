@@ -22,7 +22,11 @@ class PlainBuilder {
   void gather_linear(const Op& op);
   void elementwise(const Op& op);
   void binary(const Op& op);
+  void integer_binary(const Op& op);
+  void compare(const Op& op);
   void where(const Op& op);
+  void convert(const Op& op);
+  void cumsum(const Op& op);
   void copy(const Op& op, const Walk& walk);
   void moved(const Op& op);
   void cat(const Op& op);
@@ -34,6 +38,15 @@ class PlainBuilder {
   void attention(const Op& op);
   void embedding(const Op& op);
   void constant(const Op& op);
+
+  template <typename From, typename To, typename F>
+  void pairs(const Op& op, F f);
+  template <typename T>
+  void chosen(const Op& op);
+  template <typename T, typename Sum>
+  void sums(const Op& op);
+
+  bool is_integer(int value) const { return session_.program_.values[size_t(value)].is_integer; }
 
   Session& session_;
 };

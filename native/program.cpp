@@ -25,7 +25,12 @@ const std::pair<const char*, OpKind> op_kinds[] = {
     {"sub", OpKind::binary},
     {"mul", OpKind::binary},
     {"div", OpKind::binary},
+    {"equal", OpKind::compare},
+    {"less", OpKind::compare},
+    {"less_equal", OpKind::compare},
     {"where", OpKind::where},
+    {"convert", OpKind::convert},
+    {"cumsum", OpKind::cumsum},
     {"max_pool", OpKind::max_pool},
     {"avg_pool", OpKind::avg_pool},
     {"adaptive_avg_pool", OpKind::adaptive_avg_pool},
@@ -47,6 +52,7 @@ const std::pair<const char*, OpKind> op_kinds[] = {
 const char* const activation_names[] = {"none",        "relu",    "relu6", "silu", "gelu", "gelu_tanh", "hardswish",
                                         "hardsigmoid", "sigmoid", "tanh",  "exp",  "log",  "log1p",     "sqrt"};
 const char* const binary_names[] = {"add", "sub", "mul", "div"};
+const char* const comparison_names[] = {"equal", "less", "less_equal"};
 const char* const kernel_names[] = {"dense", "rows", "gather", "winograd"};
 
 template <typename E, size_t N>
@@ -98,6 +104,11 @@ Shape read_shape(const Json& json, bool batch) {
   }
   if (negative > 1) throw PlanError("a shape has two batch dimensions");
   return shape;
+}
+
+bool is_integer_type(const std::string& dtype) {
+  if (dtype != "f32" && dtype != "i64") throw PlanError("unknown type '" + dtype + "'");
+  return dtype == "i64";
 }
 
 int read_id(const Json& json, const std::vector<Value>& values) {
@@ -181,7 +192,9 @@ void read_attributes(const Json& json, const Program& program, Op& op) {
       op.step = bounded(json.at("step"), "step", 1, largest);
       [[fallthrough]];
     case OpKind::softmax:
+    case OpKind::cumsum:
     case OpKind::cat: op.dim = bounded(json.at("dim"), "dim", 0, most_dims); break;
+    case OpKind::convert: op.flag = is_integer_type(json.at("dtype").text("dtype")); break;
     case OpKind::attention:
       op.factor = json.at("factor").real("factor");
       op.flag = json.at("causal").boolean("causal");
@@ -217,6 +230,7 @@ Op read_op(const Json& json, const Program& program) {
       }
     if (!known) throw PlanError("this operation is unknown to the native engine");
     if (op.kind == OpKind::binary) op.binary = named<Binary>(kind, binary_names, "operation");
+    if (op.kind == OpKind::compare) op.comparison = named<Comparison>(kind, comparison_names, "operation");
     for (const Json& id : json.at("inputs").list("inputs")) op.inputs.push_back(read_id(id, program.values));
     op.output = read_id(json.at("output"), program.values);
     read_attributes(json, program, op);
@@ -268,21 +282,6 @@ void check_order(const Program& program) {
     if (!written[size_t(id)]) throw PlanError("output " + std::to_string(id) + " is never written");
 }
 
-void check_types(const Program& program) {
-  for (const Op& op : program.ops) {
-    const bool moves = op.kind >= OpKind::reshape && op.kind <= OpKind::constant;
-    bool integer = op.kind == OpKind::constant && op.weight->is_integer;
-    for (size_t i = 0; i < op.inputs.size(); i++) {
-      const bool found = program.values[size_t(op.inputs[i])].is_integer;
-      if (moves && i == 0) integer = found;
-      if (found != (moves ? integer : op.kind == OpKind::embedding))
-        throw PlanError(op.where() + " has an input of the wrong type");
-    }
-    if (program.values[size_t(op.output)].is_integer != integer)
-      throw PlanError(op.where() + " has an output of the wrong type");
-  }
-}
-
 }  // namespace
 
 std::vector<float> Weight::all() const {
@@ -295,6 +294,7 @@ std::vector<float> Weight::all() const {
 
 std::string Op::where() const {
   if (kind == OpKind::binary) return std::string(binary_names[int(binary)]) + " '" + name + "'";
+  if (kind == OpKind::compare) return std::string(comparison_names[int(comparison)]) + " '" + name + "'";
   for (const auto& [text, value] : op_kinds)
     if (value == kind) return std::string(text) + " '" + name + "'";
   return "'" + name + "'";
@@ -350,9 +350,8 @@ Program read_program(std::string_view text, std::map<std::string, Weight> weight
   check_weights(json.at("weights"), program.weights);
   if (json.at("values").list("values").size() > 2 * most_ops) throw PlanError("it has too many values");
   for (const Json& value : json.at("values").list("values")) {
-    const std::string& dtype = value.at("dtype").text("dtype");
-    if (dtype != "f32" && dtype != "i64") throw PlanError("unknown type '" + dtype + "'");
-    program.values.push_back({read_shape(value.at("shape"), true), dtype == "i64"});
+    const bool is_integer = is_integer_type(value.at("dtype").text("dtype"));
+    program.values.push_back({read_shape(value.at("shape"), true), is_integer});
   }
   for (const Json& input : json.at("inputs").list("inputs"))
     program.inputs.push_back(read_id(input.at("value"), program.values));

@@ -23,7 +23,10 @@ enum class OpKind {
   activate,
   clip,
   binary,
+  compare,
   where,
+  convert,
+  cumsum,
   max_pool,
   avg_pool,
   adaptive_avg_pool,
@@ -63,6 +66,8 @@ struct Weight {
 enum class KernelChoice { dense, rows, gather, winograd };
 const char* kernel_name(KernelChoice choice);
 
+enum class Comparison { equal, less, less_equal };
+
 struct Op {
   OpKind kind;
   std::string name;
@@ -72,6 +77,7 @@ struct Op {
   const Weight* bias = nullptr;    // shift of those
   Activation activation = Activation::none;
   Binary binary = Binary::add;
+  Comparison comparison = Comparison::equal;
   std::array<int64_t, 2> window{1, 1}, stride{1, 1}, dilation{1, 1};
   std::array<int64_t, 4> padding{0, 0, 0, 0};  // top, left, bottom, right
   int64_t groups = 1;
@@ -80,7 +86,7 @@ struct Op {
   std::vector<std::pair<int64_t, int64_t>> margins;  // of pad
   int64_t dim = 0, start = 0, stop = 0, step = 1, n_dims = 0;
   double low = 0, high = 0, epsilon = 0, number = 0, factor = 1;
-  bool flag = false;  // keep, count_padding, causal
+  bool flag = false;  // keep, count_padding, causal; of convert: to i64
 
   std::string where() const;                                         // for messages: kind and name
   KernelChoice kernel_for(int64_t batch, KernelChoice usual) const;  // the latter if none is named
@@ -111,6 +117,9 @@ bool feeds_next(const Program& program, const std::vector<size_t>& last, size_t 
 
 // Shape of an operation's output for one batch size, from the shapes of its inputs; throws if they do not fit.
 Shape infer_shape(const Op& op, const std::vector<Shape>& inputs, const Shape& declared);
+
+// Throws if an operation reads or writes a value of a type that is not its own.
+void check_types(const Program& program);
 
 // Negative dimensions times the batch. Throws if the result has more than 2^40 numbers.
 Shape at_batch(const Shape& shape, int64_t batch);

@@ -158,7 +158,7 @@ Shape moved_shape(const Op& op, const std::vector<Shape>& in, const Shape& decla
 Shape shape_of(const Op& op, const std::vector<Shape>& in, const Shape& declared) {
   size_t fewest = 1, most = 1;
   if (op.kind == OpKind::conv || op.kind == OpKind::linear) most = 2;
-  if (op.kind == OpKind::binary || op.kind == OpKind::matmul) fewest = most = 2;
+  if (op.kind == OpKind::binary || op.kind == OpKind::compare || op.kind == OpKind::matmul) fewest = most = 2;
   if (op.kind == OpKind::where) fewest = most = 3;
   if (op.kind == OpKind::attention) fewest = 3, most = 4;
   if (op.kind == OpKind::cat) most = 10000;
@@ -173,8 +173,10 @@ Shape shape_of(const Op& op, const std::vector<Shape>& in, const Shape& declared
            "its scale and shift do not fit its input");
       return in[0];
     case OpKind::activate:
+    case OpKind::convert:
     case OpKind::clip: return in[0];
-    case OpKind::binary: return broadcast(in[0], in[1]);
+    case OpKind::binary:
+    case OpKind::compare: return broadcast(in[0], in[1]);
     case OpKind::where: return broadcast(broadcast(in[0], in[1]), in[2]);
     case OpKind::max_pool:
     case OpKind::avg_pool:
@@ -184,7 +186,8 @@ Shape shape_of(const Op& op, const std::vector<Shape>& in, const Shape& declared
       need(in[0].size() == 4, "its input must have four dimensions");
       return {in[0][0], in[0][1], op.window[0], op.window[1]};
     case OpKind::mean: return mean_shape(op, in[0]);
-    case OpKind::softmax: need(op.dim < int64_t(in[0].size()), "its dim is not one of its input"); return in[0];
+    case OpKind::softmax:
+    case OpKind::cumsum: need(op.dim < int64_t(in[0].size()), "its dim is not one of its input"); return in[0];
     case OpKind::layer_norm: return norm_shape(op, in[0]);
     case OpKind::matmul: return matmul_shape(in[0], in[1]);
     case OpKind::attention: return attention_shape(in);

@@ -72,13 +72,29 @@ const char* const programs[] = {
 {"op":"conv","name":"2","inputs":[1],"output":2,"weight":"d","bias":"s","stride":[2,2],"padding":[1,1,1,1],
 "dilation":[1,1],"groups":44,"activation":"relu6","kernels":[[1,"?"]],"measured":[]},
 {"op":"mean","name":"3","inputs":[2],"output":3,"dims":[2,3],"keep":false}],"provenance":{}})",
+    R"({"precision":"fp32","working_set":[],"one_thread":0,"values":[{"shape":[-1,5],"dtype":"i64"},{"shape":[-1,5],"dtype":"f32"},
+{"shape":[-1,5],"dtype":"i64"},{"shape":[-1,5],"dtype":"i64"},{"shape":[-1,5,5],"dtype":"f32"},{"shape":[-1,5,1],"dtype":"i64"},
+{"shape":[-1,5],"dtype":"f32"},{"shape":[-1,5],"dtype":"i64"},{"shape":[-1,5],"dtype":"f32"},{"shape":[-1,5,5],"dtype":"f32"},
+{"shape":[-1,5,8],"dtype":"f32"},{"shape":[-1,5,8],"dtype":"f32"},{"shape":[-1,1,5],"dtype":"i64"},
+{"shape":[-1,1,5],"dtype":"f32"}],
+"inputs":[{"name":"x","value":0}],"outputs":[{"name":"y","value":9},{"name":"z","value":11},{"name":"n","value":3}],
+"weights":{"e":{"shape":[11,8],"dtype":"f32","coding":"dense"}},
+"ops":[{"op":"convert","name":"1","inputs":[0],"output":1,"dtype":"f32"},
+{"op":"cumsum","name":"2","inputs":[0],"output":2,"dim":1},
+{"op":"mul","name":"3","inputs":[2,0],"output":3,"activation":"none"},
+{"op":"reshape","name":"5","inputs":[3],"output":5},{"op":"reshape","name":"12","inputs":[0],"output":12},
+{"op":"less_equal","name":"4","inputs":[5,12],"output":4},
+{"op":"less","name":"6","inputs":[0,2],"output":6},{"op":"where","name":"7","inputs":[6,0,0],"output":7},
+{"op":"equal","name":"8","inputs":[1,6],"output":8},{"op":"reshape","name":"13","inputs":[8],"output":13},{"op":"where","name":"9","inputs":[4,13,4],"output":9},
+{"op":"embedding","name":"10","inputs":[7],"output":10,"weight":"e"},
+{"op":"cumsum","name":"11","inputs":[10],"output":11,"dim":1}],"provenance":{}})",
 };
 constexpr size_t n_programs = sizeof programs / sizeof *programs;
 
 // clang-format off: it would give each word a line
 const char* const words[] = {"0", "-1", "1", "2", "3", "7", "64", "1000", "-5", "4294967296", "9223372036854775807",
                              "1e400", "0.5", "null", "true", "[]", "{}", "\"x\"", "\"rows\"", "\"dense\"",
-                             "\"gather\"", "\"winograd\"", "\"tanh\"", "[1,1]", "[[", "]", ",", ":", "\"", "\\u0000"};
+                             "\"gather\"", "\"winograd\"", "\"i64\"", "\"f32\"", "\"tanh\"", "[1,1]", "[[", "]", ",", ":", "\"", "\\u0000"};
 // clang-format on
 
 std::string with_kernels(std::string text) {

@@ -78,12 +78,22 @@ class Edges(nn.Module):
         return found
 
 
+class Words(nn.Module):
+    """Whole numbers, comparisons, and what they choose."""
+
+    def forward(self, ids: Tensor) -> list[Tensor]:
+        later, positions = ids > ids.flip(1), (ids > 9).cumsum(1)
+        chosen = torch.where(later, ids.float(), 0.5)
+        return [later, positions * 2 - ids, ids <= 20, ids == positions, chosen, chosen.cumsum(1) > 99]
+
+
 MODELS = {
     "convolutions": (Convolutions, torch.zeros(2, 12, 11, 13)),
     "functions": (Functions, torch.zeros(2, 3, 9, 7)),
     "mobilenet": (MobileNet, torch.zeros(2, 3, 32, 32)),
     "squeeze-excite": (SqueezeExcite, torch.zeros(2, 3, 9, 7)),
     "encoder": (Encoder, torch.zeros(2, 12, dtype=torch.int64)),
+    "words": (Words, torch.arange(24).view(2, 12)),
     "edges": (Edges, torch.zeros(2, 1, 113, 113)),
     "attention": (Attention, torch.zeros(2, 7, 24)),
 }
@@ -171,7 +181,7 @@ def worst_errors(
                 found = [file[f"arr_{i}"] for i in range(len(file))]
             wanted = outputs_of(model, [torch.from_numpy(x)]) if other is None else other(x)
             for y, z in zip(found, wanted if isinstance(wanted, (list, tuple)) else [wanted], strict=True):
-                errors.append(float(np.abs(y - z).max() / max(np.abs(z).max(), 1e-6)))
+                errors.append(float(np.abs(y - z.astype(y.dtype)).max() / max(np.abs(z).max(), 1e-6)))
     return max(errors)
 
 

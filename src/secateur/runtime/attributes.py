@@ -23,6 +23,8 @@ ACTIVATIONS = (
     "log1p",
     "sqrt",
 )
+COMPARISONS = ("equal", "less", "less_equal")
+"""Operations whose result is a condition: 1 where it holds, 0 where not."""
 KERNELS = {
     "conv": ("dense", "winograd", "rows"),
     "linear": ("dense", "rows", "gather"),
@@ -177,7 +179,10 @@ ATTRIBUTES: Mapping[str, Mapping[str, Allows]] = {
     "sub": _BINARY,
     "mul": _BINARY,
     "div": _BINARY,
+    **dict.fromkeys(COMPARISONS, cast("Mapping[str, Allows]", {})),
     "where": {},
+    "convert": {"dtype": lambda x: x in ("f32", "i64")},
+    "cumsum": {"dim": _DIM},
     "max_pool": {
         "kernel": is_list(_POSITIVE, 2),
         "stride": is_list(_POSITIVE, 2),

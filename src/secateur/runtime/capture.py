@@ -14,7 +14,7 @@ from torch.fx import Node
 from secateur.errors import CompileError
 from secateur.runtime.exporting import depends_on_values, export, results_of
 from secateur.runtime.graph import Graph
-from secateur.runtime.lowering import LOWERINGS, Activation, Lowering, Unsupported
+from secateur.runtime.lowering import BATCHES, LOWERINGS, Activation, Lowering, Sized, Unsupported
 from secateur.runtime.program import Value
 from secateur.runtime.shapes import Shape
 
@@ -87,18 +87,21 @@ class _Builder:
         tensor = node.meta["val"]
         if not isinstance(tensor, Tensor):
             raise CompileError(f"input {node.name!r} is no tensor; bind it before compiling.")
-        dtype = {torch.float32: "f32", torch.int64: "i64"}.get(tensor.dtype)
+        dtype = {torch.float32: "f32", torch.int64: "i64", torch.bool: "f32"}.get(tensor.dtype)
         if dtype is None:
-            raise CompileError(f"input {node.name!r} is {tensor.dtype}; a plan takes float32 and int64.")
+            raise CompileError(
+                f"input {node.name!r} is {tensor.dtype}; a plan takes float32, int64 and bool."
+            )
         shape = _shape_of(tensor, node)
-        return Activation(self.graph.add_input(node.name, Value(shape, dtype)), shape)
+        value = self.graph.add_input(node.name, Value(shape, dtype))
+        return Activation(value, shape, tensor.dtype == torch.bool)
 
     def _outputs(self, node: Node) -> None:
         for place, result in enumerate(self._results):
             found = self._found[result] if isinstance(result, Node) else None
-            if isinstance(found, Tensor):
+            if isinstance(found, Tensor | Sized):
                 self._lowering.place = "output"
-                found = self._lowering.as_activation(found)
+                found = self._lowering.as_activation(self._filled(found))
             if not isinstance(found, Activation):
                 raise CompileError(
                     f"output {place} of the model is no tensor, but {result!r}. Return tensors alone."
@@ -117,8 +120,8 @@ class _Builder:
                 f"a plan cannot hold {target}{_where(node)}: it draws random numbers, and a plan gives the "
                 "same for the same input. Pass them in as an input."
             )
-        if not any(isinstance(x, Activation) or _is_symbolic(x) for x in _flat(arguments.values())):
-            return target(*self._known(node.args), **self._known(node.kwargs))
+        if not any(isinstance(x, Activation) for x in _flat(arguments.values())):
+            return self._constant(node)
         self._lowering.place = _place(node)
         self._lowering.shapes = [_shape_of(x, node) for x in _tensors(node.meta["val"])]
         self._lowering.dtypes = [x.dtype for x in _tensors(node.meta["val"])]
@@ -127,7 +130,9 @@ class _Builder:
             if lower is None:
                 raise Unsupported("there is no operation for it")
             _check_sizes(str(target), arguments)
-            return lower(self._lowering, **arguments)
+            ranges = target is torch.ops.aten.index.Tensor
+            found = lower(self._lowering, **self._filled(arguments, keep_ranges=ranges))
+            return self._typed(found)
         # Not only Unsupported: an argument of a kind that nobody thought of breaks a lowering anyhow.
         except Exception as error:
             if self._fallback:
@@ -136,6 +141,33 @@ class _Builder:
                 f"a plan cannot hold {target}{_where(node)}: {_reason(error)}. "
                 'Compile with fallback="torch" to run this part in torch, or write it in other operators.'
             ) from error
+
+    def _constant(self, node: Node) -> object:
+        """What an operator gives that no input goes into: constants, or what they are for each batch size."""
+        target, given = cast("Any", node.target), (self._known(node.args), self._known(node.kwargs))
+        if not any(isinstance(x, Sized) or _is_symbolic(x) for x in _flat(given)):
+            return target(*given[0], **given[1])
+        found = [_at(given, place) for place in range(len(BATCHES))]
+        return _joined([target(*arguments, **keywords) for arguments, keywords in found])
+
+    def _filled(self, x: Any, *, keep_ranges: bool = False) -> Any:  # noqa: ANN401  arguments of any structure
+        """What is the same for all images repeated as often as there are some."""
+        if isinstance(x, list | tuple):
+            return [self._filled(item, keep_ranges=keep_ranges) for item in cast("Sequence[Any]", x)]
+        if isinstance(x, dict):
+            items = cast("dict[str, Any]", x).items()
+            return {key: self._filled(item, keep_ranges=keep_ranges) for key, item in items}
+        if not isinstance(x, Sized) or (keep_ranges and x.is_range()):
+            return x
+        return self._lowering.repeat(x)
+
+    def _typed(self, found: Activation | list[Activation]) -> Activation | list[Activation]:
+        """What a lowering gave, checked: of the type that torch gives, which an engine does not know."""
+        results = found if isinstance(found, list) else [found]
+        for x, dtype in zip(results, self._lowering.dtypes, strict=False):
+            if self._lowering.dtype(x) != _kept_as(dtype):
+                raise Unsupported(f"what it gives is of {dtype}")
+        return found
 
     def _part(self, whole: Node, place: int) -> object:
         """One of the results of an operator."""
@@ -161,6 +193,11 @@ class _Builder:
 
         def encoded(x: object) -> object:
             if isinstance(x, Activation | Tensor):
+                if (x.dtype if isinstance(x, Tensor) else self._lowering.dtype(x)) == torch.bool:
+                    raise CompileError(
+                        f"not even torch can run {node.target}{_where(node)} inside a plan: it takes a "
+                        "condition, and what passes to torch is of float32 or int64."
+                    )
                 inputs.append(self._lowering.as_activation(x))
                 return {"input": len(inputs) - 1}
             if isinstance(x, list | tuple):
@@ -174,8 +211,7 @@ class _Builder:
             )
 
         target, given, named = node.target, self._known(node.args), self._known(node.kwargs)
-        if target is torch.ops.aten._to_copy.default and outputs[0].dtype in _CASTS:
-            target, named = _CASTS[outputs[0].dtype], {}
+        given, named = self._filled(given), self._filled(named)
         arguments = [encoded(x) for x in given]
         keywords = {key: encoded(x) for key, x in named.items()}
         return self._lowering.add(
@@ -216,14 +252,39 @@ _CHECKS = {
 }
 """Operators that torch inserts to check sizes and types; the engine checks its inputs itself."""
 
-_CASTS = {
-    torch.float32: torch.ops.aten._cast_Float.default,
-    torch.int64: torch.ops.aten._cast_Long.default,
-}
-"""Conversions without a type among their arguments, which would not be JSON."""
-
 _SHAPES = {"size", "shape", "sizes"}
 """Arguments that are shapes, in which the batch size may stand."""
+
+
+def _kept_as(dtype: torch.dtype) -> torch.dtype:
+    """The type of `Lowering.dtype` that a plan keeps one of torch in."""
+    if dtype.is_floating_point or dtype == torch.bool:
+        return torch.float32 if dtype.is_floating_point else torch.bool
+    return torch.int64
+
+
+def _at(x: Any, place: int) -> Any:  # noqa: ANN401  arguments of any structure
+    """Arguments as they are for one of `BATCHES`."""
+    if isinstance(x, Sized):
+        return x.at[place]
+    if isinstance(x, list | tuple):
+        return [_at(item, place) for item in cast("Sequence[Any]", x)]
+    if isinstance(x, dict):
+        return {key: _at(item, place) for key, item in cast("dict[str, Any]", x).items()}
+    if not _is_symbolic(x):
+        return x
+    expression = x.node.expr
+    symbols = list(expression.free_symbols)
+    if any(map(depends_on_values, symbols)):
+        raise Unsupported("its argument depends on values")
+    return int(expression.subs(dict.fromkeys(symbols, BATCHES[place])))
+
+
+def _joined(found: Sequence[Any]) -> Any:  # noqa: ANN401  a tensor or a sequence of them
+    """Results for each of `BATCHES` as one."""
+    if isinstance(found[0], Tensor):
+        return Sized.or_constant(found)
+    return [_joined(parts) for parts in zip(*found, strict=True)]
 
 
 def _is_symbolic(x: object) -> bool:

@@ -42,7 +42,8 @@ def compile_model(
 
     Args:
         model: On the CPU, in float32.
-        example: Its input, or a sequence of its inputs, the batch first; float32 or int64.
+        example: Its input, or a sequence of its inputs, the batch first; float32,
+            int64 or bool.
         precision: Type to store weights in; "bf16" and "fp16" halve them. With "fp16", convolutions and
             linear layers also compute in it where the processor can (AVX512-FP16), else in fp32.
         fallback: "torch" runs operators that a plan has no operation for in torch, which is then
@@ -92,9 +93,10 @@ def _inputs(example: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
     for place, x in enumerate(cast("Sequence[object]", inputs)):
         if not isinstance(x, Tensor) or x.ndim == 0 or x.shape[0] == 0:
             raise InvalidArgument(f"example input {place} must be a tensor with a batch of at least one.")
-        if x.dtype not in (torch.float32, torch.int64) or x.device.type != "cpu":
+        if x.dtype not in (torch.float32, torch.int64, torch.bool) or x.device.type != "cpu":
             raise InvalidArgument(
-                f"example input {place} must be float32 or int64 on the CPU, got {x.dtype} on {x.device}."
+                f"example input {place} must be float32, int64 or bool on the CPU, "
+                f"got {x.dtype} on {x.device}."
             )
     if not inputs or len({x.shape[0] for x in inputs}) > 1:
         raise InvalidArgument("the example must be at least one input, and all of one batch size.")

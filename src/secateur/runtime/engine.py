@@ -97,10 +97,12 @@ class Engine:
         Args:
             inputs: One array for each input, with the batch first: NumPy arrays, or what speaks DLPack
                 and lies in the memory of the CPU, such as a torch tensor without gradient. float32, or
-                int64 for indices; of one batch size of at least 1, which may differ from call to call.
+                int64 for indices, and bool for masks; of one batch size of at least 1, which may differ
+                from call to call.
 
         Returns:
-            A new array, or a tuple of them if the network has several outputs. Arrays speak DLPack:
+            A new array, or a tuple of them if the network has several outputs; what is bool in torch is
+            float32, 1 or 0. Arrays speak DLPack:
             ``torch.from_dlpack(y)`` costs no copy.
 
         Raises:
@@ -253,6 +255,8 @@ def _checked(x: object, name: str, shape: Sequence[int], dtype: np.dtype[Any]) -
     if not fits:
         text = ", ".join(map(str, expected))
         raise InvalidArgument(f"input {name!r} must have the shape ({text}), got {array.shape}.")
+    if array.dtype == np.bool_ and dtype == np.float32:
+        return array.astype(np.float32)  # as plans keep conditions
     if array.dtype != dtype:
         raise InvalidArgument(
             f"input {name!r} must be {dtype}, got {array.dtype}. Convert it with .astype(np.{dtype})."

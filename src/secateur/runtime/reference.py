@@ -178,6 +178,25 @@ def _attention(op: Op, inputs: Sequence[Array], _: Mapping[str, Array]) -> Array
     return np.where(blind, np.float32(0), softmax(scores, -1)) @ v
 
 
+def _convert(op: Op, inputs: Sequence[Array], _: Mapping[str, Array]) -> Array:
+    """To a type; to whole numbers towards 0, the nearest there is for what is too large, 0 for NaN."""
+    x = inputs[0]
+    if op.attributes["dtype"] == "f32":
+        return x.astype(np.float32)
+    if x.dtype == np.int64:
+        return x
+    limits = np.iinfo(np.int64)
+    with np.errstate(invalid="ignore"):
+        inside = np.where(np.abs(x) < np.float32(2**63), x, 0).astype(np.int64)
+    return np.where(x >= 2**63, limits.max, np.where(x < -(2**63), limits.min, inside))
+
+
+def _cumsum(op: Op, inputs: Sequence[Array], _: Mapping[str, Array]) -> Array:
+    x = inputs[0]
+    wide = np.int64 if x.dtype == np.int64 else np.float64
+    return np.cumsum(x, axis=op.attributes["dim"], dtype=wide).astype(x.dtype)
+
+
 def _embedding(op: Op, inputs: Sequence[Array], weights: Mapping[str, Array]) -> Array:
     indices, size = inputs[0], weights["weight"].shape[0]
     if indices.size and (indices.min() < 0 or indices.max() >= size):
@@ -254,7 +273,12 @@ _STEPS: Mapping[str, _Step] = {
     "sub": lambda op, x, w: x[0] - x[1],
     "mul": lambda op, x, w: x[0] * x[1],
     "div": lambda op, x, w: x[0] / x[1],
+    "equal": lambda op, x, w: (x[0] == x[1]).astype(np.float32),
+    "less": lambda op, x, w: (x[0] < x[1]).astype(np.float32),
+    "less_equal": lambda op, x, w: (x[0] <= x[1]).astype(np.float32),
     "where": lambda op, x, w: np.where(x[0] != 0, x[1], x[2]),
+    "convert": _convert,
+    "cumsum": _cumsum,
     "max_pool": _max_pool,
     "avg_pool": _avg_pool,
     "adaptive_avg_pool": _adaptive_avg_pool,

@@ -10,6 +10,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from secateur.runtime.attributes import COMPARISONS
+
 Shape = tuple[int, ...]
 Signature = tuple[Shape, str]
 """Shape and type of a value or weight; floats of all widths are "f32" here."""
@@ -38,21 +40,28 @@ def output_of(
     low, high = _N_INPUTS.get(kind, (1, 1))
     if not low <= len(inputs) <= high:
         raise ValueError(f"it has {len(inputs)} inputs")
-    dtype = "f32"
-    if kind in _ANY_TYPE:
-        types = {found for _, found in (*inputs, *weights.values())}
-        if len(types) > 1:
-            raise ValueError("its inputs are of different types")
-        dtype = types.pop()
-    else:
-        wanted = "i64" if kind == "embedding" else "f32"
-        if kind != "torch" and any(found != wanted for _, found in inputs):
-            raise ValueError(f"its inputs must be {wanted}")
-        if any(found != "f32" for _, found in weights.values()):
-            raise ValueError("its weights must be floats")
+    dtype = _type_of(
+        kind, attributes, [found for _, found in inputs], [found for _, found in weights.values()]
+    )
     shapes = [shape for shape, _ in inputs]
     shape = _RULES[kind](attributes, shapes, {key: shape for key, (shape, _) in weights.items()}, stated)
     return shape, dtype
+
+
+def _type_of(kind: str, attributes: Mapping[str, Any], inputs: Sequence[str], weights: Sequence[str]) -> str:
+    """The type that an operation gives, "f32" or "i64"."""
+    if kind == "where":
+        _need(inputs[0] == "f32", "its condition must be f32")
+        inputs = inputs[1:]
+    if kind in _ANY_TYPE and attributes.get("activation", "none") == "none":
+        types = {*inputs, *weights}
+        _need(len(types) == 1, "its inputs are of different types")
+        (found,) = types
+        return attributes["dtype"] if kind == "convert" else "f32" if kind in COMPARISONS else found
+    wanted = "i64" if kind == "embedding" else "f32"
+    _need(kind == "torch" or all(found == wanted for found in inputs), f"its inputs must be {wanted}")
+    _need(all(found == "f32" for found in weights), "its weights must be floats")
+    return "f32"
 
 
 def broadcast(a: Shape, b: Shape) -> Shape:
@@ -201,7 +210,7 @@ def _mean(attributes: Mapping[str, Any], inputs: Sequence[Shape], _: Mapping[str
     return tuple(d for i, d in enumerate(x) if i not in dims)
 
 
-def _softmax(
+def _along(
     attributes: Mapping[str, Any], inputs: Sequence[Shape], _: Mapping[str, Shape], __: Shape
 ) -> Shape:
     _fixed(inputs[0], attributes["dim"])
@@ -309,12 +318,15 @@ def _one_batch(shape: Shape) -> Shape:
     return shape
 
 
-_ANY_TYPE = {"reshape", "permute", "slice", "cat", "expand", "constant"}
+MOVES = ("reshape", "permute", "slice", "cat", "expand", "constant")
+"""Operations that move numbers and compute nothing."""
+_ANY_TYPE = {*MOVES, *COMPARISONS, "add", "sub", "mul", "where", "convert", "cumsum"}
+"""Operations that take floats or whole numbers, but not both; sums and products, without an activation."""
 _MANY = 10_000
 _N_INPUTS = {
     "conv": (1, 2),
     "linear": (1, 2),
-    **dict.fromkeys(("add", "sub", "mul", "div", "matmul"), (2, 2)),
+    **dict.fromkeys(("add", "sub", "mul", "div", "matmul", *COMPARISONS), (2, 2)),
     "where": (3, 3),
     "attention": (3, 4),
     "cat": (1, _MANY),
@@ -332,12 +344,15 @@ _RULES: Mapping[str, _Rule] = {
     "sub": _binary,
     "mul": _binary,
     "div": _binary,
+    **dict.fromkeys(COMPARISONS, _binary),
     "where": _where,
+    "convert": _same,
+    "cumsum": _along,
     "max_pool": _pool,
     "avg_pool": _pool,
     "adaptive_avg_pool": _adaptive,
     "mean": _mean,
-    "softmax": _softmax,
+    "softmax": _along,
     "layer_norm": _layer_norm,
     "matmul": _matmul,
     "attention": _attention,

@@ -192,6 +192,25 @@ class _Writer:
         low, high = number_or(op.attributes["low"], -np.inf), number_or(op.attributes["high"], np.inf)
         return self._node("Clip", [inputs[0], self._number(float(low)), self._number(float(high))])
 
+    def _condition(self, kind: str, inputs: list[str]) -> str:
+        return self._node("Cast", [self._node(kind, inputs)], to=self._onnx.TensorProto.FLOAT)
+
+    def _write_equal(self, op: Op, inputs: list[str]) -> str:
+        return self._condition("Equal", inputs)
+
+    def _write_less(self, op: Op, inputs: list[str]) -> str:
+        return self._condition("Less", inputs)
+
+    def _write_less_equal(self, op: Op, inputs: list[str]) -> str:
+        return self._condition("LessOrEqual", inputs)
+
+    def _write_convert(self, op: Op, inputs: list[str]) -> str:
+        types = self._onnx.TensorProto
+        return self._node("Cast", inputs, to=types.FLOAT if op.attributes["dtype"] == "f32" else types.INT64)
+
+    def _write_cumsum(self, op: Op, inputs: list[str]) -> str:
+        return self._node("CumSum", [inputs[0], self._constant(np.array(op.attributes["dim"], np.int64))])
+
     def _write_where(self, op: Op, inputs: list[str]) -> str:
         condition = self._node("Cast", [inputs[0]], to=self._onnx.TensorProto.BOOL)
         return self._node("Where", [condition, *inputs[1:]])

@@ -32,7 +32,8 @@ class PlanModule(nn.Module):
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         """The outputs, for inputs of the shapes in the plan."""
         batch = inputs[0].shape[0]
-        found = {value: x for (_, value), x in zip(self._program.inputs, inputs, strict=True)}
+        floats = [x.float() if x.dtype == torch.bool else x for x in inputs]  # as plans keep conditions
+        found = {value: x for (_, value), x in zip(self._program.inputs, floats, strict=True)}
         for op in self._program.ops:
             shape = concrete(self._program.values[op.output].shape, batch)
             weights = {
@@ -141,7 +142,12 @@ _STEPS: Mapping[str, _Step] = {
     "sub": lambda op, x, w: x[0] - x[1],
     "mul": lambda op, x, w: x[0] * x[1],
     "div": lambda op, x, w: x[0] / x[1],
+    "equal": lambda op, x, w: (x[0] == x[1]).float(),
+    "less": lambda op, x, w: (x[0] < x[1]).float(),
+    "less_equal": lambda op, x, w: (x[0] <= x[1]).float(),
     "where": lambda op, x, w: torch.where(x[0] != 0, x[1], x[2]),
+    "convert": lambda op, x, w: x[0].float() if op.attributes["dtype"] == "f32" else x[0].long(),
+    "cumsum": lambda op, x, w: torch.cumsum(x[0], op.attributes["dim"]),
     "max_pool": _max_pool,
     "avg_pool": _avg_pool,
     "adaptive_avg_pool": lambda op, x, w: F.adaptive_avg_pool2d(x[0], op.attributes["size"]),

@@ -5,16 +5,19 @@ activations as `Activation`, weights and other constants as tensors, and returns
 returns. `LOWERINGS` holds them all.
 """
 
-from secateur.runtime.lowering import composed, layers, maths, norms, resampling, views
-from secateur.runtime.lowering.base import LOWERINGS, Activation, Lowering, Unsupported
+from secateur.runtime.lowering import composed, layers, logic, maths, norms, resampling, views
+from secateur.runtime.lowering.base import BATCHES, LOWERINGS, Activation, Lowering, Sized, Unsupported
 
 __all__ = [
+    "BATCHES",
     "LOWERINGS",
     "Activation",
     "Lowering",
+    "Sized",
     "Unsupported",
     "composed",
     "layers",
+    "logic",
     "maths",
     "norms",
     "resampling",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from secateur.runtime.graph import UNCHOSEN, Graph
-from secateur.runtime.shapes import Shape
+from secateur.runtime.shapes import MOVES, Shape
 
 
 class Unsupported(ValueError):
@@ -26,16 +26,72 @@ class Activation:
     Attributes:
         value: Its id.
         shape: Its shape; −k is k times the batch size.
+        is_condition: Whether it is of torch's type bool: floats that are 1 or 0.
     """
 
     value: int
     shape: Shape
+    is_condition: bool = False
+
+
+BATCHES = (2, 3)
+"""Batch sizes for which it is computed what depends on nothing else."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sized:
+    """What depends on the batch size and on nothing else.
+
+    Attributes:
+        at: What it is for each of `BATCHES`.
+    """
+
+    at: tuple[Tensor, ...]
+
+    @classmethod
+    def or_constant(cls, found: Sequence[Tensor]) -> Sized | Tensor:
+        """What was found for each of `BATCHES`; a constant if that is the same."""
+        return found[0] if all(_is_same(found[0], x) for x in found) else cls(tuple(found))
+
+    def is_range(self) -> bool:
+        """Whether it counts the images, along its first dimension."""
+        return all(
+            x.shape[:1] == (n,) and x.numel() == n and torch.equal(x.flatten(), torch.arange(n))
+            for x, n in zip(self.at, BATCHES, strict=True)
+        )
+
+    def one_for_all(self) -> tuple[Tensor, int, Shape]:
+        """What each image has of it.
+
+        Returns:
+            Its numbers for one image, with a dimension of size 1 for the batch; the place of that dimension;
+            and the shape of the whole, in which the batch is joined with the dimension behind it.
+
+        Raises:
+            Unsupported: if it is not the same for all images and all batch sizes.
+        """
+        shapes = [x.shape for x in self.at]
+        dims = [d for d, sizes in enumerate(zip(*shapes, strict=True)) if len(set(sizes)) > 1]
+        if len(dims) != 1 or any(s[dims[0]] % n for s, n in zip(shapes, BATCHES, strict=True)):
+            raise Unsupported("what it is given depends on the batch size")
+        (dim,) = dims
+        images = [x.unflatten(dim, (n, -1)) for x, n in zip(self.at, BATCHES, strict=True)]
+        one = images[0].narrow(dim, 0, 1)
+        if any(one.shape[dim + 1] != x.shape[dim + 1] or not _is_same(one.expand_as(x), x) for x in images):
+            raise Unsupported("what it is given differs from image to image")
+        return one, dim, (*shapes[0][:dim], -one.shape[dim + 1], *shapes[0][dim + 1 :])
+
+
+def _is_same(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors have the same shape, type and numbers, NaN being one."""
+    return a.shape == b.shape and a.dtype == b.dtype and bool(((a == b) | ((a != a) & (b != b))).all())
 
 
 Operand = Activation | Tensor | float
 """Something that a plan can compute with: an activation, a constant or a number."""
 Lower = Callable[..., Activation | list[Activation]]
 
+_TYPES = (torch.bool, torch.int64, torch.float32)
 _F = TypeVar("_F", bound=Lower)
 
 LOWERINGS: dict[str, Lower] = {}
@@ -66,6 +122,7 @@ class Lowering:
         entered: Name in the graph of each constant already in it, by the id of its tensor; with the
             tensor, so that the id stays taken.
         filled: The constant that a value is made of throughout, by the id of the value.
+        repeated: The value of what depends on the batch size.
     """
 
     graph: Graph
@@ -75,17 +132,27 @@ class Lowering:
     dtypes: Sequence[torch.dtype] = ()
     entered: dict[int, tuple[str, Tensor]] = field(default_factory=dict[int, tuple[str, Tensor]])
     filled: dict[int, Tensor] = field(default_factory=dict[int, Tensor])
+    repeated: dict[Sized, Activation] = field(default_factory=dict[Sized, Activation])
 
     def add(
         self, kind: str, inputs: Sequence[Operand], shape: Shape = (), /, **attributes: object
     ) -> Activation:
-        """Add an operation; constants among its inputs become values first, beside floats floats."""
-        beside_floats = any(isinstance(x, Activation) and self.dtype(x) == torch.float32 for x in inputs)
-        if beside_floats and kind != "torch":
-            inputs = [self._widened(x) for x in inputs]
-        ids = [self.as_activation(x).value for x in inputs]
-        value = self.graph.add(kind, self.place, ids, shape, **attributes)
-        return Activation(value, self.graph.shape(value))
+        """Add an operation; its inputs are brought to one type, constants among them become values."""
+        found = [self.as_activation(x) for x in (inputs if kind == "torch" else self.promoted(inputs))]
+        value = self.graph.add(kind, self.place, [x.value for x in found], shape, **attributes)
+        conditions = kind in (*MOVES, "mul") and bool(found) and all(x.is_condition for x in found)
+        return Activation(value, self.graph.shape(value), conditions)
+
+    def compare(self, kind: str, a: Operand, b: Operand) -> Activation:
+        """Add a comparison."""
+        return replace(self.add(kind, [a, b]), is_condition=True)
+
+    def choose(self, condition: Operand, a: Operand, b: Operand) -> Activation:
+        """Add a choice of a where a condition holds, else of b."""
+        first = self.as_activation(self.to(condition, torch.bool))
+        second, third = (self.as_activation(x) for x in self.promoted([a, b]))
+        value = self.graph.add("where", self.place, [first.value, second.value, third.value])
+        return Activation(value, self.graph.shape(value), second.is_condition)
 
     def add_layer(
         self, kind: str, x: Operand, weight: Tensor, bias: Tensor | None, **attributes: object
@@ -106,11 +173,59 @@ class Lowering:
             return x
         tensor = x if isinstance(x, Tensor) else torch.tensor(float(x))
         value = self.graph.add("constant", self.place, [], weight=self.weight(tensor, "constant"))
-        return Activation(value, self.graph.shape(value))
+        return Activation(value, self.graph.shape(value), tensor.dtype == torch.bool)
 
     def dtype(self, x: Activation) -> torch.dtype:
-        """Type of a value, float32 or int64."""
+        """Type of a value: float32, int64 or bool."""
+        if x.is_condition:
+            return torch.bool
         return torch.float32 if self.graph.values[x.value].dtype == "f32" else torch.int64
+
+    def promoted(self, operands: Sequence[Operand]) -> list[Operand]:
+        """All in the widest type among them: bool, int64, float32."""
+        widest = max((self._rank(x) for x in operands), default=0)
+        return [self.to(x, _TYPES[widest]) for x in operands]
+
+    def _rank(self, x: Operand) -> int:
+        if isinstance(x, Activation):
+            return _TYPES.index(self.dtype(x))
+        if isinstance(x, Tensor):
+            return 2 if x.dtype.is_floating_point else int(x.dtype != torch.bool)
+        return 2 if isinstance(x, float) else int(not isinstance(x, bool))
+
+    def to(self, x: Operand, wanted: torch.dtype) -> Operand:
+        """An operand as float32, int64 or bool; as it is, if it is of this type."""
+        if isinstance(x, Tensor):
+            same = x.dtype.is_floating_point if wanted == torch.float32 else x.dtype == wanted
+            return x if same else x.to(wanted)
+        if not isinstance(x, Activation):
+            return float(x) if wanted == torch.float32 else torch.tensor(x).to(wanted)
+        if self.dtype(x) == wanted:
+            return x
+        if x.value in self.filled:
+            return self.fill(self.filled[x.value].to(wanted), x.shape)
+        if wanted == torch.bool:
+            return self.compare("equal", self.compare("equal", x, 0), 0.0)
+        if wanted == torch.float32 and x.is_condition:
+            return replace(x, is_condition=False)
+        dtype = "f32" if wanted == torch.float32 else "i64"
+        value = self.graph.add("convert", self.place, [x.value], dtype=dtype)
+        return Activation(value, x.shape)
+
+    def repeat(self, x: Sized) -> Activation:
+        """What depends on the batch size as a value.
+
+        Raises:
+            Unsupported: if it is not the same for all images and all batch sizes.
+        """
+        if x not in self.repeated:
+            one, dim, shape = x.one_for_all()
+            if shape[dim] == -1:
+                self.repeated[x] = self.fill(one.squeeze(dim + 1).clone(), shape)
+            else:
+                whole = self.fill(one.clone(), (*one.shape[:dim], -1, *one.shape[dim + 1 :]))
+                self.repeated[x] = self.reshape(whole, shape)
+        return self.repeated[x]
 
     def fill(self, tensor: Tensor, shape: Shape) -> Activation:
         """A constant repeated along its dimensions of size 1, as often as the batch asks for."""
@@ -119,14 +234,6 @@ class Lowering:
             found = self.add("expand", [found], shape)
         self.filled[found.value] = tensor
         return found
-
-    def _widened(self, x: Operand) -> Operand:
-        """What is constant in floats, as torch does with whole numbers beside them."""
-        if isinstance(x, Tensor):
-            return x if x.dtype.is_floating_point else x.float()
-        if isinstance(x, Activation) and x.value in self.filled:
-            return self.fill(self.filled[x.value].float(), x.shape)
-        return x
 
     def weight(self, tensor: Tensor, role: str) -> str:
         """The name in the graph of a constant, which is entered if it is not there yet."""
@@ -146,14 +253,15 @@ class Lowering:
 
 
 def as_numbers(tensor: Tensor) -> NDArray[Any]:
-    """A constant as float32 or int64.
+    """A constant as float32, or int64 if it is of whole numbers.
 
     Raises:
         Unsupported: if it is complex or of another type that a plan cannot hold.
     """
     if tensor.dtype.is_complex or tensor.is_quantized:
         raise Unsupported(f"it uses a constant of type {tensor.dtype}")
-    wide = torch.float32 if tensor.dtype.is_floating_point else torch.int64
+    whole = not tensor.dtype.is_floating_point and tensor.dtype != torch.bool
+    wide = torch.int64 if whole else torch.float32
     return np.ascontiguousarray(tensor.detach().to("cpu", wide).numpy())
 
 

@@ -34,6 +34,8 @@ def square(low: Lowering, x: Activation) -> Activation:
 @lowers("abs.default")
 def absolute(low: Lowering, x: Activation) -> Activation:
     """|x|, what is above zero less what is below."""
+    if low.dtype(x) == torch.int64:
+        return low.choose(low.compare("less", x, 0), neg(low, x), x)
     return sub(low, low.activate(x, "relu"), clamp(low, x, max=0.0), 1)
 
 
@@ -177,17 +179,3 @@ def log_softmax(
 ) -> Activation:
     """Logarithm of the softmax over a dimension other than the batch."""
     return sub(low, x, log_sum_exp(low, x, [dim], keepdim=True), 1)
-
-
-@lowers("masked_fill.Scalar", "masked_fill.Tensor")
-def masked_fill(low: Lowering, x: Operand, mask: Tensor, value: Operand) -> Activation:
-    """One number in the places of a constant mask."""
-    return where(low, mask, value, x)
-
-
-@lowers("where.self", "where.ScalarSelf", "where.ScalarOther", "where.Scalar")
-def where(low: Lowering, condition: Tensor, x: Operand, other: Operand) -> Activation:
-    """One operand in some places, which are constant, and another in the rest."""
-    chosen = constant(condition, "condition").bool().float()
-    parts = [a if isinstance(a, Activation) else torch.as_tensor(a).float() for a in (x, other)]
-    return low.add("where", [chosen, *parts])

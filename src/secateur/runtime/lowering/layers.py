@@ -248,7 +248,7 @@ def attention(
     scale: float | None,
     enable_gqa: bool,
 ) -> Activation:
-    """Attention; a constant mask of True and False becomes one of 0 and −∞."""
+    """Attention; a mask of True and False becomes one of 0 and −∞."""
     if enable_gqa:
         raise Unsupported("heads that share keys are")
     if dropout_p:
@@ -260,6 +260,8 @@ def attention(
         attn_mask = low.filled.get(attn_mask.value, attn_mask)
     if isinstance(attn_mask, Tensor) and attn_mask.dtype == torch.bool:
         attn_mask = torch.zeros(attn_mask.shape).masked_fill(~attn_mask, float("-inf"))
+    if isinstance(attn_mask, Activation) and attn_mask.is_condition:
+        attn_mask = low.choose(attn_mask, 0.0, float("-inf"))
     if attn_mask is not None:
         inputs.append(attn_mask)
     return low.add("attention", inputs, factor=float(factor), causal=is_causal)

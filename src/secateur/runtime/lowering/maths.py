@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import torch
+
 from secateur.runtime.lowering.base import (
     LOWERINGS,
     Activation,
@@ -50,6 +52,9 @@ def clamp(
     max: float | None = None,  # noqa: A002
 ) -> Activation:
     """Clip to a range that may be open at one end."""
+    if low.dtype(x) == torch.int64 and not isinstance(min, float) and not isinstance(max, float):
+        x = x if min is None else low.choose(low.compare("less", x, min), min, x)
+        return x if max is None else low.choose(low.compare("less", max, x), max, x)
     bottom = -math.inf if min is None else number(min, "lower bound")
     top = math.inf if max is None else number(max, "upper bound")
     if (bottom, top) in ((0, 6), (0, math.inf)):
@@ -102,6 +107,7 @@ def mul(low: Lowering, x: Operand, other: Operand) -> Activation:
 @lowers("div.Tensor", "div.Scalar")
 def div(low: Lowering, x: Operand, other: Operand) -> Activation:
     """Quotient; by a number it is a product, where that and its inverse are normal floats."""
+    x, other = low.to(x, torch.float32), low.to(other, torch.float32)
     if isinstance(other, int | float) and 2**-126 <= abs(other) <= 2**126:
         return _binary(low, "mul", x, 1 / other)
     return _binary(low, "div", x, other)
@@ -110,7 +116,7 @@ def div(low: Lowering, x: Operand, other: Operand) -> Activation:
 @lowers("neg.default")
 def neg(low: Lowering, x: Activation) -> Activation:
     """Change of sign."""
-    return _binary(low, "mul", x, -1.0)
+    return _binary(low, "mul", x, -1)
 
 
 @lowers("reciprocal.default")
@@ -151,10 +157,24 @@ def mean(low: Lowering, x: Activation, dim: Sequence[int] | None, keepdim: bool,
 def total(
     low: Lowering, x: Activation, dim: Sequence[int] | None, keepdim: bool, dtype: object
 ) -> Activation:
-    """Sum over dimensions other than the batch: their mean times their size."""
+    """Sum over dimensions other than the batch: their mean times their size, of whole numbers one by one."""
     dims = [dimension(d, x.shape) for d in (dim or range(len(x.shape)))]
+    if low.dtype(x) != torch.float32:
+        found = low.as_activation(low.to(x, torch.int64))
+        for d in dims:
+            sums = low.add("cumsum", [found], dim=d)
+            found = low.add("slice", [sums], dim=d, start=x.shape[d] - 1, stop=x.shape[d], step=1)
+        ones = [(d, 1 if d in dims else size) for d, size in enumerate(x.shape)]
+        return low.reshape(found, tuple(size for d, size in ones if keepdim or d not in dims))
     size = math.prod(x.shape[d] for d in dims)
     return _binary(low, "mul", low.add("mean", [x], dims=dims, keep=keepdim), float(size))
+
+
+@lowers("cumsum.default")
+def cumulative(low: Lowering, x: Activation, dim: int, dtype: object) -> Activation:
+    """Sums of all up to here along a dimension other than the batch; of conditions, how many hold."""
+    wide = low.to(x, torch.float32 if low.dtypes[0].is_floating_point else torch.int64)
+    return low.add("cumsum", [wide], dim=dimension(dim, x.shape))
 
 
 @lowers("softmax.int", "_softmax.default")

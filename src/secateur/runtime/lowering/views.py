@@ -13,6 +13,7 @@ from secateur.runtime.lowering.base import (
     Activation,
     Lowering,
     Operand,
+    Sized,
     Unsupported,
     constant,
     dimension,
@@ -42,17 +43,11 @@ def dropout(low: Lowering, input: Activation, **_: object) -> Activation:  # noq
 
 @lowers("_to_copy.default", "to.dtype", "to.device", "to.dtype_layout", "to.other", "type_as.default")
 def convert(low: Lowering, x: Operand, **_: object) -> Activation:
-    """Conversions of constants, and those that keep the type."""
-    wanted = low.dtypes[0]
-    if isinstance(x, Activation) and low.dtype(x) == wanted:
-        return x
-    if wanted not in (torch.float32, torch.int64):
+    """Another type; int32 is taken for int64."""
+    wanted = torch.int64 if low.dtypes[0] == torch.int32 else low.dtypes[0]
+    if wanted not in (torch.float32, torch.int64, torch.bool):
         raise Unsupported(f"it converts to {wanted}")
-    if isinstance(x, Tensor):
-        return low.as_activation(x.to(wanted))
-    if isinstance(x, Activation) and x.value in low.filled:
-        return low.fill(low.filled[x.value].to(wanted), x.shape)
-    raise Unsupported(f"it converts activations to {wanted}")
+    return low.as_activation(low.to(x, wanted))
 
 
 @lowers(
@@ -246,40 +241,80 @@ def index_select(low: Lowering, x: Operand, dim: int, index: Operand) -> Activat
 
 
 @lowers("index.Tensor")
-def index(low: Lowering, x: Operand, indices: Sequence[Operand | None]) -> Activation:
-    """Constant places of one dimension, or rows of a constant."""
+def index(low: Lowering, x: Operand, indices: Sequence[Operand | Sized | None]) -> Activation:
+    """Constant places of one dimension, or of several, each image's own; or rows of a constant."""
     given = [(dim, index) for dim, index in enumerate(indices) if index is not None]
+    if isinstance(x, Activation) and isinstance(given[0][1], Sized):
+        return _own_places(low, x, indices)
     if len(given) != 1:
         raise Unsupported(f"only an index of one dimension is, not of {len(given)}")
     dim, places = given[0]
     if isinstance(places, Tensor) and places.dtype == torch.bool:
         raise Unsupported("an index by a mask is")
+    if isinstance(places, Sized):
+        raise Unsupported("its index depends on the batch size")
     return index_select(low, x, dim, places)
+
+
+def _own_places(low: Lowering, x: Activation, indices: Sequence[Operand | Sized | None]) -> Activation:
+    """x[b, i, j, …] where b counts the batch and i, j, … are constant: the same places of each image."""
+    batch, *others = indices
+    if not isinstance(batch, Sized) or not batch.is_range() or x.shape[0] != -1:
+        raise Unsupported("its index depends on the batch size")
+    places = [constant(index, "index") for index in others]
+    # The range must have a dimension to itself, the first of the result.
+    n = batch.at[0].ndim
+    if any(p.dtype == torch.bool for p in places) or any(p.ndim == n and p.shape[0] != 1 for p in places):
+        raise Unsupported("its index is of another kind")
+    if any(p.ndim > n for p in places):
+        raise Unsupported("its index is of another kind")
+    sizes = x.shape[1 : 1 + len(places)]
+    flat = torch.zeros((), dtype=torch.int64)
+    for place, size in zip(places, sizes, strict=True):
+        flat = flat * size + place % size
+    rows = low.reshape(x, (-1, math.prod(sizes), *x.shape[1 + len(places) :]))
+    return low.reshape(taken(low, rows, 1, flat.flatten().tolist()), low.shapes[0])
+
+
+@lowers("gather.default")
+def gather(low: Lowering, x: Operand, dim: int, index: Operand, sparse_grad: bool) -> Activation:
+    """Numbers of a constant vector, or of one that is repeated, at places that are given at run time."""
+    table = low.filled.get(x.value) if isinstance(x, Activation) else x
+    if (
+        not isinstance(table, Tensor)
+        or table.numel() != table.shape[dim]
+        or not isinstance(index, Activation)
+    ):
+        raise Unsupported("only places of a constant vector can be gathered, it")
+    return _rows(low, table.flatten(), 0, index)
 
 
 def _rows(low: Lowering, table: Tensor, dim: int, indices: Operand) -> Activation:
     """Rows of a constant at indices that are given at run time: an embedding."""
     if dim % table.ndim != 0:
         raise Unsupported("only the first dimension of a constant can be looked up, it")
-    flat = table if table.ndim == 2 else table.reshape(table.shape[0], -1)
+    numbers = table if table.dtype.is_floating_point else table.float()
+    if not table.dtype.is_floating_point and not torch.equal(numbers.to(table.dtype), table):
+        raise Unsupported("its numbers are too large to be looked up as floats")
+    flat = numbers if table.ndim == 2 else numbers.reshape(table.shape[0], -1)
     found = low.add("embedding", [indices], weight=low.weight(flat, "weight"))
-    return low.reshape(found, low.shapes[0])
+    return low.as_activation(low.to(low.reshape(found, low.shapes[0]), low.dtypes[0]))
 
 
-@lowers("full.default", "full_like.default", "new_full.default")
+@lowers("full_like.default", "new_full.default")
 def full(low: Lowering, fill_value: float, **_: object) -> Activation:
     """One number in every place, as many as the batch asks for."""
     shape = low.shapes[0]
     return low.fill(torch.full((1,) * len(shape), number(fill_value, "value"), dtype=low.dtypes[0]), shape)
 
 
-@lowers("zeros.default", "zeros_like.default", "new_zeros.default")
+@lowers("zeros_like.default", "new_zeros.default")
 def zeros(low: Lowering, **_: object) -> Activation:
     """Zeros, as many as the batch asks for."""
     return full(low, 0)
 
 
-@lowers("ones.default", "ones_like.default", "new_ones.default")
+@lowers("ones_like.default", "new_ones.default")
 def ones(low: Lowering, **_: object) -> Activation:
     """Ones, as many as the batch asks for."""
     return full(low, 1)
