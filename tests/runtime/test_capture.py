@@ -132,6 +132,11 @@ def test_conversions_to_the_type_at_hand_change_nothing(function: Callable[..., 
     agrees(With(function), X)
 
 
+def test_a_condition_on_the_batch_size_that_always_holds_is_none() -> None:
+    """Such as (6 · batch) % batch = 0, and that it is the same as 6 times the other input's."""
+    agrees(With(lambda _, x, y: (x.view(-1, 2) * 2).view(y.shape[0], 3, -1).flatten(1) + y), X, X + 1)
+
+
 @pytest.mark.parametrize(
     ("function", "condition"),
     [

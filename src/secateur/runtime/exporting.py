@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import operator
 import re
 import sys
 import warnings
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -73,7 +75,7 @@ def _check_paths(exported: ExportedProgram) -> None:
     # Some versions of torch keep no list of them; what a bound is made of is seen all the same.
     guards: Sequence[str] = getattr(exported, "_guards_code", ())
     found = [_A_BATCH_SIZE.sub("batch", guard) for guard in guards]
-    conditions = [condition for condition in found if condition != "batch == batch"]
+    conditions = [condition for condition in found if not _always_holds(condition)]
     for symbol, bounds in exported.range_constraints.items():
         # Export takes no size of 0 or 1 for one of many.
         if not depends_on_values(symbol) and (bounds.lower > 2 or bounds.upper < sys.maxsize):
@@ -83,6 +85,51 @@ def _check_paths(exported: ExportedProgram) -> None:
             f"the model takes another path for some batch sizes: this one holds for {conditions[0]}. A plan "
             "holds one path for all: take out of forward what depends on the batch size."
         )
+
+
+def _always_holds(condition: str) -> bool:
+    """Whether a condition on the batch size, such as ``10 * batch % batch == 0``, holds for all of many."""
+    try:
+        tree = ast.parse(condition, mode="eval").body
+        # From 2 on: export takes no size of 1 for one of many, and conditions say so.
+        return all(_value(tree, n) for n in (*range(2, 257), *(2**k for k in range(9, 41))))
+    except (SyntaxError, TypeError, ZeroDivisionError):
+        return False
+
+
+def _value(node: ast.expr, batch: int) -> Any:  # noqa: ANN401  a number or a truth value
+    """What a Python expression of numbers and the name `batch` gives.
+
+    Raises:
+        TypeError: if there is anything else in it.
+    """
+    if isinstance(node, ast.Constant) and isinstance(node.value, int):
+        return node.value
+    if isinstance(node, ast.Name) and node.id == "batch":
+        return batch
+    if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
+        return _OPERATORS[type(node.op)](_value(node.left, batch), _value(node.right, batch))
+    if isinstance(node, ast.Compare) and len(node.ops) == 1 and type(node.ops[0]) in _OPERATORS:
+        return _OPERATORS[type(node.ops[0])](_value(node.left, batch), _value(node.comparators[0], batch))
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("max", "min"):
+        numbers = [_value(argument, batch) for argument in node.args]
+        return max(numbers) if node.func.id == "max" else min(numbers)
+    raise TypeError(ast.dump(node))
+
+
+_OPERATORS: Mapping[type[ast.AST], Callable[[Any, Any], Any]] = {
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+}
 
 
 def results_of(exported: ExportedProgram) -> list[object]:
