@@ -342,8 +342,13 @@ def _dimension(size: Any, node: Node) -> int:  # noqa: ANN401  int or SymInt
             f"{node.target}{_where(node)} gives a size that depends on values ({expression}). "
             "A plan cannot hold that."
         )
-    factor = expression.subs(symbols[0], 1) if len(symbols) == 1 else None
-    if factor is None or not factor.is_integer or factor <= 0 or expression != factor * symbols[0]:
+    # Export may have a symbol for each input; all stand for the batch size.
+    sizes = {n: expression.subs(dict.fromkeys(symbols, n)) for n in (*BATCHES, 16, 257, 1 << 20)}
+    first = sizes[BATCHES[0]]
+    if all(size == first for size in sizes.values()):
+        return int(first)
+    factor = first / BATCHES[0]
+    if not factor.is_integer or factor <= 0 or any(size != factor * n for n, size in sizes.items()):
         raise CompileError(
             f"{node.target}{_where(node)} gives a size that is not a multiple of the batch size "
             f"({expression}). A plan cannot hold that."
