@@ -118,12 +118,13 @@ def _take_apart(batch: object) -> tuple[Tensor, Tensor | None]:
     else:
         raise DataError(
             f"a batch must be a tensor, (inputs,) or (inputs, labels), got {type(batch).__name__}. "
-            "Wrap your loader in a generator that yields such pairs."
+            "Yield such pairs; stack several inputs in one tensor (docs/guide.md, section 1)."
         )
     if not isinstance(inputs, Tensor) or not (labels is None or isinstance(labels, Tensor)):
         raise DataError(
             "inputs and labels of a batch must be tensors, got "
-            f"{type(inputs).__name__} and {type(labels).__name__}."
+            f"{type(inputs).__name__} and {type(labels).__name__}. Stack several inputs in one tensor "
+            "(docs/guide.md, section 1)."
         )
     return inputs, labels
 
