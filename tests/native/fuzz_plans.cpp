@@ -159,7 +159,8 @@ std::map<std::string, Weight> some_weights(size_t program) {
                                          {"w", {6, 6, 3, 3}, true},
                                          {"s", {6}, false}},
                                         {{"e", {11, 8}, false}, {"g", {8}, false}, {"w", {8, 8}, true}},
-                                        {{"a", {44, 2, 1, 1}, true}, {"d", {44, 1, 3, 3}, false}, {"s", {44}, false}}};
+                                        {{"a", {44, 2, 1, 1}, true}, {"d", {44, 1, 3, 3}, false}, {"s", {44}, false}},
+                                        {{"e", {11, 8}, false}}};
   std::map<std::string, Weight> weights;
   for (const auto& [name, shape, sparse] : listed[program]) {
     Weight& weight = weights[name];

@@ -103,6 +103,7 @@ WHOLE: dict[str, Callable[[Tensor], object]] = {
     "products": lambda a: [a * a, a * -3, -a, a[:, :, None] * a[:, None]],
     "absolute": lambda a: a[:, 1:].abs(),
     "clamped": lambda a: [a.clamp(min=0), a.clamp(max=3), a.clamp(-2, 4)],
+    "extremes": lambda a: [torch.maximum(a, a.flip(1)), torch.minimum(a, torch.arange(6))],
     "chosen": lambda a: [torch.where(a > 0, a, -1), a.masked_fill(a == 0, 9), torch.where(a < 2, a, a * 2)],
     "added up": lambda a: [a.cumsum(1), a.sum(1), a.view(-1, 2, 3).sum((1, 2)), a.sum(1, keepdim=True)],
     "as floats": lambda a: [a.float(), a * 0.5, a / 2, a / (a * a + 1), a + 1.5],

@@ -152,7 +152,9 @@ def smallest_of_one(low: Lowering, x: Activation, dim: int, keepdim: bool) -> li
 
 @lowers("maximum.default")
 def maximum(low: Lowering, x: Operand, other: Operand) -> Activation:
-    """The larger of two numbers, place by place: a pool over both."""
+    """The larger of two numbers, place by place: a pool over both, or of whole numbers a choice."""
+    if low.dtypes[0] == torch.int64:
+        return low.choose(low.compare("less", x, other), other, x)
     shape = low.shapes[0]
     pairs = [low.reshape(broadcast(low, a, shape), (shape[0], 1, *shape[1:])) for a in (x, other)]
     return largest(low, low.add("cat", pairs, dim=1), [1], keepdim=False)
@@ -161,6 +163,8 @@ def maximum(low: Lowering, x: Operand, other: Operand) -> Activation:
 @lowers("minimum.default")
 def minimum(low: Lowering, x: Operand, other: Operand) -> Activation:
     """The smaller of two numbers, place by place."""
+    if low.dtypes[0] == torch.int64:
+        return low.choose(low.compare("less", x, other), x, other)
     return neg(low, maximum(low, mul(low, x, -1.0), mul(low, other, -1.0)))
 
 
