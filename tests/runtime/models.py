@@ -141,6 +141,24 @@ class Encoder(nn.Module):
         return self.head(self.norm(self.layers(x))[:, 0])
 
 
+class Padded(nn.Module):
+    """A classifier of words with padding: attention does not see it, the mean leaves it out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.positions = nn.Embedding(9, 16), nn.Embedding(12, 16)
+        layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
+        self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.head = nn.Linear(16, 3)
+
+    def forward(self, ids: Tensor, hidden: Tensor | None = None) -> Tensor:
+        padding = ids == 0 if hidden is None else hidden
+        seen = (~padding).long()
+        x = self.tokens(ids) + self.positions(seen.cumsum(1) * seen)
+        x = self.layers(x, src_key_padding_mask=padding)
+        return self.head((x * seen.unsqueeze(-1)).sum(1) / seen.sum(1, keepdim=True).clamp(min=1))
+
+
 class Attention(nn.Module):
     """Causal attention written out: one projection for q, k and v, split into heads, softmax by hand."""
 

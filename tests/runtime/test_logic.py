@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from runtime.models import outputs_of
+from runtime.models import Padded, outputs_of
 from secateur.errors import CompileError
 from secateur.runtime import Engine, Plan
 from secateur.runtime import compile as compile_model
@@ -168,24 +168,6 @@ def test_what_depends_on_the_batch_size_alone(name: str) -> None:
 def test_what_differs_from_image_to_image_is_refused(function: Callable[..., Tensor]) -> None:
     with pytest.raises(CompileError, match=r"batch size|image to image|batch"):
         compile_model(Function(function), IDS)
-
-
-class Padded(nn.Module):
-    """A classifier of words with padding: attention does not see it, the mean leaves it out."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.tokens, self.positions = nn.Embedding(9, 16), nn.Embedding(12, 16)
-        layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True)
-        self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
-        self.head = nn.Linear(16, 3)
-
-    def forward(self, ids: Tensor, hidden: Tensor | None = None) -> Tensor:
-        padding = ids == 0 if hidden is None else hidden
-        seen = (~padding).long()
-        x = self.tokens(ids) + self.positions(seen.cumsum(1) * seen)
-        x = self.layers(x, src_key_padding_mask=padding)
-        return self.head((x * seen.unsqueeze(-1)).sum(1) / seen.sum(1, keepdim=True).clamp(min=1))
 
 
 @pytest.mark.usefixtures("engine")

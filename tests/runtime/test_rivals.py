@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import secateur as sc
-from runtime.models import Encoder, sparsify
+from runtime.models import Encoder, Padded, sparsify
 from secateur.cli import main
 from secateur.errors import MissingExtra
 from secateur.runtime import Plan, rivals
@@ -46,6 +46,7 @@ def plans() -> dict[str, Plan]:
     return {
         "images": plan_of(Images(), torch.zeros(2, 3, 9, 7)),
         "words": plan_of(Encoder(), torch.zeros(2, 12, dtype=torch.int64)),
+        "padded": plan_of(Padded(), torch.arange(24).view(2, 12) % 9),
     }
 
 
@@ -68,7 +69,7 @@ def need(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")  # torch.compile imports what torch deprecates
-@pytest.mark.parametrize("network", ["images", "words"])
+@pytest.mark.parametrize("network", ["images", "words", "padded"])
 @pytest.mark.parametrize("name", RIVALS)
 def test_every_engine_computes_what_the_plan_does(name: str, network: str, plans: dict[str, Plan]) -> None:
     need(name)
