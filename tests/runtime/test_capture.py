@@ -212,7 +212,6 @@ IDS = torch.tensor([[0, 3, 1], [2, 0, 0]])
 TABLE = torch.randn(4, 2, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.filterwarnings("ignore:divide by zero:RuntimeWarning", "ignore:overflow:RuntimeWarning")
 @pytest.mark.usefixtures("engine")
 @pytest.mark.parametrize(
     "function",

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from runtime.models import Padded, outputs_of
-from secateur.errors import CompileError
+from secateur.errors import CompileError, InvalidArgument
 from secateur.runtime import Engine, Plan
 from secateur.runtime import compile as compile_model
 
@@ -106,6 +106,7 @@ WHOLE: dict[str, Callable[[Tensor], object]] = {
     "extremes": lambda a: [torch.maximum(a, a.flip(1)), torch.minimum(a, torch.arange(6))],
     "chosen": lambda a: [torch.where(a > 0, a, -1), a.masked_fill(a == 0, 9), torch.where(a < 2, a, a * 2)],
     "added up": lambda a: [a.cumsum(1), a.sum(1), a.view(-1, 2, 3).sum((1, 2)), a.sum(1, keepdim=True)],
+    "largest": lambda a: [a.amax(1), a.view(-1, 2, 3).amin((1, 2)), a.max(1).values, a.amin(1, keepdim=True)],
     "as floats": lambda a: [a.float(), a * 0.5, a / 2, a / (a * a + 1), a + 1.5],
 }
 
@@ -135,6 +136,28 @@ def test_numbers_that_are_no_integers_become_the_nearest(engine: str) -> None:
 def test_sums_up_to_here_do_not_lose_digits() -> None:
     agrees(lambda x: x.cumsum(2), torch.full((1, 3, 10_000), 0.1), tolerance=1e-6)
     agrees(lambda x: x.cumsum(1), torch.randn(2, 3, 5), tolerance=1e-6)
+
+
+PLACES: dict[str, Callable[[Tensor], object]] = {
+    "of the largest": lambda x: [x.argmax(1), x.argmax(-1, keepdim=True), x.view(-1, 2, 3).argmax(1)],
+    "of the smallest": lambda x: [x.argmin(1), (x * 0 == 0).long().argmin(1), x.abs().argmin(1)],
+    "what is there": lambda x: x[torch.arange(x.shape[0]), (x > 1).long().argmax(1)],
+    "from the end": lambda x: x[torch.arange(x.shape[0]), (x > 0).sum(1) - 6],
+    "rows": lambda x: x.view(-1, 3, 2)[torch.arange(x.shape[0]), (x > 0).sum(1).clamp(max=2)],
+}
+
+
+@pytest.mark.usefixtures("engine")
+@pytest.mark.parametrize("name", PLACES)
+def test_places_that_are_found(name: str) -> None:
+    for x in (X, Y, IDS - 2, IDS % 3, HUGE):
+        agrees(PLACES[name], x)
+
+
+def test_a_place_outside_is_refused() -> None:
+    plan = compile_model(Function(lambda x, ids: x[torch.arange(x.shape[0]), ids[:, 0]]), (X, IDS), threads=1)
+    with pytest.raises(InvalidArgument, match="index"):
+        Engine(plan)(X.numpy(), np.full((2, 6), 6))
 
 
 SIZED: dict[str, Callable[[Tensor], object]] = {

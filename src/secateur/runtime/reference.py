@@ -44,7 +44,8 @@ class ReferenceEngine:
                 if key in ("weight", "bias", "scale", "shift") and name is not None
             }
             shape = concrete(self._program.values[op.output].shape, batch)
-            result = _run_op(op, [found[i] for i in op.inputs], weights, shape)
+            with np.errstate(all="ignore"):  # infinities and NaNs are results like others
+                result = _run_op(op, [found[i] for i in op.inputs], weights, shape)
             found[op.output] = result
             for value in self._last_use.get(place, ()):
                 del found[value]
@@ -154,9 +155,8 @@ def _mean(op: Op, inputs: Sequence[Array], _: Mapping[str, Array]) -> Array:
 
 def softmax(x: Array, dim: int) -> Array:
     """Softmax along a dimension; a row of −∞ alone gives NaN, as in torch."""
-    with np.errstate(invalid="ignore"):
-        powers = np.exp(x - x.max(axis=dim, keepdims=True))
-        return powers / powers.sum(axis=dim, keepdims=True)
+    powers = np.exp(x - x.max(axis=dim, keepdims=True))
+    return powers / powers.sum(axis=dim, keepdims=True)
 
 
 def _layer_norm(op: Op, inputs: Sequence[Array], weights: Mapping[str, Array]) -> Array:
@@ -186,8 +186,7 @@ def _convert(op: Op, inputs: Sequence[Array], _: Mapping[str, Array]) -> Array:
     if x.dtype == np.int64:
         return x
     limits = np.iinfo(np.int64)
-    with np.errstate(invalid="ignore"):
-        inside = np.where(np.abs(x) < np.float32(2**63), x, 0).astype(np.int64)
+    inside = np.where(np.abs(x) < np.float32(2**63), x, 0).astype(np.int64)
     return np.where(x >= 2**63, limits.max, np.where(x < -(2**63), limits.min, inside))
 
 
@@ -219,8 +218,7 @@ def _pad(op: Op, inputs: Sequence[Array], _: Mapping[str, Array]) -> Array:
 
 
 def _sigmoid(x: Array) -> Array:
-    with np.errstate(over="ignore"):
-        return 1 / (1 + np.exp(-x))
+    return 1 / (1 + np.exp(-x))
 
 
 def _gelu(x: Array) -> Array:
@@ -237,16 +235,6 @@ def _hardsigmoid(x: Array) -> Array:
     return np.clip(x + 3, 0, 6) / np.float32(6)
 
 
-def _quietly(function: Callable[[Array], Array]) -> Callable[[Array], Array]:
-    """Without NumPy's warnings of infinities and NaNs, which are results like others here."""
-
-    def apply(x: Array) -> Array:
-        with np.errstate(all="ignore"):
-            return function(x)
-
-    return apply
-
-
 _ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
     "none": lambda x: x,
     "relu": lambda x: np.maximum(x, 0),
@@ -258,10 +246,10 @@ _ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
     "hardsigmoid": _hardsigmoid,
     "sigmoid": _sigmoid,
     "tanh": np.tanh,
-    "exp": _quietly(np.exp),
-    "log": _quietly(np.log),
-    "log1p": _quietly(np.log1p),
-    "sqrt": _quietly(np.sqrt),
+    "exp": np.exp,
+    "log": np.log,
+    "log1p": np.log1p,
+    "sqrt": np.sqrt,
 }
 _STEPS: Mapping[str, _Step] = {
     "conv": _conv,

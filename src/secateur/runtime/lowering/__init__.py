@@ -5,7 +5,7 @@ activations as `Activation`, weights and other constants as tensors, and returns
 returns. `LOWERINGS` holds them all.
 """
 
-from secateur.runtime.lowering import composed, layers, logic, maths, norms, resampling, views
+from secateur.runtime.lowering import composed, layers, logic, maths, norms, places, resampling, views
 from secateur.runtime.lowering.base import BATCHES, LOWERINGS, Activation, Lowering, Sized, Unsupported
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "logic",
     "maths",
     "norms",
+    "places",
     "resampling",
     "views",
 ]

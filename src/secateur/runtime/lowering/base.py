@@ -186,6 +186,10 @@ class Lowering:
         widest = max((self._rank(x) for x in operands), default=0)
         return [self.to(x, _TYPES[widest]) for x in operands]
 
+    def is_whole(self, *operands: Operand) -> bool:
+        """Whether there are no floats among them."""
+        return all(self._rank(x) < _TYPES.index(torch.float32) for x in operands)
+
     def _rank(self, x: Operand) -> int:
         if isinstance(x, Activation):
             return _TYPES.index(self.dtype(x))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -121,6 +121,8 @@ def mish(low: Lowering, x: Activation) -> Activation:
 @lowers("amax.default")
 def largest(low: Lowering, x: Activation, dim: Sequence[int] | None, keepdim: bool) -> Activation:
     """Largest number along dimensions other than the batch: a pool over all of them."""
+    if low.dtype(x) == torch.int64:
+        return _winner(maximum, low, x, dim, keepdim=keepdim)
     if x.shape[0] > 0:
         raise Unsupported("its first dimension is not the batch")
     dims = [dimension(d, x.shape) for d in (dim or range(len(x.shape)))]
@@ -141,7 +143,28 @@ def largest_of_one(low: Lowering, x: Activation, dim: int, keepdim: bool) -> lis
 @lowers("amin.default")
 def smallest(low: Lowering, x: Activation, dim: Sequence[int] | None, keepdim: bool) -> Activation:
     """Smallest number along dimensions other than the batch."""
+    if low.dtype(x) == torch.int64:
+        return _winner(minimum, low, x, dim, keepdim=keepdim)
     return neg(low, largest(low, neg(low, x), dim, keepdim))
+
+
+def _winner(
+    better: Callable[..., Activation],
+    low: Lowering,
+    x: Activation,
+    dim: Sequence[int] | None,
+    *,
+    keepdim: bool,
+) -> Activation:
+    """Of whole numbers the one that is better than the others along dimensions, half of them in each round."""
+    dims = [dimension(d, x.shape) for d in (dim or range(len(x.shape)))]
+    for d in dims:
+        while (size := x.shape[d]) > 1:
+            half = size // 2
+            parts = [sliced(low, x, d, start, start + half) for start in (0, half)]
+            winners = [better(low, *parts), *([sliced(low, x, d, size - 1, size)] if size % 2 else [])]
+            x = winners[0] if len(winners) == 1 else low.add("cat", winners, dim=d)
+    return x if keepdim else low.reshape(x, tuple(n for d, n in enumerate(x.shape) if d not in dims))
 
 
 @lowers("min.dim")
@@ -153,7 +176,7 @@ def smallest_of_one(low: Lowering, x: Activation, dim: int, keepdim: bool) -> li
 @lowers("maximum.default")
 def maximum(low: Lowering, x: Operand, other: Operand) -> Activation:
     """The larger of two numbers, place by place: a pool over both, or of whole numbers a choice."""
-    if low.dtypes[0] == torch.int64:
+    if low.is_whole(x, other):
         return low.choose(low.compare("less", x, other), other, x)
     shape = low.shapes[0]
     pairs = [low.reshape(broadcast(low, a, shape), (shape[0], 1, *shape[1:])) for a in (x, other)]
@@ -163,7 +186,7 @@ def maximum(low: Lowering, x: Operand, other: Operand) -> Activation:
 @lowers("minimum.default")
 def minimum(low: Lowering, x: Operand, other: Operand) -> Activation:
     """The smaller of two numbers, place by place."""
-    if low.dtypes[0] == torch.int64:
+    if low.is_whole(x, other):
         return low.choose(low.compare("less", x, other), x, other)
     return neg(low, maximum(low, mul(low, x, -1.0), mul(low, other, -1.0)))
 

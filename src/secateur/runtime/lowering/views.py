@@ -13,9 +13,7 @@ from secateur.runtime.lowering.base import (
     Activation,
     Lowering,
     Operand,
-    Sized,
     Unsupported,
-    constant,
     dimension,
     lowers,
     number,
@@ -226,79 +224,6 @@ def flip(low: Lowering, x: Activation, dims: Sequence[int]) -> Activation:
         place = dimension(dim, x.shape)
         x = taken(low, x, place, range(x.shape[place])[::-1])
     return x
-
-
-@lowers("index_select.default")
-def index_select(low: Lowering, x: Operand, dim: int, index: Operand) -> Activation:
-    """Constant places of a dimension, or rows of a constant."""
-    if not isinstance(x, Activation):
-        return _rows(low, constant(x, "table"), dim, index)
-    dim = dimension(dim, x.shape)
-    places = [int(p) % x.shape[dim] for p in constant(index, "index").flatten()]
-    if not places:
-        raise Unsupported("an empty index is")
-    return low.reshape(taken(low, x, dim, places), low.shapes[0])
-
-
-@lowers("index.Tensor")
-def index(low: Lowering, x: Operand, indices: Sequence[Operand | Sized | None]) -> Activation:
-    """Constant places of one dimension, or of several, each image's own; or rows of a constant."""
-    given = [(dim, index) for dim, index in enumerate(indices) if index is not None]
-    if isinstance(x, Activation) and isinstance(given[0][1], Sized):
-        return _own_places(low, x, indices)
-    if len(given) != 1:
-        raise Unsupported(f"only an index of one dimension is, not of {len(given)}")
-    dim, places = given[0]
-    if isinstance(places, Tensor) and places.dtype == torch.bool:
-        raise Unsupported("an index by a mask is")
-    if isinstance(places, Sized):
-        raise Unsupported("its index depends on the batch size")
-    return index_select(low, x, dim, places)
-
-
-def _own_places(low: Lowering, x: Activation, indices: Sequence[Operand | Sized | None]) -> Activation:
-    """x[b, i, j, …] where b counts the batch and i, j, … are constant: the same places of each image."""
-    batch, *others = indices
-    if not isinstance(batch, Sized) or not batch.is_range() or x.shape[0] != -1:
-        raise Unsupported("its index depends on the batch size")
-    places = [constant(index, "index") for index in others]
-    # The range must have a dimension to itself, the first of the result.
-    n = batch.at[0].ndim
-    if any(p.dtype == torch.bool for p in places) or any(p.ndim == n and p.shape[0] != 1 for p in places):
-        raise Unsupported("its index is of another kind")
-    if any(p.ndim > n for p in places):
-        raise Unsupported("its index is of another kind")
-    sizes = x.shape[1 : 1 + len(places)]
-    flat = torch.zeros((), dtype=torch.int64)
-    for place, size in zip(places, sizes, strict=True):
-        flat = flat * size + place % size
-    rows = low.reshape(x, (-1, math.prod(sizes), *x.shape[1 + len(places) :]))
-    return low.reshape(taken(low, rows, 1, flat.flatten().tolist()), low.shapes[0])
-
-
-@lowers("gather.default")
-def gather(low: Lowering, x: Operand, dim: int, index: Operand, sparse_grad: bool) -> Activation:
-    """Numbers of a constant vector, or of one that is repeated, at places that are given at run time."""
-    table = low.filled.get(x.value) if isinstance(x, Activation) else x
-    if (
-        not isinstance(table, Tensor)
-        or table.numel() != table.shape[dim]
-        or not isinstance(index, Activation)
-    ):
-        raise Unsupported("only places of a constant vector can be gathered, it")
-    return _rows(low, table.flatten(), 0, index)
-
-
-def _rows(low: Lowering, table: Tensor, dim: int, indices: Operand) -> Activation:
-    """Rows of a constant at indices that are given at run time: an embedding."""
-    if dim % table.ndim != 0:
-        raise Unsupported("only the first dimension of a constant can be looked up, it")
-    numbers = table if table.dtype.is_floating_point else table.float()
-    if not table.dtype.is_floating_point and not torch.equal(numbers.to(table.dtype), table):
-        raise Unsupported("its numbers are too large to be looked up as floats")
-    flat = numbers if table.ndim == 2 else numbers.reshape(table.shape[0], -1)
-    found = low.add("embedding", [indices], weight=low.weight(flat, "weight"))
-    return low.as_activation(low.to(low.reshape(found, low.shapes[0]), low.dtypes[0]))
 
 
 @lowers("full_like.default", "new_full.default")
