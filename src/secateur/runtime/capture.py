@@ -161,9 +161,9 @@ class _Builder:
             return x
         return self._lowering.repeat(x)
 
-    def _typed(self, found: Activation | list[Activation]) -> Activation | list[Activation]:
+    def _typed(self, found: Activation | Tensor | list[Activation]) -> Activation | Tensor | list[Activation]:
         """What a lowering gave, checked: of the type that torch gives, which an engine does not know."""
-        results = found if isinstance(found, list) else [found]
+        results = found if isinstance(found, list) else [found] if isinstance(found, Activation) else []
         for x, dtype in zip(results, self._lowering.dtypes, strict=False):
             if self._lowering.dtype(x) != _kept_as(dtype):
                 raise Unsupported(f"what it gives is of {dtype}")

@@ -89,7 +89,7 @@ def _is_same(a: Tensor, b: Tensor) -> bool:
 
 Operand = Activation | Tensor | float
 """Something that a plan can compute with: an activation, a constant or a number."""
-Lower = Callable[..., Activation | list[Activation]]
+Lower = Callable[..., Activation | Tensor | list[Activation]]
 
 _TYPES = (torch.bool, torch.int64, torch.float32)
 _F = TypeVar("_F", bound=Lower)

@@ -156,7 +156,7 @@ def _winner(
     *,
     keepdim: bool,
 ) -> Activation:
-    """Of whole numbers the one that is better than the others along dimensions, half of them in each round."""
+    """Of whole numbers the one that is better than the others along dimensions, found in rounds of pairs."""
     dims = [dimension(d, x.shape) for d in (dim or range(len(x.shape)))]
     for d in dims:
         while (size := x.shape[d]) > 1:

@@ -5,16 +5,14 @@ A condition is a value of floats, 1 where it holds and 0 where not.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import cast
 
 import torch
 
 from secateur.runtime.lowering.base import (
     LOWERINGS,
     Activation,
-    Lower,
     Lowering,
     Operand,
     Unsupported,
@@ -78,8 +76,8 @@ def only_one(low: Lowering, x: Operand, other: Operand) -> Activation:
     return differ(low, low.to(x, torch.bool), low.to(other, torch.bool))
 
 
-def _bitwise(function: Lower, *names: str) -> None:
-    def apply(low: Lowering, **operands: Operand) -> Activation | list[Activation]:
+def _bitwise(function: Callable[..., Activation], *names: str) -> None:
+    def apply(low: Lowering, **operands: Operand) -> Activation:
         if low.dtypes[0] != torch.bool:
             raise Unsupported("bits of whole numbers are")
         return function(low, **operands)
@@ -107,11 +105,16 @@ def all_hold(low: Lowering, x: Activation, dim: int | Sequence[int] | None, keep
 
 
 def _over(
-    extreme: Lower, low: Lowering, x: Activation, dim: int | Sequence[int] | None, *, keepdim: bool
+    extreme: Callable[..., Activation],
+    low: Lowering,
+    x: Activation,
+    dim: int | Sequence[int] | None,
+    *,
+    keepdim: bool,
 ) -> Activation:
     dims = [dim] if isinstance(dim, int) else dim
     numbers = low.to(low.to(x, torch.bool), torch.float32)
-    return replace(cast("Activation", extreme(low, numbers, dims, keepdim)), is_condition=True)
+    return replace(extreme(low, numbers, dims, keepdim), is_condition=True)
 
 
 @lowers("masked_fill.Scalar", "masked_fill.Tensor")

@@ -99,8 +99,10 @@ def sliced(low: Lowering, x: Activation, dim: int, start: int, stop: int, step: 
 
 
 @lowers("slice.Tensor")
-def part(low: Lowering, x: Activation, dim: int, start: int | None, end: int | None, step: int) -> Activation:
-    """Every so many-th place of a range; the batch can only be taken whole."""
+def part(
+    low: Lowering, x: Activation, dim: int, start: int | None, end: int | None, step: int
+) -> Activation | Tensor:
+    """Every so many-th place of a range, a constant if it is empty; the batch can only be taken whole."""
     dim = dim % len(x.shape)
     if low.shapes[0] == x.shape and step == 1:
         return x
@@ -108,6 +110,8 @@ def part(low: Lowering, x: Activation, dim: int, start: int | None, end: int | N
     if isinstance(start, torch.SymInt) or isinstance(end, torch.SymInt):
         raise Unsupported("its range depends on the batch size")
     first, stop, _ = slice(start, end).indices(x.shape[dim])
+    if first >= stop:
+        return torch.zeros([0 if d == dim else abs(size) for d, size in enumerate(x.shape)])
     return sliced(low, x, dim, first, stop, step)
 
 
@@ -141,10 +145,10 @@ def split(low: Lowering, x: Activation, dim: int, **_: object) -> list[Activatio
 
 @lowers("cat.default")
 def cat(low: Lowering, tensors: Sequence[Operand], dim: int) -> Activation:
-    """One behind the other along a dimension; constants are given the batch size of the others."""
-    shape = low.shapes[0]
-    dim = dimension(dim, shape)
-    return low.add("cat", [low.as_activation(x) for x in tensors], dim=dim)
+    """One behind the other along a dimension; what is empty is left out."""
+    dim = dimension(dim, low.shapes[0])
+    parts = [x for x in tensors if not isinstance(x, Tensor) or x.numel()]
+    return low.as_activation(parts[0]) if len(parts) == 1 else low.add("cat", parts, dim=dim)
 
 
 @lowers("stack.default")
