@@ -34,6 +34,14 @@ TEXTS: dict[str, dict[str, Any]] = {
     "ModernBert": SPECIAL,
     "Llama": CAUSAL,
     "Qwen2": CAUSAL,
+    "Mistral": {**CAUSAL, "sliding_window": 4},
+    "Gemma2": {**CAUSAL, "head_dim": 8},
+    "Phi3": {**CAUSAL, "pad_token_id": 0},
+    "GPTNeoX": {"use_cache": False},
+    "OPT": {"ffn_dim": 64, "word_embed_proj_dim": 32, "use_cache": False},
+    "Bloom": {"n_layer": 2, "n_head": 4, "use_cache": False},
+    "MobileBert": {"embedding_size": 16, "intra_bottleneck_size": 16},
+    "SqueezeBert": {"embedding_size": 32},
     "DistilBert": {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64},
     "GPT2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 40, "use_cache": False},
 }
@@ -101,6 +109,26 @@ def test_words_with_padding(name: str) -> None:
     mask[0, 7:], mask[2, 1:] = 0, 0
     inputs = [torch.randint(5, 60, (3, 10)), mask]
     assert worst_error(model, compile_model(model, inputs), inputs) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["GPT2", "Llama"])
+def test_the_last_word_before_the_padding(name: str) -> None:
+    """It is found at run time, and classified."""
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{name}Config")(**TEXT | TEXTS[name], pad_token_id=0)
+    model = getattr(transformers, f"{name}ForSequenceClassification")(config).eval()
+
+    class Classifier(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.model(ids).logits
+
+    ids = torch.randint(5, 60, (3, 10))
+    ids[0, 7:], ids[2, 1:] = 0, 0
+    assert worst_error(Classifier(), compile_model(Classifier(), ids), [ids]) < 1e-4
 
 
 @pytest.mark.parametrize("name", IMAGES)
