@@ -11,11 +11,6 @@ namespace secateur {
 
 namespace {
 
-template <typename T>
-T* numbers_of(const Context& context, int buffer) {
-  return reinterpret_cast<T*>(context.buffer(buffer));
-}
-
 // Sums, differences and products that pass the largest number go on at the smallest, as in torch.
 int64_t wrapped(Binary operation, int64_t a, int64_t b) {
   const auto x = uint64_t(a), y = uint64_t(b);
@@ -43,41 +38,27 @@ int64_t whole(float x) {
   return x < -limit ? std::numeric_limits<int64_t>::min() : int64_t(x);
 }
 
-}  // namespace
-
-// out[i] = f(a[i], b[i]), broadcast.
+// out[k] = f(left[k], right[k]) in a row.
 template <typename From, typename To, typename F>
-void PlainBuilder::pairs(const Op& op, F f) {
-  const Shape shape = or_one(session_.shapes_[size_t(op.output)]);
-  const int a = session_.plain(op.inputs[0]), b = session_.plain(op.inputs[1]);
-  const int to = session_.new_plain(op.output);
-  session_.forms_[size_t(op.output)].plain = to;
-  const auto left = broadcast_steps(session_.shapes_[size_t(op.inputs[0])], shape);
-  const auto right = broadcast_steps(session_.shapes_[size_t(op.inputs[1])], shape);
-  const int64_t inner = shape.back(), rows = count(shape) / inner;
-  const int64_t tasks = tasks_for(session_.threads_, rows, rows * inner);
-  session_.add_stage(tasks, {a, b, to}, [=](Context& context, int64_t task, int) {
-    const Share share = share_of(rows, task, tasks);
-    for (int64_t r = share.begin; r < share.end; r++) {
-      const From* l = numbers_of<From>(context, a) + row_start(shape, left, r);
-      const From* m = numbers_of<From>(context, b) + row_start(shape, right, r);
-      To* out = numbers_of<To>(context, to) + r * inner;
-      for (int64_t k = 0; k < inner; k++) out[k] = To(f(l[k * left.back()], m[k * right.back()]));
-    }
-  });
+auto each_pair(F f) {
+  return [f](const From* left, int64_t left_step, const From* right, int64_t right_step, To* out, int64_t n) {
+    for (int64_t k = 0; k < n; k++) out[k] = To(f(left[k * left_step], right[k * right_step]));
+  };
 }
 
+}  // namespace
+
 void PlainBuilder::integer_binary(const Op& op) {
-  const Binary operation = op.binary;
-  pairs<int64_t, int64_t>(op, [operation](int64_t a, int64_t b) { return wrapped(operation, a, b); });
+  const auto found = [operation = op.binary](int64_t a, int64_t b) { return wrapped(operation, a, b); };
+  pairs<int64_t, int64_t>(op, each_pair<int64_t, int64_t>(found));
 }
 
 void PlainBuilder::compare(const Op& op) {
-  const Comparison comparison = op.comparison;
+  const auto found = [comparison = op.comparison](auto a, auto b) { return holds(comparison, a, b); };
   if (is_integer(op.inputs[0]))
-    pairs<int64_t, float>(op, [comparison](int64_t a, int64_t b) { return holds(comparison, a, b); });
+    pairs<int64_t, float>(op, each_pair<int64_t, float>(found));
   else
-    pairs<float, float>(op, [comparison](float a, float b) { return holds(comparison, a, b); });
+    pairs<float, float>(op, each_pair<float, float>(found));
 }
 
 void PlainBuilder::where(const Op& op) {

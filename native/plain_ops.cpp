@@ -185,40 +185,25 @@ void PlainBuilder::elementwise(const Op& op) {
 
 void PlainBuilder::binary(const Op& op) {
   if (is_integer(op.output)) return integer_binary(op);
-  const Shape shape = or_one(session_.shapes_[size_t(op.output)]);
-  const int a = session_.plain(op.inputs[0]), b = session_.plain(op.inputs[1]);
-  const int to = session_.new_plain(op.output);
-  session_.forms_[size_t(op.output)].plain = to;
-  const auto left = broadcast_steps(session_.shapes_[size_t(op.inputs[0])], shape);
-  const auto right = broadcast_steps(session_.shapes_[size_t(op.inputs[1])], shape);
-  const int64_t inner = shape.back(), rows = count(shape) / inner;
-  const int64_t tasks = tasks_for(session_.threads_, rows, rows * inner);
   const auto activate = session_.table_.activate;
   const Binary operation = op.binary;
   const Activation activation = op.activation;
-  session_.add_stage(tasks, {a, b, to}, [=](Context& context, int64_t task, int) {
-    const Share share = share_of(rows, task, tasks);
-    for (int64_t r = share.begin; r < share.end; r++) {
-      const float* l = floats(context, a) + row_start(shape, left, r);
-      const float* m = floats(context, b) + row_start(shape, right, r);
-      float* out = floats(context, to) + r * inner;
-      const int64_t i = left.back(), j = right.back();
-      switch (operation) {
-        case Binary::add:
-          for (int64_t k = 0; k < inner; k++) out[k] = l[k * i] + m[k * j];
-          break;
-        case Binary::sub:
-          for (int64_t k = 0; k < inner; k++) out[k] = l[k * i] - m[k * j];
-          break;
-        case Binary::mul:
-          for (int64_t k = 0; k < inner; k++) out[k] = l[k * i] * m[k * j];
-          break;
-        case Binary::div:
-          for (int64_t k = 0; k < inner; k++) out[k] = l[k * i] / m[k * j];
-          break;
-      }
-      activate(out, inner, activation);
+  pairs<float, float>(op, [=](const float* l, int64_t i, const float* m, int64_t j, float* out, int64_t n) {
+    switch (operation) {
+      case Binary::add:
+        for (int64_t k = 0; k < n; k++) out[k] = l[k * i] + m[k * j];
+        break;
+      case Binary::sub:
+        for (int64_t k = 0; k < n; k++) out[k] = l[k * i] - m[k * j];
+        break;
+      case Binary::mul:
+        for (int64_t k = 0; k < n; k++) out[k] = l[k * i] * m[k * j];
+        break;
+      case Binary::div:
+        for (int64_t k = 0; k < n; k++) out[k] = l[k * i] / m[k * j];
+        break;
     }
+    activate(out, n, activation);
   });
 }
 

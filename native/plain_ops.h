@@ -1,7 +1,9 @@
 // Stages that work on plain arrays in C order, as torch has them.
 #pragma once
 
+#include "plain_rows.h"
 #include "session.h"
+#include "share.h"
 
 namespace secateur {
 
@@ -39,8 +41,8 @@ class PlainBuilder {
   void embedding(const Op& op);
   void constant(const Op& op);
 
-  template <typename From, typename To, typename F>
-  void pairs(const Op& op, F f);
+  template <typename From, typename To, typename Row>
+  void pairs(const Op& op, Row row);
   template <typename T>
   void chosen(const Op& op);
   template <typename T, typename Sum>
@@ -50,5 +52,25 @@ class PlainBuilder {
 
   Session& session_;
 };
+
+// Two operands broadcast: row(left, its step, right, its step, out, numbers in the row).
+template <typename From, typename To, typename Row>
+void PlainBuilder::pairs(const Op& op, Row row) {
+  const Shape shape = or_one(session_.shapes_[size_t(op.output)]);
+  const int a = session_.plain(op.inputs[0]), b = session_.plain(op.inputs[1]);
+  const int to = session_.new_plain(op.output);
+  session_.forms_[size_t(op.output)].plain = to;
+  const auto left = broadcast_steps(session_.shapes_[size_t(op.inputs[0])], shape);
+  const auto right = broadcast_steps(session_.shapes_[size_t(op.inputs[1])], shape);
+  const int64_t inner = shape.back(), rows = count(shape) / inner;
+  const int64_t tasks = tasks_for(session_.threads_, rows, rows * inner);
+  session_.add_stage(tasks, {a, b, to}, [=](Context& context, int64_t task, int) {
+    const Share share = share_of(rows, task, tasks);
+    for (int64_t r = share.begin; r < share.end; r++)
+      row(numbers_of<From>(context, a) + row_start(shape, left, r), left.back(),
+          numbers_of<From>(context, b) + row_start(shape, right, r), right.back(),
+          numbers_of<To>(context, to) + r * inner, inner);
+  });
+}
 
 }  // namespace secateur

@@ -9,7 +9,12 @@
 
 namespace secateur {
 
-inline float* floats(const Context& context, int buffer) { return reinterpret_cast<float*>(context.buffer(buffer)); }
+template <typename T>
+T* numbers_of(const Context& context, int buffer) {
+  return reinterpret_cast<T*>(context.buffer(buffer));
+}
+
+inline float* floats(const Context& context, int buffer) { return numbers_of<float>(context, buffer); }
 
 inline Shape or_one(const Shape& shape) { return shape.empty() ? Shape{1} : shape; }
 
