@@ -219,7 +219,9 @@ def test_only_harmless_operators_run_in_torch(target: str, plan_file: Path, tmp_
     def change(program: Json) -> None:
         op = op_of(program, "softmax")
         op.pop("dim")
-        op.update({"op": "torch", "target": target, "arguments": [{"input": 0}], "keywords": {}})
+        op.update(
+            {"op": "torch", "target": target, "arguments": [{"input": 0}], "keywords": {}, "dtype": "f32"}
+        )
 
     with pytest.raises(PlanError, match="may not run"):
         sc.runtime.load(with_program(plan_file, tmp_path / "bad.plan", change))
@@ -229,7 +231,15 @@ def test_an_operator_in_torch_that_gives_another_shape_is_an_error(plan_file: Pa
     def change(program: Json) -> None:
         op = op_of(program, "softmax")
         op.pop("dim")
-        op.update({"op": "torch", "target": "aten.sum.default", "arguments": [{"input": 0}], "keywords": {}})
+        op.update(
+            {
+                "op": "torch",
+                "target": "aten.sum.default",
+                "arguments": [{"input": 0}],
+                "keywords": {},
+                "dtype": "f32",
+            }
+        )
 
     engine = sc.runtime.load(with_program(plan_file, tmp_path / "odd.plan", change))
     with pytest.raises(SecateurError, match="another shape"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -32,10 +33,15 @@ class Function(nn.Module):
         return self.function(*inputs)
 
 
-def agrees(function: Callable[..., object], *inputs: Tensor, tolerance: float = 0.0) -> Plan:
+def agrees(
+    function: Callable[..., object],
+    *inputs: Tensor,
+    tolerance: float = 0.0,
+    fallback: Literal["torch"] | None = None,
+) -> Plan:
     """A function gives what it gives in torch, at other batch sizes too; conditions as 1 and 0."""
     model = Function(function)
-    plan = compile_model(model, inputs, threads=1)
+    plan = compile_model(model, inputs, threads=1, fallback=fallback)
     for n in (2, 1, 5):
         batch = [torch.cat([x] * 3)[:n] for x in inputs]
         found = Engine(plan, threads=2)(*(x.numpy() for x in batch))
@@ -219,6 +225,16 @@ def test_a_mask_for_attention_may_be_computed() -> None:
     agrees(masked, torch.randn(2, 6, generator=torch.Generator().manual_seed(0)), IDS, tolerance=1e-6)
 
 
-def test_torch_cannot_be_given_conditions() -> None:
-    with pytest.raises(CompileError, match=r"takes a condition"):
-        compile_model(Function(lambda x: torch.nonzero_static(x > 0, size=3).float()), X, fallback="torch")
+@pytest.mark.usefixtures("engine")
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: torch.bucketize(x, torch.tensor([-1.0, 0.0, 1.0])) * 0.5,
+        lambda x: torch.bucketize(x, torch.tensor([-1.0, 0.0, 1.0])) + 1,
+        lambda x: torch.isin(x, torch.tensor([0.5, 2.0])) & (x > 1),
+        lambda x: torch.count_nonzero(x > 0, 1) * 2,
+    ],
+)
+def test_conditions_and_whole_numbers_pass_through_torch(function: Callable[..., Tensor]) -> None:
+    plan = agrees(function, X, fallback="torch")
+    assert any(op.kind == "torch" for op in plan.program.ops)

@@ -103,6 +103,10 @@ def _is_activation(x: object) -> bool:
     return x in ACTIVATIONS
 
 
+def _is_type(x: object) -> bool:
+    return x in ("f32", "i64")
+
+
 def _kernels(op: str) -> Allows:
     def check(x: object) -> bool:
         pairs = cast("list[Any]", x) if isinstance(x, list) else []
@@ -143,7 +147,9 @@ def _is_argument(x: object, depth: int = 0) -> bool:
     if not isinstance(x, dict):
         return False
     found = cast("dict[str, object]", x)
-    return set(found) in ({"input"}, {"batch"}) and all(is_int(0)(value) for value in found.values())
+    return set(found) in ({"input"}, {"condition"}, {"batch"}) and all(
+        is_int(0)(value) for value in found.values()
+    )
 
 
 def _is_keywords(x: object) -> bool:
@@ -181,7 +187,7 @@ ATTRIBUTES: Mapping[str, Mapping[str, Allows]] = {
     "div": _BINARY,
     **dict.fromkeys(COMPARISONS, cast("Mapping[str, Allows]", {})),
     "where": {},
-    "convert": {"dtype": lambda x: x in ("f32", "i64")},
+    "convert": {"dtype": _is_type},
     "cumsum": {"dim": _DIM},
     "max_pool": {
         "kernel": is_list(_POSITIVE, 2),
@@ -213,6 +219,11 @@ ATTRIBUTES: Mapping[str, Mapping[str, Allows]] = {
     "pad": {"padding": is_list(is_list(_AMOUNT, 2)), "value": _is_number_or_none},
     "expand": {},
     "constant": {"weight": _is_name},
-    "torch": {"target": _is_name, "arguments": is_list(_is_argument), "keywords": _is_keywords},
+    "torch": {
+        "target": _is_name,
+        "arguments": is_list(_is_argument),
+        "keywords": _is_keywords,
+        "dtype": _is_type,
+    },
 }
 """By operation, what each of its attributes may be."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -87,7 +88,7 @@ class _Builder:
         tensor = node.meta["val"]
         if not isinstance(tensor, Tensor):
             raise CompileError(f"input {node.name!r} is no tensor; bind it before compiling.")
-        dtype = {torch.float32: "f32", torch.int64: "i64", torch.bool: "f32"}.get(tensor.dtype)
+        dtype = _IN_PLANS.get(tensor.dtype)
         if dtype is None:
             raise CompileError(
                 f"input {node.name!r} is {tensor.dtype}; a plan takes float32, int64 and bool."
@@ -182,24 +183,19 @@ class _Builder:
     def _in_torch(self, node: Node) -> object:
         """The operator as one that torch runs."""
         outputs = _tensors(node.meta["val"])
-        wide = {torch.float32: "f32", torch.int64: "i64"}
-        if len(outputs) != 1 or outputs[0].dtype not in wide:
+        if len(outputs) != 1 or outputs[0].dtype not in _IN_PLANS:
             kinds = ", ".join(str(x.dtype) for x in outputs)
             raise CompileError(
                 f"not even torch can run {node.target}{_where(node)} inside a plan: it returns "
-                f"{len(outputs)} tensors ({kinds}); one of float32 is allowed."
+                f"{len(outputs)} tensors ({kinds}); one of float32, int64 or bool is allowed."
             )
         inputs: list[Activation] = []
 
         def encoded(x: object) -> object:
             if isinstance(x, Activation | Tensor):
-                if (x.dtype if isinstance(x, Tensor) else self._lowering.dtype(x)) == torch.bool:
-                    raise CompileError(
-                        f"not even torch can run {node.target}{_where(node)} inside a plan: it takes a "
-                        "condition, and what passes to torch is of float32 or int64."
-                    )
-                inputs.append(self._lowering.as_activation(x))
-                return {"input": len(inputs) - 1}
+                value = self._lowering.as_activation(x)
+                inputs.append(value)
+                return {"condition" if value.is_condition else "input": len(inputs) - 1}
             if isinstance(x, list | tuple):
                 return [encoded(item) for item in cast("Sequence[object]", x)]
             if _is_symbolic(x):
@@ -214,14 +210,16 @@ class _Builder:
         given, named = self._filled(given), self._filled(named)
         arguments = [encoded(x) for x in given]
         keywords = {key: encoded(x) for key, x in named.items()}
-        return self._lowering.add(
+        found = self._lowering.add(
             "torch",
             inputs,
             self._lowering.shapes[0],
             target=str(target),
             arguments=arguments,
             keywords=keywords,
+            dtype=_IN_PLANS[outputs[0].dtype],
         )
+        return replace(found, is_condition=outputs[0].dtype == torch.bool)
 
     def _arguments(self, node: Node) -> dict[str, Any]:
         """The arguments of a node by their names in the schema, defaults included."""
@@ -244,6 +242,9 @@ class _Builder:
             return {key: self._known(item) for key, item in cast("dict[str, Any]", x).items()}
         return x
 
+
+_IN_PLANS = {torch.float32: "f32", torch.int64: "i64", torch.bool: "f32"}
+"""Types that may pass into a plan and out of it, and what they are there."""
 
 _CHECKS = {
     torch.ops.aten._assert_scalar.default,

@@ -59,7 +59,9 @@ def _type_of(kind: str, attributes: Mapping[str, Any], inputs: Sequence[str], we
         (found,) = types
         return attributes["dtype"] if kind == "convert" else "f32" if kind in COMPARISONS else found
     wanted = "i64" if kind == "embedding" else "f32"
-    _need(kind == "torch" or all(found == wanted for found in inputs), f"its inputs must be {wanted}")
+    if kind == "torch":
+        return attributes["dtype"]
+    _need(all(found == wanted for found in inputs), f"its inputs must be {wanted}")
     _need(all(found == "f32" for found in weights), "its weights must be floats")
     return "f32"
 

@@ -67,7 +67,8 @@ def run_in_torch(op: Op, inputs: Sequence[Tensor], batch: int) -> Tensor:
     """
     arguments = _filled(op.attributes["arguments"], inputs, batch)
     keywords = _filled(op.attributes["keywords"], inputs, batch)
-    return _operator(op.attributes["target"])(*arguments, **keywords)
+    found = _operator(op.attributes["target"])(*arguments, **keywords)
+    return found.to(torch.float32 if op.attributes["dtype"] == "f32" else torch.int64)
 
 
 def _operator(target: str) -> Any:  # noqa: ANN401  torch does not type its operators
@@ -97,10 +98,11 @@ def _filled(x: Any, tensors: Sequence[Tensor], batch: int) -> Any:  # noqa: ANN4
     if not isinstance(x, dict):
         return x
     found = cast("Mapping[str, Any]", x)
-    if set(found) == {"input"}:
-        if found["input"] >= len(tensors):
-            raise ValueError(f"an argument is input {found['input']}, there are {len(tensors)}")
-        return tensors[found["input"]]
+    if set(found) in ({"input"}, {"condition"}):
+        ((kind, place),) = found.items()
+        if place >= len(tensors):
+            raise ValueError(f"an argument is input {place}, there are {len(tensors)}")
+        return tensors[place] if kind == "input" else tensors[place].bool()
     if set(found) == {"batch"}:
         return found["batch"] * batch
     return {key: _filled(value, tensors, batch) for key, value in found.items()}
