@@ -109,6 +109,25 @@ def batches() -> str:
     return f"{table(head, rows)}\n\n{origin}"
 
 
+def blocks() -> str:
+    """Validation accuracies of TeacherCurvature by block, without steps."""
+    result = json.loads((RESULTS / "curvature_blocks.json").read_text())
+    zeros = sorted({row["zeros"] for row in result["rows"]})
+    rows: list[list[str]] = []
+    for variant in dict.fromkeys(row["variant"] for row in result["rows"]):
+        own = {row["zeros"]: row for row in result["rows"] if row["variant"] == variant}
+        rows.append([variant])
+        for z in zeros:
+            found = own.get(z)
+            rows[-1].append(f"{100 * found['cut']:.1f}, {100 * found['batchnorm']:.1f}" if found else "–")
+    about = result["provenance"]
+    origin = (
+        f"<sub>`benchmarks/results/curvature_blocks.json`: accuracy in %. {result['about']} "
+        f"{about['hardware']['cpu']}, {commits([about['commit']])}, {about['date']}.</sub>"
+    )
+    return table(["teacher-curvature", *(f"{z:.0%}" for z in zeros)], rows) + "\n\n" + origin
+
+
 def recovery_rates() -> str:
     """Validation accuracies after one epoch of recovery at several rates."""
     result = json.loads((RESULTS / "recovery_rates.json").read_text())

@@ -318,6 +318,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "curvature-tries": partial(curvature.tries, "curvature_tries"),
     "calibration-tries": partial(curvature.tries, "calibration_tries"),
     "calibration-batches": curvature.batches,
+    "curvature-blocks": curvature.blocks,
     "recovery-rates": curvature.recovery_rates,
     "calibration-cost": curvature.cost,
     "curvature-steps": curvature.steps,

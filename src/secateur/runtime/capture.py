@@ -160,7 +160,7 @@ class _Builder:
             return {key: self._filled(item, keep_ranges=keep_ranges) for key, item in items}
         if not isinstance(x, Sized) or (keep_ranges and x.is_range()):
             return x
-        return self._lowering.repeat(x)
+        return self._lowering.repeat(x) if x.at[0].numel() else x.at[0]
 
     def _typed(self, found: Activation | Tensor | list[Activation]) -> Activation | Tensor | list[Activation]:
         """What a lowering gave, checked: of the type that torch gives, which an engine does not know."""
