@@ -174,7 +174,7 @@ SIZED: dict[str, Callable[[Tensor], object]] = {
     "one of each": lambda a: torch.arange(3).repeat(a.shape[0], 2) + a,
     "blocks of each": lambda a: a.view(-1, 3) + torch.arange(6).repeat(a.shape[0]).view(-1, 3),
     "looked up": lambda a: torch.arange(0, 80, 10).expand(a.shape[0], 8).gather(1, a),
-    "nothing more": lambda a: torch.cat([a[:, 6:], a * 2, torch.ones(a.shape[0], 0)], 1),
+    "nothing more": lambda a: torch.cat([a[:, 6:], a * 2, torch.zeros(a.shape[0], 0).long()], 1),
     "nothing else": lambda a: [a * 2, torch.zeros(a.shape[0], 3) + torch.arange(3)],
 }
 
