@@ -113,7 +113,15 @@ WHOLE: dict[str, Callable[[Tensor], object]] = {
     "chosen": lambda a: [torch.where(a > 0, a, -1), a.masked_fill(a == 0, 9), torch.where(a < 2, a, a * 2)],
     "added up": lambda a: [a.cumsum(1), a.sum(1), a.view(-1, 2, 3).sum((1, 2)), a.sum(1, keepdim=True)],
     "largest": lambda a: [a.amax(1), a.view(-1, 2, 3).amin((1, 2)), a.max(1).values, a.amin(1, keepdim=True)],
-    "as floats": lambda a: [a.float(), a * 0.5, a / 2, a / (a * a + 1), a + 1.5],
+    "as floats": lambda a: [
+        a.float(),
+        a * 0.5,
+        a / 2,
+        a / (a * a + 1),
+        a + 1.5,
+        torch.sqrt(a * a),
+        a.clamp(min=0.5),
+    ],
 }
 
 

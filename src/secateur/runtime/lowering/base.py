@@ -248,8 +248,8 @@ class Lowering:
         return self.entered[key][0]
 
     def activate(self, x: Activation, activation: str) -> Activation:
-        """Add an activation function."""
-        return self.add("activate", [x], activation=activation)
+        """Add an activation function, of floats as in torch."""
+        return self.add("activate", [self.to(x, torch.float32)], activation=activation)
 
     def reshape(self, x: Activation, shape: Shape) -> Activation:
         """The same numbers in another shape; nothing if it has that shape."""

@@ -55,6 +55,7 @@ def clamp(
     if low.dtype(x) == torch.int64 and not isinstance(min, float) and not isinstance(max, float):
         x = x if min is None else low.choose(low.compare("less", x, min), min, x)
         return x if max is None else low.choose(low.compare("less", max, x), max, x)
+    x = low.as_activation(low.to(x, torch.float32))
     bottom = -math.inf if min is None else number(min, "lower bound")
     top = math.inf if max is None else number(max, "upper bound")
     if (bottom, top) in ((0, 6), (0, math.inf)):
