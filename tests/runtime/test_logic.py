@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from itertools import product
 from typing import Literal
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -11,10 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from runtime.conftest import HAS_NATIVE
 from runtime.models import Padded, outputs_of
 from secateur.errors import CompileError, InvalidArgument
 from secateur.runtime import Engine, Plan
 from secateur.runtime import compile as compile_model
+
+ENGINES = ("native", "reference") if HAS_NATIVE else ("reference",)
 
 X = torch.tensor([[0.5, -1.0, 0.0, torch.nan, torch.inf, -torch.inf], [-0.0, 2.0, 1.0, 3.0, -7.5, 2.0]])
 Y = torch.tensor([[0.5, 1.0, -0.0, torch.nan, torch.inf, 0.0], [0.0, -2.0, 2.0, 3.0, -7.5, 1.0]])
@@ -39,15 +45,16 @@ def agrees(
     tolerance: float = 0.0,
     fallback: Literal["torch"] | None = None,
 ) -> Plan:
-    """A function gives what it gives in torch, at other batch sizes too; conditions as 1 and 0."""
+    """A function gives in both engines what it gives in torch, at all batch sizes; conditions as 1 and 0."""
     model = Function(function)
-    plan = compile_model(model, inputs, threads=1, fallback=fallback)
-    for n in (2, 1, 5):
+    with mock.patch.dict(os.environ, {"SECATEUR_ENGINE": ENGINES[0]}):
+        plan = compile_model(model, inputs, threads=1, fallback=fallback)
+    for n, engine in product((2, 1, 5), ENGINES):
         batch = [torch.cat([x] * 3)[:n] for x in inputs]
-        found = Engine(plan, threads=2)(*(x.numpy() for x in batch))
-        for a, b in zip(
-            found if isinstance(found, tuple) else (found,), outputs_of(model, batch), strict=True
-        ):
+        with mock.patch.dict(os.environ, {"SECATEUR_ENGINE": engine}):
+            found = Engine(plan, threads=2)(*(x.numpy() for x in batch))
+        results = found if isinstance(found, tuple) else (found,)
+        for a, b in zip(results, outputs_of(model, batch), strict=True):
             assert a.dtype == (np.int64 if b.dtype in (np.int64, np.int32) else np.float32)
             np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
     return plan
@@ -66,7 +73,6 @@ COMPARISONS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-@pytest.mark.usefixtures("engine")
 @pytest.mark.parametrize("name", COMPARISONS)
 def test_comparisons(name: str) -> None:
     agrees(COMPARISONS[name], X, Y)
@@ -74,7 +80,6 @@ def test_comparisons(name: str) -> None:
     agrees(lambda x, ids: COMPARISONS[name](x, ids), Y, IDS)
 
 
-@pytest.mark.usefixtures("engine")
 def test_whole_numbers_are_compared_exactly() -> None:
     """As floats, 2^24 + 1 would be 2^24."""
     agrees(lambda a: [a == 2**24, a > 2**53, a < HUGE[0]], HUGE)
@@ -97,7 +102,6 @@ JOINED: dict[str, Callable[[Tensor, Tensor], object]] = {
 }
 
 
-@pytest.mark.usefixtures("engine")
 @pytest.mark.parametrize("name", JOINED)
 def test_conditions(name: str) -> None:
     agrees(JOINED[name], X, Y)
@@ -125,7 +129,6 @@ WHOLE: dict[str, Callable[[Tensor], object]] = {
 }
 
 
-@pytest.mark.usefixtures("engine")
 @pytest.mark.parametrize("name", WHOLE)
 def test_whole_numbers(name: str) -> None:
     agrees(WHOLE[name], IDS - 2, tolerance=1e-6)
@@ -133,7 +136,6 @@ def test_whole_numbers(name: str) -> None:
         agrees(WHOLE[name], HUGE)  # what is too large goes on at the other end
 
 
-@pytest.mark.usefixtures("engine")
 def test_numbers_are_cut_off_towards_zero() -> None:
     agrees(lambda x: [x.long(), (x * 1e6).long().float()], torch.tensor([[0.9, -0.9, 1.5, -2.5, 7.0, -0.0]]))
 
@@ -146,7 +148,6 @@ def test_numbers_that_are_no_integers_become_the_nearest(engine: str) -> None:
     np.testing.assert_array_equal(Engine(plan)(x), [[0, largest, -largest - 1, largest, -largest - 1, 2**62]])
 
 
-@pytest.mark.usefixtures("engine")
 def test_sums_up_to_here_do_not_lose_digits() -> None:
     agrees(lambda x: x.cumsum(2), torch.full((1, 3, 10_000), 0.1), tolerance=1e-6)
     agrees(lambda x: x.cumsum(1), torch.randn(2, 3, 5), tolerance=1e-6)
@@ -161,7 +162,6 @@ PLACES: dict[str, Callable[[Tensor], object]] = {
 }
 
 
-@pytest.mark.usefixtures("engine")
 @pytest.mark.parametrize("name", PLACES)
 def test_places_that_are_found(name: str) -> None:
     for x in (X, Y, IDS - 2, IDS % 3, HUGE):
@@ -187,7 +187,6 @@ SIZED: dict[str, Callable[[Tensor], object]] = {
 }
 
 
-@pytest.mark.usefixtures("engine")
 @pytest.mark.parametrize("name", SIZED)
 def test_what_depends_on_the_batch_size_alone(name: str) -> None:
     agrees(SIZED[name], IDS)
@@ -223,7 +222,6 @@ def test_a_transformer_with_padding(given: bool) -> None:
         np.testing.assert_allclose(found, outputs_of(model, batch)[0], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.usefixtures("engine")
 def test_a_mask_for_attention_may_be_computed() -> None:
     def masked(x: Tensor, ids: Tensor) -> Tensor:
         q = x.view(-1, 1, 6, 1)
@@ -233,7 +231,6 @@ def test_a_mask_for_attention_may_be_computed() -> None:
     agrees(masked, torch.randn(2, 6, generator=torch.Generator().manual_seed(0)), IDS, tolerance=1e-6)
 
 
-@pytest.mark.usefixtures("engine")
 @pytest.mark.parametrize(
     "function",
     [
