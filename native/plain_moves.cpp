@@ -239,13 +239,8 @@ void PlainBuilder::attention(const Op& op) {
   const int64_t t = q[q.size() - 2], d = q.back(), s = k[k.size() - 2], e = y.back();
   Shape scores(y.begin(), y.end());
   scores.back() = s;
-  std::vector<int64_t> mask_steps(scores.size(), 0);
-  if (from_mask >= 0) {
-    const Shape mask = session_.shapes_[size_t(op.inputs[3])];
-    const auto strides = strides_of(mask);
-    for (size_t i = 1; i <= mask.size(); i++)
-      if (mask[mask.size() - i] != 1) mask_steps[scores.size() - i] = strides[mask.size() - i];
-  }
+  std::vector<int64_t> mask_steps;
+  if (from_mask >= 0) mask_steps = broadcast_steps(session_.shapes_[size_t(op.inputs[3])], scores);
   session_.scratch_bytes_ = std::max(session_.scratch_bytes_, std::min(most_rows, t) * s * 4);
   const KernelTable* table = &session_.table_;
   const auto factor = float(op.factor);

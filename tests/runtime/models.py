@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -68,6 +68,17 @@ def conv_bn(in_channels: int, out_channels: int, kernel: int, **options: Any) ->
     padding = kernel // 2
     conv = nn.Conv2d(in_channels, out_channels, kernel, padding=padding, bias=False, **options)
     return [conv, nn.BatchNorm2d(out_channels)]
+
+
+class Function(nn.Module):
+    """A function as a model."""
+
+    def __init__(self, function: Callable[..., object]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *inputs: Tensor) -> object:
+        return self.function(*inputs)
 
 
 class InvertedResidual(nn.Module):

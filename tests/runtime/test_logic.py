@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from runtime.conftest import HAS_NATIVE
-from runtime.models import Padded, outputs_of
+from runtime.models import Function, Padded, outputs_of
 from secateur.errors import CompileError, InvalidArgument
 from secateur.runtime import Engine, Plan
 from secateur.runtime import compile as compile_model
@@ -26,17 +26,6 @@ X = torch.tensor([[0.5, -1.0, 0.0, torch.nan, torch.inf, -torch.inf], [-0.0, 2.0
 Y = torch.tensor([[0.5, 1.0, -0.0, torch.nan, torch.inf, 0.0], [0.0, -2.0, 2.0, 3.0, -7.5, 1.0]])
 IDS = torch.tensor([[3, 0, 5, 1, 0, 0], [2, 7, 1, 1, 4, 0]])
 HUGE = torch.tensor([[2**62, 2**24 + 1, -1, 0, 5, 2**53 + 1], [2**62, 1, -(2**63), 7, -3, 2**24]])
-
-
-class Function(nn.Module):
-    """A function as a model."""
-
-    def __init__(self, function: Callable[..., object]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, *inputs: Tensor) -> object:
-        return self.function(*inputs)
 
 
 def agrees(

@@ -11,24 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from runtime.models import sparsify, worst_error
+from runtime.models import Function, sparsify, worst_error
 from secateur.runtime import Engine
 from secateur.runtime import compile as compile_model
 from secateur.runtime.engine import find_native
 
 pytestmark = pytest.mark.usefixtures("engine")
 TOLERANCE = 1e-5
-
-
-class Function(nn.Module):
-    """A function as a module."""
-
-    def __init__(self, function: Callable[..., Tensor]) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        return self.function(*inputs)
 
 
 def check(model: nn.Module, *example: Tensor, kinds: set[str] | None = None) -> None:

@@ -15,7 +15,7 @@ from torch.fx import Node
 from secateur.errors import CompileError
 from secateur.runtime.exporting import depends_on_values, export, results_of
 from secateur.runtime.graph import Graph
-from secateur.runtime.lowering import BATCHES, LOWERINGS, Activation, Lowering, Sized, Unsupported
+from secateur.runtime.lowering import BATCHES, LOWERINGS, Activation, Lowering, Sized, Unsupported, kept_as
 from secateur.runtime.program import Value
 from secateur.runtime.shapes import Shape
 
@@ -122,7 +122,7 @@ class _Builder:
                 "same for the same input. Pass them in as an input."
             )
         if not any(isinstance(x, Activation) for x in _flat(arguments.values())):
-            return self._constant(node)
+            return self._constant(node, arguments)
         self._lowering.place = _place(node)
         self._lowering.shapes = [_shape_of(x, node) for x in _tensors(node.meta["val"])]
         self._lowering.dtypes = [x.dtype for x in _tensors(node.meta["val"])]
@@ -143,10 +143,10 @@ class _Builder:
                 'Compile with fallback="torch" to run this part in torch, or write it in other operators.'
             ) from error
 
-    def _constant(self, node: Node) -> object:
+    def _constant(self, node: Node, arguments: Mapping[str, object]) -> object:
         """What an operator gives that no input goes into: constants, or what they are for each batch size."""
         target, given = cast("Any", node.target), (self._known(node.args), self._known(node.kwargs))
-        if not any(isinstance(x, Sized) or _is_symbolic(x) for x in _flat(given)):
+        if not any(isinstance(x, Sized) or _is_symbolic(x) for x in _flat(arguments.values())):
             return target(*given[0], **given[1])
         found = [_at(given, place) for place in range(len(BATCHES))]
         return _joined([target(*arguments, **keywords) for arguments, keywords in found])
@@ -166,7 +166,7 @@ class _Builder:
         """What a lowering gave, checked: of the type that torch gives, which an engine does not know."""
         results = found if isinstance(found, list) else [found] if isinstance(found, Activation) else []
         for x, dtype in zip(results, self._lowering.dtypes, strict=False):
-            if self._lowering.dtype(x) != _kept_as(dtype):
+            if self._lowering.dtype(x) != kept_as(dtype):
                 raise Unsupported(f"what it gives is of {dtype}")
         return found
 
@@ -255,13 +255,6 @@ _CHECKS = {
 
 _SHAPES = {"size", "shape", "sizes"}
 """Arguments that are shapes, in which the batch size may stand."""
-
-
-def _kept_as(dtype: torch.dtype) -> torch.dtype:
-    """The type of `Lowering.dtype` that a plan keeps one of torch in."""
-    if dtype.is_floating_point or dtype == torch.bool:
-        return torch.float32 if dtype.is_floating_point else torch.bool
-    return torch.int64
 
 
 def _at(x: Any, place: int) -> Any:  # noqa: ANN401  arguments of any structure

@@ -29,6 +29,7 @@ _SIMPLE = {
     "div": "Div",
     "matmul": "MatMul",
 }
+_COMPARISONS = {"equal": "Equal", "less": "Less", "less_equal": "LessOrEqual"}
 
 
 def plan_to_onnx(plan: Plan, *, batch: int) -> bytes:
@@ -115,6 +116,9 @@ class _Writer:
         method = getattr(self, f"_write_{op.kind}", None)
         if op.kind in _SIMPLE:
             found = self._node(_SIMPLE[op.kind], inputs)
+        elif op.kind in _COMPARISONS:
+            condition = self._node(_COMPARISONS[op.kind], inputs)
+            found = self._node("Cast", [condition], to=self._onnx.TensorProto.FLOAT)
         elif method is not None:
             found = method(op, inputs)
         else:
@@ -191,18 +195,6 @@ class _Writer:
     def _write_clip(self, op: Op, inputs: list[str]) -> str:
         low, high = number_or(op.attributes["low"], -np.inf), number_or(op.attributes["high"], np.inf)
         return self._node("Clip", [inputs[0], self._number(float(low)), self._number(float(high))])
-
-    def _condition(self, kind: str, inputs: list[str]) -> str:
-        return self._node("Cast", [self._node(kind, inputs)], to=self._onnx.TensorProto.FLOAT)
-
-    def _write_equal(self, op: Op, inputs: list[str]) -> str:
-        return self._condition("Equal", inputs)
-
-    def _write_less(self, op: Op, inputs: list[str]) -> str:
-        return self._condition("Less", inputs)
-
-    def _write_less_equal(self, op: Op, inputs: list[str]) -> str:
-        return self._condition("LessOrEqual", inputs)
 
     def _write_convert(self, op: Op, inputs: list[str]) -> str:
         types = self._onnx.TensorProto

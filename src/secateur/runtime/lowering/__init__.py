@@ -6,7 +6,15 @@ returns. `LOWERINGS` holds them all.
 """
 
 from secateur.runtime.lowering import composed, layers, logic, maths, norms, places, resampling, views
-from secateur.runtime.lowering.base import BATCHES, LOWERINGS, Activation, Lowering, Sized, Unsupported
+from secateur.runtime.lowering.base import (
+    BATCHES,
+    LOWERINGS,
+    Activation,
+    Lowering,
+    Sized,
+    Unsupported,
+    kept_as,
+)
 
 __all__ = [
     "BATCHES",
@@ -16,6 +24,7 @@ __all__ = [
     "Sized",
     "Unsupported",
     "composed",
+    "kept_as",
     "layers",
     "logic",
     "maths",

@@ -94,6 +94,14 @@ Lower = Callable[..., Activation | Tensor | list[Activation]]
 _TYPES = (torch.bool, torch.int64, torch.float32)
 _F = TypeVar("_F", bound=Lower)
 
+
+def kept_as(dtype: torch.dtype) -> torch.dtype:
+    """The one of bool, int64 and float32 that a plan keeps a type of torch as."""
+    if dtype.is_floating_point:
+        return torch.float32
+    return torch.bool if dtype == torch.bool else torch.int64
+
+
 LOWERINGS: dict[str, Lower] = {}
 """The function for each operator, by its name such as ``aten.conv2d.default``."""
 
@@ -193,15 +201,12 @@ class Lowering:
     def _rank(self, x: Operand) -> int:
         if isinstance(x, Activation):
             return _TYPES.index(self.dtype(x))
-        if isinstance(x, Tensor):
-            return 2 if x.dtype.is_floating_point else int(x.dtype != torch.bool)
-        return 2 if isinstance(x, float) else int(not isinstance(x, bool))
+        return _TYPES.index(kept_as(x.dtype if isinstance(x, Tensor) else torch.tensor(x).dtype))
 
     def to(self, x: Operand, wanted: torch.dtype) -> Operand:
         """An operand as float32, int64 or bool; as it is, if it is of this type."""
         if isinstance(x, Tensor):
-            same = x.dtype.is_floating_point if wanted == torch.float32 else x.dtype == wanted
-            return x if same else x.to(wanted)
+            return x if kept_as(x.dtype) == wanted else x.to(wanted)
         if not isinstance(x, Activation):
             return float(x) if wanted == torch.float32 else torch.tensor(x).to(wanted)
         if self.dtype(x) == wanted:
@@ -264,8 +269,7 @@ def as_numbers(tensor: Tensor) -> NDArray[Any]:
     """
     if tensor.dtype.is_complex or tensor.is_quantized:
         raise Unsupported(f"it uses a constant of type {tensor.dtype}")
-    whole = not tensor.dtype.is_floating_point and tensor.dtype != torch.bool
-    wide = torch.int64 if whole else torch.float32
+    wide = torch.int64 if kept_as(tensor.dtype) == torch.int64 else torch.float32
     return np.ascontiguousarray(tensor.detach().to("cpu", wide).numpy())
 
 

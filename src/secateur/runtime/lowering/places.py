@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -83,7 +84,7 @@ def _found_place(low: Lowering, x: Activation, place: Activation) -> Activation:
     from_start = low.choose(low.compare("less", place, 0), add(low, place, n, 1), place)
     # Rows of an identity: an engine refuses places outside.
     row = low.add("embedding", [from_start], weight=low.weight(torch.eye(n), "places"))
-    there = low.reshape(row, (-1, n, *(1 for _ in x.shape[2:])))
+    there = replace(low.reshape(row, (-1, n, *(1 for _ in x.shape[2:]))), is_condition=True)
     hidden = low.choose(there, x, -math.inf if low.dtype(x) == torch.float32 else _LEAST)
     return largest(low, hidden, [1], keepdim=False)
 
