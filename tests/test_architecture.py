@@ -20,6 +20,7 @@ SOURCE = Path(secateur.__file__).parent
 LAYERS = (
     {
         "errors",
+        "inputs",
         "naming",
         "counts",
         "targets",

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from secateur.counts import check_fraction
 from secateur.enforce import keep_masks
 from secateur.errors import InvalidArgument, TrainingError
-from secateur.layout import image_layout
-from secateur.losses import check_temperature, kd_loss, logits_of
+from secateur.inputs import Inputs, filled, tensors_of
+from secateur.layout import arranged, image_layout
+from secateur.losses import check_temperature, kd_loss, logits_for
 from secateur.masks import Masks
 from secateur.modules import modes_kept
 from secateur.naming import Named
@@ -116,21 +117,20 @@ class CalibrationRecovery:
         return (stages - 1) * self.steps + self.final_steps
 
 
-def answers_of(teacher: nn.Module, inputs: Tensor, recipe: CalibrationRecovery) -> Tensor:
+def answers_of(teacher: nn.Module, inputs: Inputs, recipe: CalibrationRecovery) -> Tensor:
     """The teacher's outputs for all `inputs`, shape (N, classes), float32 by the precision of `recipe`."""
     layout = image_layout(inputs, teacher)
     answers: list[Tensor] = []
     with modes_kept(teacher), torch.no_grad(), _autocast(recipe, inputs.device):
         teacher.eval()
         for x in inputs.split(_CHUNK):
-            x = x.contiguous(memory_format=layout) if x.ndim == 4 else x
-            answers.append(logits_of(teacher(x)).float())
+            answers.append(logits_for(teacher, arranged(x, layout)).float())
     return torch.cat(answers)
 
 
 def distil_on_inputs(
     student: nn.Module,
-    inputs: Tensor,
+    inputs: Inputs,
     teacher: nn.Module | Tensor,
     masks: Masks,
     recipe: CalibrationRecovery,
@@ -144,7 +144,7 @@ def distil_on_inputs(
 
     Args:
         student: The network under `masks`.
-        inputs: All calibration inputs, shape (N, …), on the student's device.
+        inputs: All calibration inputs, N of them, on the student's device.
         teacher: Frozen network over the same classes, another object than `student`; or, for a recipe
             without `augment`, what `answers_of` it gave, so that no step asks it again.
         masks: What stays.
@@ -196,12 +196,11 @@ def distil_on_inputs(
                 group["lr"] = share * recipe.lr * cosine_with_warmup((step + 0.5) / steps, warmup=_WARMUP)
             chosen = batches.next().to(device)
             x = inputs[chosen]
-            x = x if look is None else look(x, looks)
-            x = x.contiguous(memory_format=layout) if x.ndim == 4 else x
+            x = arranged(x if look is None else _another_look(look, x, looks), layout)
             with _autocast(recipe, device):
                 with torch.no_grad():
-                    taught = teacher[chosen] if isinstance(teacher, Tensor) else logits_of(teacher(x))
-                logits = logits_of(student(x))
+                    taught = teacher[chosen] if isinstance(teacher, Tensor) else logits_for(teacher, x)
+                logits = logits_for(student, x)
             loss = kd_loss(logits.float(), taught.float(), temperature=recipe.temperature)
             if not bool(torch.isfinite(loss)):
                 raise TrainingError(
@@ -218,12 +217,12 @@ def distil_on_inputs(
     return squares
 
 
-def noise_of(network: nn.Module, inputs: Tensor, recipe: CalibrationRecovery) -> float:
+def noise_of(network: nn.Module, inputs: Inputs, recipe: CalibrationRecovery) -> float:
     """How far `network` in training mode is from its own answers: the loss of a step that it does not need.
 
     Args:
         network: Comes back as it was.
-        inputs: Shape (N, …), on the network's device; in batches as large as those of the steps.
+        inputs: On the network's device; in batches as large as those of the steps.
         recipe: Batch size, temperature, and whether BatchNorm and dropout are in training mode at all.
     """
     if recipe.batchnorm == "fixed" or len(inputs) < 2:
@@ -236,9 +235,18 @@ def noise_of(network: nn.Module, inputs: Tensor, recipe: CalibrationRecovery) ->
         own.train()
         for first in range(0, len(inputs) - size + 1, size):
             x, answered = inputs[first : first + size], answers[first : first + size]
-            loss = kd_loss(logits_of(own(x)).float(), answered, temperature=recipe.temperature)
+            loss = kd_loss(logits_for(own, x).float(), answered, temperature=recipe.temperature)
             losses.append(float(loss))
     return fmean(losses)
+
+
+def _another_look(look: Augment, inputs: Inputs, generator: torch.Generator) -> Inputs:
+    tensors = tensors_of(inputs)
+    if len(tensors) != 1:
+        raise InvalidArgument(
+            f"augment changes inputs that are one tensor, got {len(tensors)} tensors. Set augment='none'."
+        )
+    return filled(inputs, [look(tensors[0], generator)])
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from torch import nn
 
 from secateur.data import Data
 from secateur.errors import DataError, InvalidArgument
-from secateur.losses import logits_of
+from secateur.losses import logits_for
 from secateur.modules import device_of, modes_kept, share_weights
 from secateur.naming import length_of, split_batches
 from secateur.recovery import Recovery
@@ -24,7 +24,7 @@ def check_fits(network: nn.Module, data: Data, role: str) -> None:
     """
     inputs, _ = next(split_batches(data.calibration, device_of(network)))
     with modes_kept(network), torch.no_grad():
-        logits = logits_of(network.eval()(inputs[:2]))
+        logits = logits_for(network.eval(), inputs[:2])
     if logits.ndim != 2 or logits.shape[1] != data.n_classes:
         raise DataError(
             f"the {role} returns outputs of shape {tuple(logits.shape)} for 2 inputs, "

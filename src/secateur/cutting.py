@@ -8,12 +8,13 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from secateur.allocate import AbstractPattern, AbstractScope, Unstructured
 from secateur.calibration import CalibrationRecovery
-from secateur.errors import DataError, InvalidArgument
+from secateur.errors import InvalidArgument
+from secateur.inputs import Inputs, joined
 from secateur.masks import Masks, apply_masks
 from secateur.modules import share_weights
 from secateur.naming import Batches, Loss, Named, split_batches
@@ -150,16 +151,9 @@ def cut(
     return masks
 
 
-def _gathered(batches: Batches, device: torch.device) -> Tensor:
-    """All calibration inputs in one tensor."""
-    parts = [x for x, _ in split_batches(batches, device)]
-    shapes = {tuple(x.shape[1:]) for x in parts}
-    if len(shapes) > 1:
-        raise DataError(
-            f"a cut that moves the kept weights needs calibration inputs of one shape, got {sorted(shapes)}. "
-            "Pad or crop them."
-        )
-    return torch.cat(parts)
+def _gathered(batches: Batches, device: torch.device) -> Inputs:
+    """All calibration inputs as one batch."""
+    return joined([x for x, _ in split_batches(batches, device)])
 
 
 def _next_masks(

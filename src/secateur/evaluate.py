@@ -12,8 +12,9 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 
 from secateur.errors import DataError
+from secateur.inputs import Inputs, call
 from secateur.layout import laid_out
-from secateur.losses import logits_of
+from secateur.losses import logits_for
 from secateur.modules import device_of, modes_kept
 from secateur.naming import Batches, Loss, split_batches
 
@@ -55,7 +56,7 @@ def evaluate(model: nn.Module, batches: Batches, *, task_loss: Loss = F.cross_en
                 raise DataError("evaluation needs labels, got a batch without.")
             if y.ndim != 1:
                 raise DataError(f"labels must have shape (batch,), got {tuple(y.shape)}.")
-            logits = logits_of(model(x))
+            logits = logits_for(model, x)
             if logits.ndim != 2 or len(logits) != len(y) or logits.shape[1] < 2:
                 raise DataError(
                     f"evaluation needs logits of shape (batch, classes) with 2 classes or more, got "
@@ -126,9 +127,9 @@ def reestimate_batchnorm(model: nn.Module, batches: Batches) -> int:
     return sum(average.done for average in found)
 
 
-def _pass(model: nn.Module, x: Tensor) -> None:
+def _pass(model: nn.Module, x: Inputs) -> None:
     try:
-        model(x)
+        call(model, x)
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise

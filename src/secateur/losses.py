@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from secateur.counts import check_fraction
 from secateur.errors import InvalidArgument, ScoreError
+from secateur.inputs import Inputs, call
 from secateur.naming import Loss
 
 KDKind: TypeAlias = Literal["forward", "reverse", "ca-kld", "mse", "cosine"]
@@ -192,6 +193,15 @@ def logits_of(outputs: object) -> Tensor:
         f"a model must return a tensor or an object with .logits, got {type(outputs).__name__}. "
         "Wrap it in a module that returns its logits."
     )
+
+
+def logits_for(network: Callable[..., object], inputs: Inputs) -> Tensor:
+    """The logits of `network` for `inputs`, see `logits_of`.
+
+    Raises:
+        ScoreError: if what it returns holds none.
+    """
+    return logits_of(call(network, inputs))
 
 
 def check_scalar(name: str, loss: Tensor) -> None:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from typing import Any, NamedTuple, Protocol, TypeAlias, cast, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from secateur.errors import DataError
+from secateur.inputs import Inputs, as_inputs, tensors_of
 
 Named: TypeAlias = Mapping[str, Tensor]
 """Tensors keyed by the state-dict name of the parameter they belong to."""
 
 Batches: TypeAlias = Iterable[Any]
-"""An iterable of batches, such as a DataLoader: ``(inputs, labels)`` pairs, or bare inputs."""
+"""An iterable of batches, such as a DataLoader, each of a form that `split_batches` takes apart."""
 
 Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """``loss(outputs, labels)``, a scalar averaged over the batch."""
+
+
+_LABELS = ("labels", "label")
+"""Where a batch that is a dict has them."""
 
 
 def length_of(items: Iterable[Any]) -> int | None:
@@ -50,7 +55,7 @@ class IndexedBatch(NamedTuple):
             always looks the same.
     """
 
-    inputs: Tensor
+    inputs: Inputs
     labels: Tensor
     indices: Tensor
     view: int
@@ -79,11 +84,14 @@ class IndexedLoader(Protocol):
         ...
 
 
-def split_batches(batches: Batches, device: torch.device) -> Iterator[tuple[Tensor, Tensor | None]]:
+def split_batches(batches: Batches, device: torch.device) -> Iterator[tuple[Inputs, Tensor | None]]:
     """Inputs and labels of each batch on `device`; labels are None where there are none.
 
     Args:
-        batches: Of tensors of inputs, or of tuples or lists ``(inputs,)`` or ``(inputs, labels)``.
+        batches: Of tensors of inputs, or of tuples or lists ``(inputs,)`` or ``(inputs, labels)``. A network
+            with several inputs is given them by place or by name: then `inputs` is a tuple or a dict of
+            tensors. A batch that is a dict holds its labels, if it has any, under "labels" or "label", as
+            those of `transformers` and `datasets` do, and the rest are inputs by name.
         device: Where the model lives.
 
     Raises:
@@ -96,7 +104,7 @@ def split_batches(batches: Batches, device: torch.device) -> Iterator[tuple[Tens
     for batch in batches:
         empty = False
         inputs, labels = _take_apart(batch)
-        finite = torch.isfinite(inputs).all()
+        finite = torch.stack([torch.isfinite(tensor).all() for tensor in tensors_of(inputs)]).all()
         if inputs.device.type == "cpu":
             _check_finite(finite)
         else:
@@ -109,24 +117,24 @@ def split_batches(batches: Batches, device: torch.device) -> Iterator[tuple[Tens
         _check_finite(torch.stack(unchecked).all())
 
 
-def _take_apart(batch: object) -> tuple[Tensor, Tensor | None]:
-    if isinstance(batch, Tensor):
-        inputs, labels = batch, None
-    elif isinstance(batch, (tuple, list)) and 1 <= len(cast("list[object]", batch)) <= 2:
-        parts = cast("list[object]", list(batch))
+def _take_apart(batch: object) -> tuple[Inputs, Tensor | None]:
+    if isinstance(batch, Mapping):
+        entries = dict(cast("Mapping[object, object]", batch))
+        labels = next((entries.pop(name) for name in _LABELS if name in entries), None)
+        inputs: object = entries
+    elif isinstance(batch, (tuple, list)):
+        parts = cast("Sequence[object]", batch)
+        if not 1 <= len(parts) <= 2:
+            raise DataError(
+                f"a batch must be inputs, (inputs,) or (inputs, labels), got {len(parts)} parts. Put several "
+                "inputs in a tuple or a dict of their own: ((first, second), labels)."
+            )
         inputs, labels = parts[0], parts[1] if len(parts) == 2 else None
     else:
-        raise DataError(
-            f"a batch must be a tensor, (inputs,) or (inputs, labels), got {type(batch).__name__}. "
-            "Yield such pairs; stack several inputs in one tensor (docs/guide.md, section 1)."
-        )
-    if not isinstance(inputs, Tensor) or not (labels is None or isinstance(labels, Tensor)):
-        raise DataError(
-            "inputs and labels of a batch must be tensors, got "
-            f"{type(inputs).__name__} and {type(labels).__name__}. Stack several inputs in one tensor "
-            "(docs/guide.md, section 1)."
-        )
-    return inputs, labels
+        inputs, labels = batch, None
+    if not (labels is None or isinstance(labels, Tensor)):
+        raise DataError(f"the labels of a batch must be a tensor, got {type(labels).__name__}.")
+    return as_inputs(inputs), labels
 
 
 def _check_finite(finite: Tensor) -> None:

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from secateur.calibration import CalibrationRecovery, answers_of, distil_on_inputs, noise_of
 from secateur.evaluate import reestimate_batchnorm
-from secateur.losses import kd_loss, logits_of
+from secateur.inputs import Inputs
+from secateur.losses import kd_loss, logits_for
 from secateur.modules import modes_kept
 from secateur.naming import Named
 from secateur.stages import Stage
@@ -36,7 +37,7 @@ class Repair:
         self,
         student: nn.Module,
         teacher: nn.Module,
-        inputs: Tensor,
+        inputs: Inputs,
         recovery: CalibrationRecovery | None,
         *,
         stages: int,
@@ -124,7 +125,7 @@ def remembered(tensors: Iterable[Tensor]) -> Callable[[], None]:
 class _Measure:
     """The teacher's loss in eval mode, on some of the inputs; the teacher is asked once."""
 
-    def __init__(self, teacher: nn.Module, inputs: Tensor, recovery: CalibrationRecovery | None) -> None:
+    def __init__(self, teacher: nn.Module, inputs: Inputs, recovery: CalibrationRecovery | None) -> None:
         self.inputs = inputs[:: math.ceil(len(inputs) / _MEASURED)]
         self._temperature = 4.0 if recovery is None else recovery.temperature
         self._taught = answers_of(teacher, self.inputs, CalibrationRecovery(precision="fp32"))
@@ -135,6 +136,6 @@ class _Measure:
             student.eval()
             parts = zip(self.inputs.split(_CHUNK), self._taught.split(_CHUNK), strict=True)
             for x, taught in parts:
-                loss = kd_loss(logits_of(student(x)).float(), taught, temperature=self._temperature)
+                loss = kd_loss(logits_for(student, x).float(), taught, temperature=self._temperature)
                 total += float(loss) * len(x) / len(self.inputs)
         return total

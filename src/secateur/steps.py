@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal, NamedTuple, Protocol, TypeAlias
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import InvalidArgument, SecateurWarning
+from secateur.inputs import Arguments, Inputs, filled, tensors_of
 
 Execution: TypeAlias = Literal["auto", "eager", "graph", "compile"]
 """How training steps are run. Results differ by rounding only.
@@ -34,17 +35,17 @@ class StepInputs(NamedTuple):
     """What one step is fed with.
 
     Attributes:
-        inputs: Shape (batch, …).
+        inputs: Of a batch.
         labels: Shape (batch, …).
         guidance: The teacher's logits, or None where the loss has no teacher or asks it itself.
     """
 
-    inputs: Tensor
+    inputs: Inputs
     labels: Tensor
     guidance: Tensor | None
 
 
-LossOf: TypeAlias = Callable[[Callable[[Tensor], object], StepInputs], Tensor]
+LossOf: TypeAlias = Callable[[Callable[..., object], StepInputs], Tensor]
 """``loss_of(network, batch)``, a scalar with its graph."""
 
 Backward: TypeAlias = Callable[[StepInputs], Tensor]
@@ -131,7 +132,7 @@ def _obstacle(model: nn.Module, device: torch.device) -> str | None:
 
 
 def _eager_backward(
-    network: Callable[[Tensor], object], optimizer: torch.optim.Optimizer, loss_of: LossOf
+    network: Callable[..., object], optimizer: torch.optim.Optimizer, loss_of: LossOf
 ) -> Backward:
     def backward(batch: StepInputs) -> Tensor:
         loss = loss_of(network, batch)
@@ -235,7 +236,7 @@ class RecordedSteps:
         self._shapes: object = None
         self._warm_up = _WARM_UP
         self._possible = True
-        self._memory: list[Tensor | None] = []
+        self._memory: list[Tensor] = []
         self._loss: Tensor | None = None
         self._replay: Callable[[], None] = lambda: None
 
@@ -255,9 +256,8 @@ class RecordedSteps:
             return self._run_warm_up(batch)
         if self._loss is None and not self._try_to_record(batch):
             return self._steps.run(batch)
-        for place, tensor in zip(self._memory, batch, strict=True):
-            if place is not None and tensor is not None:
-                place.copy_(tensor)
+        for place, tensor in zip(self._memory, _tensors(batch), strict=True):
+            place.copy_(tensor)
         self._replay()
         assert self._loss is not None
         return self._loss
@@ -276,8 +276,8 @@ class RecordedSteps:
 
     def _try_to_record(self, batch: StepInputs) -> bool:
         """Record a step on memory of its own, without running it; whether that worked."""
-        self._memory = [None if t is None else torch.empty_like(t).copy_(t) for t in batch]
-        memory = StepInputs(*self._memory)  # pyright: ignore[reportArgumentType]
+        self._memory = [torch.empty_like(tensor).copy_(tensor) for tensor in _tensors(batch)]
+        memory = _filled(batch, self._memory)
         try:
             self._loss, self._replay = self._record(lambda: self._steps.run(memory))
         except Exception as error:  # of a step that has just run three times: it is the recording
@@ -346,7 +346,21 @@ def _waits(device: torch.device) -> Generator[list[str]]:
 
 
 def _shapes(batch: StepInputs) -> tuple[object, ...]:
-    return tuple(None if t is None else (t.shape, t.dtype, t.stride()) for t in batch)
+    names = tuple(batch.inputs.named) if isinstance(batch.inputs, Arguments) else ()
+    return (names, *((t.shape, t.dtype, t.stride()) for t in _tensors(batch)))
+
+
+def _tensors(batch: StepInputs) -> list[Tensor]:
+    """All tensors of a batch."""
+    guidance = [] if batch.guidance is None else [batch.guidance]
+    return [*tensors_of(batch.inputs), batch.labels, *guidance]
+
+
+def _filled(batch: StepInputs, tensors: Sequence[Tensor]) -> StepInputs:
+    """`batch` with other `tensors`, as many as `_tensors` has."""
+    n = len(tensors_of(batch.inputs))
+    guidance = None if batch.guidance is None else tensors[n + 1]
+    return StepInputs(filled(batch.inputs, tensors[:n]), tensors[n], guidance)
 
 
 def _first_line(error: Exception) -> str:

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import TrainingError
-from secateur.losses import logits_of
+from secateur.inputs import Inputs, tensors_of
+from secateur.layout import arranged
+from secateur.losses import logits_for
 from secateur.naming import IndexedBatch, IndexedLoader
 
 
@@ -52,14 +54,15 @@ class TeacherLogits:
             self._views[batch.view] = self._compute_view(self._loader, batch.view, batch.inputs)
         return self._views[batch.view][batch.indices]
 
-    def _compute_view(self, loader: IndexedLoader, view: int, like: Tensor) -> Tensor:
+    def _compute_view(self, loader: IndexedLoader, view: int, like: Inputs) -> Tensor:
         """Logits of all samples in one view, from inputs on the device and in the layout of `like`."""
-        last = like.ndim == 4 and like.is_contiguous(memory_format=torch.channels_last)
+        images = [tensor for tensor in tensors_of(like) if tensor.ndim == 4]
+        last = any(tensor.is_contiguous(memory_format=torch.channels_last) for tensor in images)
         layout = torch.channels_last if last else torch.contiguous_format
         known: Tensor | None = None
         n_seen = 0
         for batch in loader.epoch(0, view=view):
-            logits = self.ask(batch.inputs.to(like.device).contiguous(memory_format=layout)).float()
+            logits = self.ask(arranged(batch.inputs.to(like.device), layout)).float()
             if known is None:
                 known = logits.new_full((loader.n_samples, *logits.shape[1:]), math.nan)
             known[batch.indices.to(like.device)] = logits
@@ -71,7 +74,7 @@ class TeacherLogits:
             )
         return known
 
-    def ask(self, inputs: Tensor) -> Tensor:
+    def ask(self, inputs: Inputs) -> Tensor:
         """The teacher's logits for inputs on its device, without gradient; nothing is remembered."""
         with torch.no_grad():
-            return logits_of(self.teacher(inputs))
+            return logits_for(self.teacher, inputs)

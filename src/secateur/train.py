@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from secateur.enforce import keep_masks
 from secateur.errors import TrainingError
 from secateur.evaluate import Metrics, evaluate
-from secateur.layout import image_layout
-from secateur.losses import kd_loss, logits_of
+from secateur.layout import arranged, image_layout
+from secateur.losses import kd_loss, logits_for
 from secateur.masks import Masks
 from secateur.modules import device_of, modes_kept, share_weights
 from secateur.naming import Batches, IndexedBatch, IndexedLoader, Loss, length_of, split_batches
@@ -171,10 +171,10 @@ def _mixed_loss(
 ) -> LossOf:
     """The loss of the task and of the teacher, who is asked where a batch does not bring its logits."""
 
-    def loss_of(network: Callable[[Tensor], object], batch: StepInputs) -> Tensor:
+    def loss_of(network: Callable[..., object], batch: StepInputs) -> Tensor:
         guidance = batch.guidance
         with autocast:
-            logits = logits_of(network(batch.inputs))
+            logits = logits_for(network, batch.inputs)
             if guide is not None and guidance is None:
                 guidance = guide.ask(batch.inputs)
         task = task_loss(logits.float(), batch.labels)
@@ -292,10 +292,7 @@ def _epoch(
 ) -> Iterator[IndexedBatch]:
     """The batches of one epoch, on `device` and in `layout`."""
     for batch in _indexed_batches(train, recipe, number, device):
-        inputs = batch.inputs
-        if inputs.ndim == 4:
-            inputs = inputs.contiguous(memory_format=layout)
-        yield batch._replace(inputs=inputs)
+        yield batch._replace(inputs=arranged(batch.inputs, layout))
 
 
 def _indexed_batches(
@@ -304,7 +301,8 @@ def _indexed_batches(
     if isinstance(train, IndexedLoader):
         view = number % recipe.teacher_views if recipe.teacher_views else None
         for batch in train.epoch(number, view=view):
-            inputs, labels, indices = (part.to(device, non_blocking=True) for part in batch[:3])
+            inputs = batch.inputs.to(device, non_blocking=True)
+            labels, indices = (part.to(device, non_blocking=True) for part in (batch.labels, batch.indices))
             yield IndexedBatch(inputs, labels, indices, batch.view)
         return
     nowhere = torch.empty(0, dtype=torch.int64)

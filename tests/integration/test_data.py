@@ -264,7 +264,7 @@ class TestData:
         ("change", "message"),
         [
             ({"n_classes": 0}, "n_classes"),
-            ({"input_shape": (3, 12)}, r"\(3, 12\)"),
+            ({"input_shape": (3, 0)}, r"\(3, 0\)"),
             ({"classes": ("a", "b")}, "2 names of classes for 5"),
         ],
     )

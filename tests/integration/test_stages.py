@@ -255,7 +255,7 @@ def test_batches_that_can_be_gone_through_once_are_refused_for_stages_only() -> 
     with pytest.raises(InvalidArgument, match="this cut goes through the calibration batches 2 times"):
         cut(model, iter(vectors()), TeacherCurvature(make_mlp(1)), sparsity=0.5)  # its inputs, and its scores
     ragged = [torch.randn(4, 3, 6), torch.randn(4, 2, 6)]
-    with pytest.raises(DataError, match=r"inputs of one shape, got \[\(2, 6\), \(3, 6\)\]"):
+    with pytest.raises(DataError, match=r"inputs of one shape, got \(2, 6\) and \(3, 6\)"):
         cut(model, ragged, TeacherCurvature(make_mlp(1)), sparsity=0.5)
 
 

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from helpers import make_cnn
+from helpers import Indexed, make_cnn
 from secateur.allocate import allocate
+from secateur.inputs import Arguments
 from secateur.masks import Masks, apply_masks
+from secateur.naming import IndexedBatch
 from secateur.recovery import Recovery
 from secateur.scores import Magnitude, score
+from secateur.testing.networks import CLASSES
 
 PLAIN = Recovery(epochs=3, kd_weight=0, precision="fp32")
 GUIDED = replace(PLAIN, kd_weight=0.7)
@@ -25,3 +31,29 @@ def pruned(model: nn.Module, sparsity: float = 0.6) -> Masks:
 def student_cnn() -> nn.Sequential:
     """Without dropout, so that the loader alone draws random numbers."""
     return make_cnn(dropout=0)
+
+
+class Gated(nn.Module):
+    """Takes a vector and a gate in two tensors; `Stacked` the same in one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.head = nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor, gate: Tensor) -> Tensor:
+        return self.head(torch.relu(self.norm(self.first(x))) * torch.sigmoid(gate))
+
+
+class Stacked(Gated):
+    def forward(self, both: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return super().forward(both[:, :6].contiguous(), both[:, 6:].contiguous())
+
+
+class InTwo(Indexed):
+    """A loader that knows its samples, with two tensors of inputs."""
+
+    def epoch(self, *args: Any, **kwargs: Any) -> Iterator[IndexedBatch]:
+        for batch in super().epoch(*args, **kwargs):
+            x = batch.inputs
+            assert isinstance(x, Tensor)
+            yield batch._replace(inputs=Arguments((x[:, :6].contiguous(),), {"gate": x[:, 6:].contiguous()}))

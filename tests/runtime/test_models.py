@@ -203,11 +203,12 @@ def test_options_are_checked(options: dict[str, object], message: str) -> None:
 @pytest.mark.parametrize(
     ("example", "message"),
     [
-        ((), "at least one input"),
-        (torch.tensor(1.0), "with a batch of at least one"),
-        (torch.zeros(0, 3, 32, 32), "with a batch of at least one"),
+        ((), "got none"),
+        (torch.tensor(1.0), r"tensors of shape \(batch, …\), got \[\(\)\]"),
+        (torch.zeros(0, 3, 32, 32), "a batch of at least one"),
+        ({"images": torch.zeros(IMAGES)}, r"ResNet cannot be called .* \('images'\): missing"),
         (torch.zeros(IMAGES, dtype=torch.float64), "int64 or bool on the CPU, got torch.float64"),
-        ((torch.zeros(IMAGES), torch.zeros(3, 1)), "all of one batch size"),
+        ((torch.zeros(IMAGES), torch.zeros(3, 1)), "Repeat along the first axis"),
     ],
 )
 def test_examples_are_checked(example: object, message: str) -> None:

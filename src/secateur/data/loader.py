@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -110,7 +111,7 @@ class ImageLoader:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in self.epoch(0):
-            yield batch.inputs, batch.labels
+            yield cast("Tensor", batch.inputs), batch.labels
 
     @property
     def n_classes(self) -> int:

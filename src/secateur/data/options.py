@@ -76,12 +76,13 @@ class Data:
     """A data set, ready to train, select, test and calibrate on.
 
     Any iterable of ``(inputs, labels)`` batches that can be iterated again will do for the four
-    parts, such as a DataLoader; the built-in data sets give `ImageLoader`.
+    parts, such as a DataLoader, and the inputs may be several tensors; the built-in data sets give
+    `ImageLoader`.
 
     Attributes:
         name: What reports call it.
         n_classes: Number of classes, ≥ 1.
-        input_shape: Of one input, (C, H, W).
+        input_shape: Of the input of one sample, such as (C, H, W); () where there are several.
         train: Shuffled, augmented training batches.
         val: Validation batches, for every choice that is made.
         test: Test batches, for nothing but the numbers that are reported.
@@ -94,7 +95,7 @@ class Data:
 
     name: str
     n_classes: int
-    input_shape: tuple[int, int, int]
+    input_shape: tuple[int, ...]
     train: Batches
     val: Batches
     test: Batches
@@ -104,8 +105,10 @@ class Data:
     def __post_init__(self) -> None:
         if self.n_classes < 1:
             raise DataError(f"data {self.name!r}: n_classes must be at least 1, got {self.n_classes}.")
-        if len(self.input_shape) != 3 or min(self.input_shape) < 1:
-            raise DataError(f"data {self.name!r}: input_shape must be (C, H, W), got {self.input_shape}.")
+        if min(self.input_shape, default=1) < 1:
+            raise DataError(
+                f"data {self.name!r}: input_shape must be sizes of at least 1, got {self.input_shape}."
+            )
         if self.classes and len(self.classes) != self.n_classes:
             raise DataError(
                 f"data {self.name!r}: {len(self.classes)} names of classes for {self.n_classes} classes."

@@ -7,7 +7,6 @@ it; of a path for a batch of one it sees nothing. So both are run, and their out
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from secateur.errors import CompileError, InvalidArgument, SlowEngineWarning
+from secateur.inputs import Arguments
 from secateur.runtime.engine import Engine
 from secateur.runtime.exporting import plain_attention
 from secateur.runtime.plan import Plan
@@ -30,7 +30,7 @@ _LEAST = 1e-3
 """Outputs smaller than this are nothing but what rounding left."""
 
 
-def check_batches(model: nn.Module, plan: Plan, example: Sequence[Tensor], *, threads: int | None) -> None:
+def check_batches(model: nn.Module, plan: Plan, example: Arguments, *, threads: int | None) -> None:
     """Run a model and its plan with a few other batch sizes.
 
     A batch size with which the model itself fails is passed over.
@@ -50,13 +50,13 @@ def check_batches(model: nn.Module, plan: Plan, example: Sequence[Tensor], *, th
     allowed = _HALF_TOLERANCE if engine.isa.endswith("fp16") else _TOLERANCE
     generator = torch.Generator().manual_seed(0)
     for batch in _BATCHES:
-        inputs = [_rows(x, batch, generator) for x in example]
+        inputs = example.filled([_rows(x, batch, generator) for x in example.tensors])
         expected = _outputs(model, inputs)
         if expected is None:
             continue
         try:
             with np.errstate(all="ignore"):
-                found = engine(*(x.numpy() for x in inputs))
+                found = engine(*(x.numpy() for x in inputs.tensors))
         except InvalidArgument as error:
             raise CompileError(
                 f"the plan fails with a batch of {batch}, the model does not: {error}"
@@ -80,14 +80,16 @@ def _rows(x: Tensor, batch: int, generator: torch.Generator) -> Tensor:
     return x.detach()[torch.arange(batch) % x.shape[0]].contiguous()
 
 
-def _outputs(model: nn.Module, inputs: Sequence[Tensor]) -> list[NDArray[Any]] | None:
+def _outputs(model: nn.Module, inputs: Arguments) -> list[NDArray[Any]] | None:
     """What the model returns, None if it fails."""
     buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    copies = tuple(x.clone() for x in inputs)
+    copies = inputs.map(torch.clone)
     try:
         with plain_attention(), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = torch.func.functional_call(model, buffers, copies, tie_weights=False)
+            found = torch.func.functional_call(
+                model, buffers, copies.positional, dict(copies.named), tie_weights=False
+            )
     except Exception:
         return None
     return [x.detach().double().numpy() for x in tree_leaves(found) if isinstance(x, Tensor)]

@@ -13,6 +13,7 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 
 from secateur.errors import CompileError
+from secateur.inputs import Arguments
 from secateur.runtime.exporting import depends_on_values, export, results_of
 from secateur.runtime.graph import Graph
 from secateur.runtime.lowering import BATCHES, LOWERINGS, Activation, Lowering, Sized, Unsupported, kept_as
@@ -20,7 +21,7 @@ from secateur.runtime.program import Value
 from secateur.runtime.shapes import Shape
 
 
-def capture(model: nn.Module, example: Sequence[Tensor], *, fallback: bool) -> Graph:
+def capture(model: nn.Module, example: Arguments, *, fallback: bool) -> Graph:
     """The graph of a model, operator by operator; nothing is fused yet.
 
     Args:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from secateur.errors import InvalidArgument
+from secateur.errors import DataError, InvalidArgument
+from secateur.inputs import Arguments, as_inputs, check_takes
 from secateur.modules import modes_kept
 from secateur.provenance import versions
 from secateur.runtime.agreement import check_batches
@@ -27,7 +28,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 
 def compile_model(
     model: nn.Module,
-    example: Tensor | Sequence[Tensor],
+    example: Tensor | Sequence[Tensor] | Mapping[str, Tensor],
     *,
     precision: Precision = "fp32",
     fallback: Literal["torch"] | None = None,
@@ -42,8 +43,8 @@ def compile_model(
 
     Args:
         model: On the CPU, in float32.
-        example: Its input, or a sequence of its inputs, the batch first; float32,
-            int64 or bool.
+        example: Its input, a sequence of its inputs, or a mapping of them by name, the batch first; float32,
+            int64 or bool. A plan takes them in the same order, or by name.
         precision: Type to store weights in; "bf16" and "fp16" halve them. With "fp16", convolutions and
             linear layers also compute in it where the processor can (AVX512-FP16), else in fp32.
         fallback: "torch" runs operators that a plan has no operation for in torch, which is then
@@ -58,9 +59,9 @@ def compile_model(
         CompileError: if the model uses something that a plan cannot hold; names it and its place.
         InvalidArgument: if an option or the example is not as above.
     """
-    inputs = _inputs(example)
-    _check(model, inputs, precision, fallback)
-    sizes = {1, inputs[0].shape[0]} if batches is None else _sizes(batches)
+    inputs = _inputs(model, example)
+    _check(model, precision, fallback)
+    sizes = {1, len(inputs)} if batches is None else _sizes(batches)
     if threads is not None:
         threads = checked_count("threads", threads, most=MOST_THREADS)
     with modes_kept(model):
@@ -76,7 +77,7 @@ def compile_model(
         as_it_is = precision == "fp32" or os.environ.get("SECATEUR_ISA", "").endswith("fp16")
         exact = plan if as_it_is else Plan(*graph.finish("fp32", provenance))
         check_batches(model, exact, inputs, threads=threads)
-    arrays = [x.detach().numpy() for x in inputs]
+    arrays = [x.detach().numpy() for x in inputs.tensors]
     return choose_kernels(plan, arrays, batches=sizes, threads=threads)
 
 
@@ -88,18 +89,22 @@ def _sizes(batches: object) -> set[int]:
     return sizes
 
 
-def _inputs(example: Tensor | Sequence[Tensor]) -> tuple[Tensor, ...]:
-    inputs = (example,) if isinstance(example, Tensor) else tuple(example)
-    for place, x in enumerate(cast("Sequence[object]", inputs)):
-        if not isinstance(x, Tensor) or x.ndim == 0 or x.shape[0] == 0:
-            raise InvalidArgument(f"example input {place} must be a tensor with a batch of at least one.")
+def _inputs(model: nn.Module, example: object) -> Arguments:
+    try:
+        inputs = as_inputs([example] if isinstance(example, Tensor) else example)
+        assert isinstance(inputs, Arguments)
+        check_takes(model, inputs)
+    except DataError as error:
+        raise InvalidArgument(f"the example cannot be used: {error}") from error
+    if not len(inputs):
+        raise InvalidArgument("the example must be a batch of at least one.")
+    names = [*map(str, range(len(inputs.positional))), *map(repr, inputs.named)]
+    for name, x in zip(names, inputs.tensors, strict=True):
         if x.dtype not in (torch.float32, torch.int64, torch.bool) or x.device.type != "cpu":
             raise InvalidArgument(
-                f"example input {place} must be float32, int64 or bool on the CPU, "
+                f"example input {name} must be float32, int64 or bool on the CPU, "
                 f"got {x.dtype} on {x.device}."
             )
-    if not inputs or len({x.shape[0] for x in inputs}) > 1:
-        raise InvalidArgument("the example must be at least one input, and all of one batch size.")
     return inputs
 
 
@@ -116,7 +121,7 @@ def _check_range(graph: Graph) -> None:
             )
 
 
-def _check(model: nn.Module, inputs: Sequence[Tensor], precision: str, fallback: str | None) -> None:
+def _check(model: nn.Module, precision: str, fallback: str | None) -> None:
     if precision not in PRECISIONS:
         raise InvalidArgument(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}.")
     if fallback not in (None, "torch"):

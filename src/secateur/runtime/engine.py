@@ -91,7 +91,7 @@ class Engine:
         self._parts = parts_of(program)
         self._runners = [_runner(part, plan.weights, native, self.threads) for part in self._parts]
 
-    def __call__(self, *inputs: object) -> Array | tuple[Array, ...]:
+    def __call__(self, *inputs: object, **named: object) -> Array | tuple[Array, ...]:
         """The outputs for a batch of inputs.
 
         Args:
@@ -99,6 +99,7 @@ class Engine:
                 and lies in the memory of the CPU, such as a torch tensor without gradient. float32, or
                 int64 for indices, and bool for masks; of one batch size of at least 1, which may differ
                 from call to call.
+            named: Inputs by name (`Engine.inputs`), which follow those by place in any order.
 
         Returns:
             A new array, or a tuple of them if the network has several outputs; what is bool in torch is
@@ -110,13 +111,13 @@ class Engine:
                 its table.
             MemoryError: if there is not enough memory for this batch size.
         """
-        values = self._start(inputs)
+        values = self._start(inputs, named)
         for part, runner in zip(self._parts, self._runners, strict=True):
             self._step(part, runner, values)
         outputs = tuple(self._as_new(value, values[value]) for _, value in self._program.outputs)
         return outputs[0] if len(outputs) == 1 else outputs
 
-    def profile(self, *inputs: object, repeats: int = 1) -> NDArray[np.float64]:
+    def profile(self, *inputs: object, repeats: int = 1, **named: object) -> NDArray[np.float64]:
         """Seconds of each operation of the program, shape (repeats, operations).
 
         Only the native engine measures: operations in torch, and all of them in NumPy, are NaN. One that runs
@@ -125,12 +126,13 @@ class Engine:
         Args:
             inputs: As in a call.
             repeats: How often to run each part, at least 1.
+            named: As in a call.
 
         Raises:
             InvalidArgument: as a call, and if `repeats` is less than 1.
         """
         checked_count("repeats", repeats)
-        values = self._start(inputs)
+        values = self._start(inputs, named)
         times = np.full((repeats, len(self._program.ops)), np.nan)
         for part, runner in zip(self._parts, self._runners, strict=True):
             if not isinstance(part, TorchPart) and not isinstance(runner, ReferenceEngine):
@@ -144,11 +146,13 @@ class Engine:
         is_input = any(value == given for _, given in self._program.inputs)
         return array.copy() if is_input or self.isa == "numpy" else array
 
-    def _start(self, inputs: Sequence[object]) -> dict[int, Array]:
+    def _start(self, inputs: Sequence[object], named: Mapping[str, object]) -> dict[int, Array]:
         """Values of the inputs by id, checked."""
-        if len(inputs) != len(self.inputs):
-            names = ", ".join(name for name, _ in self.inputs)
-            raise InvalidArgument(f"this network has {len(self.inputs)} inputs ({names}), got {len(inputs)}.")
+        names = [name for name, _ in self.inputs]
+        if len(inputs) + len(named) != len(names) or set(named) != set(names[len(inputs) :]):
+            got = " and ".join([str(len(inputs)), *named])
+            raise InvalidArgument(f"this network has {len(names)} inputs ({', '.join(names)}), got {got}.")
+        inputs = [*inputs, *(named[name] for name in names[len(inputs) :])]
         arrays = [
             _checked(x, name, shape, dtype)
             for x, (name, shape), dtype in zip(inputs, self.inputs, self._dtypes, strict=True)

@@ -12,12 +12,13 @@ from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.export.graph_signature import OutputKind
 from torch.fx import Node
 
 from secateur.errors import CompileError
+from secateur.inputs import Arguments
 
 _TAKEN_APART = (torch.ops.aten.einsum.default, torch.ops.aten.cosine_similarity.default)
 """Operators that torch itself replaces by others, which have a lowering."""
@@ -26,7 +27,7 @@ _A_BATCH_SIZE = re.compile(r"[\w'\[\].]+\.size\(\)\[0\]")
 """The batch size of an input, in the conditions that export writes down."""
 
 
-def export(model: nn.Module, example: Sequence[Tensor]) -> ExportedProgram:
+def export(model: nn.Module, example: Arguments) -> ExportedProgram:
     """A model in operators of torch, captured for any batch size.
 
     Args:
@@ -38,14 +39,16 @@ def export(model: nn.Module, example: Sequence[Tensor]) -> ExportedProgram:
     """
     # With a batch of one, export would take the batch size for a fixed 1.
     # Copies, as export takes two inputs that are one tensor for one input.
-    inputs = tuple(torch.cat([x, x] if x.shape[0] == 1 else [x]).detach() for x in example)
+    inputs = example.map(lambda x: torch.cat([x, x] if x.shape[0] == 1 else [x]).detach())
     shapes = ShapesCollection()
-    for x in inputs:
+    for x in inputs.tensors:
         shapes[x] = {0: Dim.DYNAMIC}
     try:
         with plain_attention(), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            whole = torch.export.export(model, inputs, dynamic_shapes=cast("Any", shapes))
+            whole = torch.export.export(
+                model, inputs.positional, dict(inputs.named), dynamic_shapes=cast("Any", shapes)
+            )
             known = torch.export.default_decompositions()
             exported = whole.run_decompositions({operator: known[operator] for operator in _TAKEN_APART})
     # Export runs the model: whatever the model raises comes out of it.

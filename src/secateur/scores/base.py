@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import ScoreError
+from secateur.inputs import Inputs
 from secateur.layout import laid_out
+from secateur.losses import logits_for
 from secateur.naming import Batches, Loss, Named, split_batches
 
 
@@ -43,7 +45,7 @@ class ScoreInputs:
         """Where the student lives."""
         return next(iter(self.targets.values())).device
 
-    def stream(self, *others: nn.Module) -> Iterator[tuple[Tensor, Tensor | None]]:
+    def stream(self, *others: nn.Module) -> Iterator[tuple[Inputs, Tensor | None]]:
         """``(inputs, labels or None)`` of each batch, on the student's device; images channels-last.
 
         Args:
@@ -59,7 +61,11 @@ class ScoreInputs:
             )
         yield from laid_out(split_batches(self.batches, self.device), self.model, *others)
 
-    def stream_labelled(self, criterion: AbstractCriterion) -> Iterator[tuple[Tensor, Tensor]]:
+    def logits(self, x: Inputs) -> Tensor:
+        """The student's logits for inputs from `stream`, however many tensors it takes; see `logits_of`."""
+        return logits_for(self.model, x)
+
+    def stream_labelled(self, criterion: AbstractCriterion) -> Iterator[tuple[Inputs, Tensor]]:
         """As `stream`, for a criterion that cannot work without labels.
 
         Raises:

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.func import grad_and_value, vmap
 
 from secateur.errors import InvalidArgument
+from secateur.inputs import Inputs, filled, tensors_of
 from secateur.losses import check_finite, check_scalar, check_temperature
 from secateur.naming import Named
 from secateur.scores.base import AbstractCriterion, ScoreInputs
@@ -133,14 +134,15 @@ class Fisher(AbstractCriterion):
         network = Functional.of(inputs.model)
         targets = {name: network.parameters[name].detach() for name in inputs.targets}
 
-        def loss_of(weights: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-            loss = inputs.task_loss(network(weights, x[None]), y[None])
+        def loss_of(weights: Named, batch: Inputs, sample: tuple[Tensor, ...], y: Tensor) -> Tensor:
+            x = filled(batch, [tensor[None] for tensor in sample])
+            loss = inputs.task_loss(network(weights, x), y[None])
             check_scalar("task", loss)
             return loss.reshape(())
 
         per_sample = cast(
-            "Callable[[dict[str, Tensor], Tensor, Tensor], tuple[dict[str, Tensor], Tensor]]",
-            vmap(grad_and_value(loss_of), in_dims=(None, 0, 0), randomness="different"),
+            "Callable[[Named, Inputs, tuple[Tensor, ...], Tensor], tuple[dict[str, Tensor], Tensor]]",
+            vmap(grad_and_value(loss_of), in_dims=(None, None, 0, 0), randomness="different"),
         )
         fitting = _MOST_GRADIENTS // sum(weight.numel() for weight in targets.values())
         chunk = max(1, min(_MOST_SAMPLES, fitting))
@@ -150,7 +152,7 @@ class Fisher(AbstractCriterion):
             for x_part, y_part in zip(x.split(chunk), y.split(chunk), strict=True):
                 # vmap differentiates by itself, so no graph to the leaves is needed
                 with torch.no_grad(), sample_by_sample(self, "Choose per='batch'."):
-                    gradients, losses = per_sample(targets, x_part, y_part)
+                    gradients, losses = per_sample(targets, x_part, tensors_of(x_part), y_part)
                 check_finite("task", losses.sum(), index)
                 for name, gradient in gradients.items():
                     squares[name].add_(gradient.square().sum(0))

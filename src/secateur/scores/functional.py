@@ -13,6 +13,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from secateur.errors import ScoreError
+from secateur.inputs import Inputs, call, filled, tensors_of
 from secateur.losses import logits_of
 from secateur.naming import Named
 from secateur.scores.gradient import check_depends
@@ -68,7 +69,7 @@ class Functional:
             buffers={n: change(b) if b.is_floating_point() else b for n, b in self.buffers.items()},
         )
 
-    def __call__(self, parameters: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    def __call__(self, parameters: Mapping[str, Tensor], x: Inputs) -> Tensor:
         """The outputs for `x` with `parameters` in place of those of the same name."""
         state = {
             **self.frozen,
@@ -76,7 +77,8 @@ class Functional:
             **self.parameters,
             **parameters,
         }
-        return logits_of(call_with(self.module, self.slots, state, promoted(x, self.dtype)))
+        x = filled(x, [promoted(tensor, self.dtype) for tensor in tensors_of(x)])
+        return logits_of(call_with(self.module, self.slots, state, x))
 
 
 def slots_of(module: nn.Module) -> dict[str, str]:
@@ -95,11 +97,11 @@ def slots_of(module: nn.Module) -> dict[str, str]:
     return places
 
 
-def call_with(module: nn.Module, slots: Mapping[str, str], state: Named, x: Tensor) -> object:
+def call_with(module: nn.Module, slots: Mapping[str, str], state: Named, x: Inputs) -> object:
     """The outputs of `module` for `x`, with `state` in the places of its names (`slots_of`)."""
     placed = {place: state[name] for place, name in slots.items() if name in state}
     with sdpa_kernel(SDPBackend.MATH):  # the fused attentions have no second derivative
-        return functional_call(module, placed, (x,), tie_weights=False)
+        return call(lambda *args, **named: functional_call(module, placed, args, named, tie_weights=False), x)
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from secateur.counts import check_fraction
 from secateur.errors import InvalidArgument, ScoreError
-from secateur.losses import check_finite, logits_of
+from secateur.losses import check_finite
 from secateur.naming import Named
 from secateur.scores.base import AbstractCriterion, ScoreInputs, gradients_to
 
@@ -155,7 +155,7 @@ def each_task_loss(criterion: AbstractCriterion, inputs: ScoreInputs) -> Iterato
         ScoreError: naming `criterion` if a batch has no labels; if a loss is not finite.
     """
     for index, (x, y) in enumerate(inputs.stream_labelled(criterion)):
-        loss = inputs.task_loss(logits_of(inputs.model(x)), y)
+        loss = inputs.task_loss(inputs.logits(x), y)
         check_finite("task", loss, index)
         yield loss, len(x)
 

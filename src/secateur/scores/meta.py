@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from secateur.errors import InvalidArgument, ScoreError
+from secateur.inputs import Inputs
 from secateur.losses import check_finite, check_temperature, kd_loss
 from secateur.naming import Loss, Named
 from secateur.scores.base import AbstractCriterion, ScoreInputs
 from secateur.scores.functional import Functional, gradients_of, hessian_product
 from secateur.scores.gradient import zero_scores
 
-Batch: TypeAlias = tuple[Tensor, Tensor]
+Batch: TypeAlias = tuple[Inputs, Tensor]
 
 Objective: TypeAlias = Callable[[int, Named], Tensor]
 """``objective(k, parameters)``: the loss that step k of training minimises, at `parameters`."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import InvalidArgument, ScoreError
+from secateur.inputs import Inputs, call
 from secateur.naming import Named
 from secateur.scores.base import AbstractCriterion, ScoreInputs, Solution, SolvingScores, preserving
 from secateur.scores.functional import call_with, promoted, slots_of
@@ -151,7 +152,7 @@ class _Watch:
         batches: The inputs.
     """
 
-    def __init__(self, inputs: ScoreInputs, teacher: nn.Module | None, batches: list[Tensor]) -> None:
+    def __init__(self, inputs: ScoreInputs, teacher: nn.Module | None, batches: list[Inputs]) -> None:
         self.batches = batches
         self._inputs = inputs
         self._student = unwrap(inputs.model)
@@ -194,11 +195,11 @@ class _Watch:
             self._check(name)
         return self._found
 
-    def _pass(self, x: Tensor, instead: Named) -> None:
+    def _pass(self, x: Inputs, instead: Named) -> None:
         for outputs in self._taught.values():
             outputs.clear()
         if self._teacher is not None:
-            self._teacher(x)
+            call(self._teacher, x)
         own = self._inputs.targets
         state = {name: weight.to(own[name].dtype) for name, weight in instead.items()}
         call_with(self._student, self._slots, state, x)

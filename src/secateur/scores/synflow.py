@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from secateur.errors import ScoreError
+from secateur.inputs import filled, tensors_of
 from secateur.naming import Named
 from secateur.scores.base import AbstractCriterion, ScoreInputs
 from secateur.scores.functional import Functional, gradients_of
@@ -35,13 +36,16 @@ class SynFlow(AbstractCriterion):
             ScoreError: if there is no batch, if its inputs are not floating, or if R is beyond float64.
         """
         x, _ = next(inputs.stream())
-        if not x.is_floating_point():
-            raise ScoreError(
-                f"SynFlow feeds ones in place of the inputs, which must be floating, got {x.dtype}."
-            )
+        ones: list[Tensor] = []
+        for tensor in tensors_of(x):
+            if not tensor.is_floating_point():
+                raise ScoreError(
+                    f"SynFlow feeds ones in place of the inputs, which must be floating, got {tensor.dtype}."
+                )
+            ones.append(torch.ones_like(tensor[:1], dtype=torch.float64))
         network = Functional.of(inputs.model, torch.float64).map(torch.abs)
         targets = {name: network.parameters[name] for name in inputs.targets}
-        flow = network({}, torch.ones_like(x[:1], dtype=torch.float64)).sum()
+        flow = network({}, filled(x, ones)).sum()
         slopes, total = gradients_of(flow, targets), float(flow.detach())
         scores = {name: (slope * inputs.weights[name]).abs_() for name, slope in slopes.items()}
         largest = max(float(score.max()) for score in scores.values())

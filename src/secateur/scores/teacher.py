@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from secateur.counts import check_fraction
 from secateur.errors import InvalidArgument, ScoreError
-from secateur.losses import KDKind, check_finite, distillation, logits_of
+from secateur.losses import KDKind, check_finite, distillation, logits_for
 from secateur.naming import Loss, Named
 from secateur.scores.base import AbstractCriterion, ScoreInputs, preserving
 from secateur.scores.gradient import Accumulate, Accumulation, Accumulator, Saliency, backward_to, check_used
@@ -150,8 +150,8 @@ class TeacherGuided(AbstractCriterion):
                     "Pass (inputs, labels), or alpha=0 for the teacher alone."
                 )
             with torch.no_grad():
-                guidance = logits_of(self.teacher(x))
-            outputs = logits_of(inputs.model(x))
+                guidance = logits_for(self.teacher, x)
+            outputs = inputs.logits(x)
             kd = kd_loss(outputs, guidance)
             check_finite("KD", kd, index)
             task = None if y is None else inputs.task_loss(outputs, y)

@@ -13,7 +13,8 @@ from torch.func import grad, vmap
 
 from secateur.counts import n_prune
 from secateur.errors import InvalidArgument, ScoreError
-from secateur.losses import check_finite, check_outputs, check_temperature, kd_loss, logits_of
+from secateur.inputs import Inputs, filled, joined, tensors_of
+from secateur.losses import check_finite, check_outputs, check_temperature, kd_loss, logits_for
 from secateur.naming import Named
 from secateur.scores.base import AbstractCriterion, ScoreInputs, Solution, SolvingScores, preserving
 from secateur.scores.block_curvature import BlockQuadratic, add_outer
@@ -128,18 +129,18 @@ class TeacherCurvature(AbstractCriterion):
             tried.append((loss_at(model.support(masks).solve(damping).weights), damping))
         return min(tried)[1]
 
-    def _gather(self, inputs: ScoreInputs) -> tuple[Tensor, Tensor]:
+    def _gather(self, inputs: ScoreInputs) -> tuple[Inputs, Tensor]:
         """All calibration inputs, and the teacher's logits for them."""
-        xs: list[Tensor] = []
+        xs: list[Inputs] = []
         taught: list[Tensor] = []
         teacher = self.teacher
         with preserving(teacher), torch.no_grad():
             for x, _ in inputs.stream(teacher):
                 xs.append(x)
-                taught.append(logits_of(teacher(x)))
-        return torch.cat(xs), torch.cat(taught)
+                taught.append(logits_for(teacher, x))
+        return joined(xs), torch.cat(taught)
 
-    def _loss(self, network: Functional, weights: Named, x: Tensor, taught: Tensor) -> Tensor:
+    def _loss(self, network: Functional, weights: Named, x: Inputs, taught: Tensor) -> Tensor:
         """L at `weights`, over all of `x`."""
         parts = zip(x.split(_CHUNK), taught.split(_CHUNK), strict=True)
         total = torch.zeros((), device=x.device)
@@ -150,7 +151,7 @@ class TeacherCurvature(AbstractCriterion):
             total = total + loss * (len(x_part) / len(x))
         return total
 
-    def _model(self, network: Functional, inputs: ScoreInputs, x: Tensor, taught: Tensor) -> _Model:
+    def _model(self, network: Functional, inputs: ScoreInputs, x: Inputs, taught: Tensor) -> _Model:
         """The quadratic model of L over `x`."""
         targets = {name: network.parameters[name] for name in inputs.targets}
         slope = {name: torch.zeros_like(w, dtype=torch.float32) for name, w in targets.items()}
@@ -167,7 +168,7 @@ class TeacherCurvature(AbstractCriterion):
         return BlockQuadratic(self._blocks(network, weights, x, taught), slope, inputs.weights)
 
     def _rows(
-        self, network: Functional, targets: dict[str, Tensor], x: Tensor, taught: Tensor
+        self, network: Functional, targets: dict[str, Tensor], x: Inputs, taught: Tensor
     ) -> dict[str, Tensor]:
         """G by name, shape (R, numel)."""
         n_weights = sum(weight.numel() for weight in targets.values())
@@ -178,7 +179,7 @@ class TeacherCurvature(AbstractCriterion):
                 f"and memory_gb={self.memory_gb:g}. Raise it."
             )
         n_rows, gradients = self._gradients(network, targets, x, taught, most)
-        found = {n: x.new_empty((n_rows, w.numel()), dtype=torch.float32) for n, w in targets.items()}
+        found = {n: torch.empty((n_rows, w.numel()), device=x.device) for n, w in targets.items()}
         start = 0
         for some in gradients:
             for name, gradient in some.items():
@@ -187,7 +188,7 @@ class TeacherCurvature(AbstractCriterion):
         return found
 
     def _blocks(
-        self, network: Functional, targets: dict[str, Tensor], x: Tensor, taught: Tensor
+        self, network: Functional, targets: dict[str, Tensor], x: Inputs, taught: Tensor
     ) -> dict[str, Tensor]:
         """The blocks of GᵀG by name, shape (blocks, size, size)."""
         assert self.block is not None
@@ -208,33 +209,35 @@ class TeacherCurvature(AbstractCriterion):
         return found
 
     def _gradients(
-        self, network: Functional, targets: dict[str, Tensor], x: Tensor, taught: Tensor, most: int
+        self, network: Functional, targets: dict[str, Tensor], x: Inputs, taught: Tensor, most: int
     ) -> tuple[int, Iterator[dict[str, Tensor]]]:
         """How many rows G has, at most `most`, and the rows by name, shape (some, numel)."""
         n_weights = sum(weight.numel() for weight in targets.values())
         groups, pulls = self._pulls(network, x, taught, most)
 
-        def pulled(weights: dict[str, Tensor], group: Tensor, pull: Tensor) -> Tensor:
-            return (network(weights, group) * pull).sum()
+        def pulled(weights: dict[str, Tensor], group: tuple[Tensor, ...], pull: Tensor) -> Tensor:
+            return (network(weights, filled(x, group)) * pull).sum()
 
         per_group = cast(
-            "Callable[[dict[str, Tensor], Tensor, Tensor], dict[str, Tensor]]",
+            "Callable[[dict[str, Tensor], tuple[Tensor, ...], Tensor], dict[str, Tensor]]",
             vmap(grad(pulled), in_dims=(None, 0, 0), randomness="different"),
         )
-        chunk = max(1, min(_MOST_SAMPLES // groups.shape[1], _MOST_GRADIENTS // n_weights))
+        chunk = max(1, min(_MOST_SAMPLES // pulls.shape[1], _MOST_GRADIENTS // n_weights))
 
         def rows() -> Iterator[dict[str, Tensor]]:
-            for start in range(0, len(groups), chunk):
+            for start in range(0, len(pulls), chunk):
                 place = slice(start, start + chunk)
                 # vmap differentiates by itself
                 with torch.no_grad(), sample_by_sample(self, "Choose TeacherFisher or LayerReconstruction."):
-                    gradients = per_group(targets, groups[place], pulls[place])
+                    gradients = per_group(targets, tuple(group[place] for group in groups), pulls[place])
                 yield {name: gradient.flatten(1).float() for name, gradient in gradients.items()}
 
-        return len(groups), rows()
+        return len(pulls), rows()
 
-    def _pulls(self, network: Functional, x: Tensor, taught: Tensor, most: int) -> tuple[Tensor, Tensor]:
-        """Inputs in groups, (R, b, …), and what the logits of each are multiplied with, (R, b, classes).
+    def _pulls(
+        self, network: Functional, x: Inputs, taught: Tensor, most: int
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Inputs in groups, (R, b, …) each, and what the logits are multiplied with, (R, b, classes).
 
         The gradient of ``T·CE(z/T, ŷ)`` with respect to z is ``softmax(z/T) − e_ŷ``. It has mean 0 over draws
         from the student, so a group's gradient is divided by √b only.
@@ -252,15 +255,16 @@ class TeacherCurvature(AbstractCriterion):
         if self.draw == "exact":
             n = min(len(x), max(1, most // n_classes))
             spread = torch.arange(n, device=x.device) * len(x) // n
-            p, chosen = p[spread], x[spread]
+            p, chosen = p[spread], tensors_of(x[spread])
             pulls = (p[:, None] - classes) * (p[:, :, None] / n).sqrt()
-            return chosen.repeat_interleave(n_classes, dim=0)[:, None], pulls.reshape(-1, 1, n_classes)
+            groups = tuple(tensor.repeat_interleave(n_classes, dim=0)[:, None] for tensor in chosen)
+            return groups, pulls.reshape(-1, 1, n_classes)
         q = logits if self.draw == "student" else taught
         generator = torch.Generator().manual_seed(self.seed)
         drawn = draw_classes(q / self.temperature, generator)
         size = -(-len(x) // most)
         n_rows = len(x) // size
-        groups = x[: n_rows * size].view(n_rows, size, *x.shape[1:])
+        groups = tuple(tensor[: n_rows * size].unflatten(0, (n_rows, size)) for tensor in tensors_of(x))
         pulls = (p - classes[drawn])[: n_rows * size] / math.sqrt(n_rows * size)
         return groups, pulls.view(n_rows, size, n_classes)
 

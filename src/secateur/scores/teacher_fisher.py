@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from secateur.counts import check_fraction
 from secateur.errors import ScoreError
-from secateur.losses import check_finite, check_outputs, check_temperature, logits_of
+from secateur.losses import check_finite, check_outputs, check_temperature, logits_for
 from secateur.naming import Named
 from secateur.scores.base import AbstractCriterion, ScoreInputs, preserving
 from secateur.scores.gradient import Accumulation, Accumulator, backward_to
@@ -86,8 +86,8 @@ class TeacherFisher(AbstractCriterion):
         with preserving(teacher):
             for index, (x, _) in enumerate(inputs.stream(teacher)):
                 with torch.no_grad():
-                    taught = logits_of(teacher(x))
-                logits = logits_of(inputs.model(x))
+                    taught = logits_for(teacher, x)
+                logits = inputs.logits(x)
                 check_outputs(logits, taught)
                 loss = self._loss(logits, taught, generator)
                 check_finite("teacher's", loss, index)

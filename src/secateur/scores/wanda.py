@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import InvalidArgument, ScoreError
+from secateur.inputs import call
 from secateur.naming import Named
 from secateur.scores.base import AbstractCriterion, ScoreInputs
 from secateur.scores.unfolding import TRANSPOSED, Convolution, Transposed, layers_of, under_kernel
@@ -68,7 +69,7 @@ class Wanda(AbstractCriterion):
             with ExitStack() as stack, torch.no_grad():
                 for layer in chain.from_iterable(layers.values()):
                     stack.callback(layer.register_forward_hook(look, with_kwargs=True).remove)
-                model(x)
+                call(model, x)
         scores: dict[str, Tensor] = {}
         for name, weight in inputs.weights.items():
             seen = [_spread(layer, squares[layer]) for layer in layers[name] if layer in squares]

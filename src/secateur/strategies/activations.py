@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from secateur.errors import ScoreError
+from secateur.inputs import call
 from secateur.modules import device_of
 from secateur.naming import Batches, split_batches
 from secateur.scores.base import preserving
@@ -66,7 +67,7 @@ def layer_entropies(
     with preserving(model), torch.no_grad():
         for inputs, _ in split_batches(batches, device_of(model)):
             with _Tracing(names, count):
-                model(inputs)
+                call(model, inputs)
     if not counts:
         raise ScoreError(
             "no prunable layer is followed by a rectifier such as ReLU or GELU, so none has an entropy. "

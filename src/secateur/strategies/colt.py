@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from secateur.counts import check_fraction, n_keep
 from secateur.errors import DataError, InvalidArgument, TrainingError
-from secateur.losses import logits_of
+from secateur.losses import logits_for, logits_of
 from secateur.masks import Masks
 from secateur.modules import device_of
 from secateur.naming import IndexedLoader, split_batches
@@ -204,4 +204,4 @@ def _count_outputs(problem: Problem) -> int:
     """Number of logits of the student."""
     inputs, _ = next(split_batches(problem.calibration, device_of(problem.student)))
     with preserving(problem.student), torch.no_grad():
-        return logits_of(problem.student(inputs[:2])).shape[1]
+        return logits_for(problem.student, inputs[:2]).shape[1]
