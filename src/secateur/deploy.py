@@ -105,6 +105,11 @@ def load_student(folder: Path) -> tuple[nn.Module, tuple[int, ...]]:
             f"{str(folder / 'result.json')!r} does not say what its student is. Compile it in Python: "
             "secateur.runtime.compile(model, example)."
         ) from error
+    if not shape:
+        raise RunError(
+            f"the student of {str(folder)!r} takes several inputs. Compile it in Python, where you can give "
+            "examples of them: secateur.runtime.compile(model, examples)."
+        )
     student = build_model(spec, num_classes=n_classes, in_channels=shape[0]).eval()
     checkpoint = folder / "student.safetensors"
     if not checkpoint.is_file():

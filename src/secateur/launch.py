@@ -283,7 +283,7 @@ def _build(setup: Setup, role: str, data: Data, device: torch.device) -> nn.Modu
         # Two networks of one architecture must not start, and so end, as the same one.
         torch.manual_seed(2 * setup.seed + (role == "teacher"))
         spec = _spec(setup, role, data)
-        network = build_model(spec, num_classes=data.n_classes, in_channels=data.input_shape[0])
+        network = build_model(spec, num_classes=data.n_classes, in_channels=data.in_channels)
     network.to(device).eval()
     weights = setup.teacher_weights if role == "teacher" else setup.student_weights
     if weights is not None:
@@ -338,6 +338,11 @@ def _spec(setup: Setup, role: str, data: Data) -> str:
     given = setup.teacher if role == "teacher" else setup.student
     if given is not None:
         return given
+    if len(data.input_shape) != 3:
+        raise InvalidArgument(
+            f"there is no {role} by default for {data.name!r}, whose inputs are no images: name one, such as "
+            f"--{role} pkg.mod:factory."
+        )
     if data.input_shape[-1] < 32:
         return "wide-cnn" if role == "teacher" else "small-cnn"
     return "resnet56" if role == "teacher" else "resnet20"

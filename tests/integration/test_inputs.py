@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ import secateur as sc
 from helpers import Indexed
 from integration.train_helpers import Gated, InTwo, Stacked
 from secateur.calibration import CalibrationRecovery
+from secateur.cli import main
 from secateur.data import Data
 from secateur.errors import DataError, InvalidArgument
 from secateur.inputs import Arguments, as_inputs, joined
@@ -240,3 +242,25 @@ def test_other_looks_are_of_one_tensor() -> None:
     recovery = replace(CalibrationRecovery(steps=1, final_steps=1), augment="mix")
     with pytest.raises(InvalidArgument, match="augment changes inputs that are one tensor, got 2 tensors"):
         sc.cut(student, formed("by name", batches()), sc.Magnitude(), sparsity=0.5, recovery=recovery)
+
+
+def student_of_two(num_classes: int) -> nn.Module:
+    assert num_classes == CLASSES
+    return Gated()
+
+
+def data_in_two(seed: int, batch_size: int) -> Data:
+    return data_of("a dict with labels")
+
+
+def test_a_run_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = ["--data", f"{__name__}:data_in_two", "--sparsity", "0.5", "--out", str(tmp_path / "run")]
+    assert main(["prune", *data]) == 2
+    assert "there is no student by default for 'gated'" in capsys.readouterr().err
+    named = [
+        option for role in ("student", "teacher") for option in (f"--{role}", f"{__name__}:student_of_two")
+    ]
+    assert main(["prune", *data, *named, "--pretrain.epochs", "1", "--recovery.epochs", "1"]) == 0
+    assert main(["report", str(tmp_path / "run")]) == 0
+    assert main(["compile", str(tmp_path / "run")]) == 1
+    assert "takes several inputs. Compile it in Python" in capsys.readouterr().err

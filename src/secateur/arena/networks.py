@@ -170,7 +170,7 @@ class Networks:
             network = build_model(
                 spec,
                 num_classes=self.data.n_classes,
-                in_channels=self.data.input_shape[0],
+                in_channels=self.data.in_channels,
                 width=width,
             )
         return network.to(self.device)

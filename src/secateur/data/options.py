@@ -114,6 +114,11 @@ class Data:
                 f"data {self.name!r}: {len(self.classes)} names of classes for {self.n_classes} classes."
             )
 
+    @property
+    def in_channels(self) -> int:
+        """First size of an input, the channels of an image; 1 where there are several inputs."""
+        return self.input_shape[0] if self.input_shape else 1
+
     def to(self, device: torch.device | str) -> Data:
         """The same data, the images of every `ImageLoader` on `device`, where its batches are then made."""
         return replace(self, **{name: part.to(device) for name, part in self._image_loaders().items()})
