@@ -62,6 +62,25 @@ def test_the_score_is_magnitude_times_a_power_of_the_mean_squared_gradient(power
         assert torch.allclose(scores[name], expected, rtol=1e-2, atol=1e-3 * float(expected.max())), name
 
 
+def test_positions_count_as_samples() -> None:
+    """A network that reads several vectors a sample, such as a model of words, scores as on each alone."""
+
+    class Each(nn.Module):
+        def __init__(self, inner: nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x).movedim(-1, 1)
+
+    student, teacher, batches = setup()
+    expected = score(student, [x for x, _ in batches], TeacherFisher(teacher, seed=4))
+    three = [x.unflatten(0, (1, -1)) for x, _ in batches]
+    found = score(Each(student), three, TeacherFisher(Each(teacher), seed=4))
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[f"inner.{name}"], tensor)
+
+
 def test_in_expectation_the_drawn_gradient_is_that_of_the_teachers_loss() -> None:
     student, teacher = make_mlp(), make_mlp(1)
     x = vectors()[0][0].repeat(20_000, 1)

@@ -59,7 +59,7 @@ class TeacherFisher(AbstractCriterion):
 
         Raises:
             ScoreError: if teacher and student outputs cannot be compared or are not logits of shape
-                (batch, classes), or if a loss is not finite.
+                (batch, classes, …), or if a loss is not finite.
         """
         squared = inputs.squared_gradients
         if squared is None:
@@ -96,12 +96,13 @@ class TeacherFisher(AbstractCriterion):
         return squares.result()
 
     def _loss(self, logits: Tensor, taught: Tensor, generator: torch.Generator) -> Tensor:
-        """T²·CE(z_S/T, ŷ), averaged over the batch."""
-        if logits.ndim != 2 or logits.shape[1] < 2:
+        """T²·CE(z_S/T, ŷ), averaged over the batch, and over positions where the logits have them."""
+        if logits.ndim < 2 or logits.shape[1] < 2:
             raise ScoreError(
-                "the teacher's loss is drawn from logits of shape (batch, classes), with 2 classes or more, "
-                f"got {tuple(logits.shape)}."
+                "the teacher's loss is drawn from logits of shape (batch, classes, …), with 2 classes or "
+                f"more, got {tuple(logits.shape)}."
             )
+        logits, taught = (z.movedim(1, -1).flatten(0, -2) for z in (logits, taught))
         drawn = draw_classes(taught / self.temperature, generator)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return self.temperature**2 * torch.nn.functional.cross_entropy(logits / self.temperature, drawn)
