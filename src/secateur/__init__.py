@@ -34,6 +34,7 @@ __all__ = [
     "AbstractCriterion",
     "AbstractPattern",
     "AbstractScope",
+    "Arguments",
     "CalibrationRecovery",
     "CheckpointError",
     "CompileError",

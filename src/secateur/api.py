@@ -65,6 +65,9 @@ from secateur.evaluate import (
     evaluate as evaluate,
     reestimate_batchnorm as reestimate_batchnorm,
 )
+from secateur.inputs import (
+    Arguments as Arguments,
+)
 from secateur.losses import (
     kd_loss as kd_loss,
 )

@@ -63,9 +63,10 @@ def test_an_output_object_with_logits_is_understood() -> None:
         ([(torch.randn(2, 6), torch.zeros(2, 1, dtype=torch.int64))], r"shape \(batch,\), got \(2, 1\)"),
         ([(torch.randn(2, 6), torch.zeros(2, 3))], r"shape \(batch,\), got \(2, 3\)"),
         ([(torch.full((2, 6), torch.nan), torch.zeros(2, dtype=torch.int64))], "NaN or infinity"),
-        ([{"x": 1}], "got dict"),
-        ([(1, 2, 3)], "got tuple"),
-        ([("a", "b")], "must be tensors, got str and str"),
+        ([{"x": 1}], "got int"),
+        ([(1, 2, 3)], "got 3 parts"),
+        ([("a", "b")], "labels of a batch must be a tensor, got str"),
+        ([("a", torch.zeros(2))], "inputs of a batch must be a tensor, several .* got str"),
     ],
 )
 def test_bad_batches_are_refused_and_modes_come_back(batches: list[object], message: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,16 @@ from secateur.calibration import CalibrationRecovery
 from secateur.cli import main
 from secateur.data import Data
 from secateur.errors import DataError, InvalidArgument
-from secateur.inputs import Arguments, as_inputs, joined
+from secateur.inputs import Arguments, as_inputs, call, joined
 from secateur.naming import split_batches
 from secateur.scores import CRITERIA
+from secateur.steps import RecordedSteps, StepInputs, make_steps
 from secateur.strategies import AbstractStrategy, EntropyGuided, IterativeMagnitude, carry_out
 from secateur.strategies.activations import layer_entropies
 from secateur.targets import select_targets
 from secateur.testing.networks import CLASSES, images, make_cnn, seeded
 
+CPU = torch.device("cpu")
 FORMS: dict[str, Callable[[Tensor, Tensor, Tensor], object]] = {
     "by place": lambda x, gate, y: ((x, gate), y),
     "by name": lambda x, gate, y: ({"gate": gate, "x": x}, y),
@@ -145,6 +148,32 @@ def test_strategies(strategy: AbstractStrategy, views: int) -> None:
     require_same(*ends)
 
 
+@pytest.mark.parametrize("taught", [False, True])
+def test_recorded_steps_run_on_memory_of_their_own(taught: bool) -> None:
+    """As a CUDA graph does, here replayed by calling the step again."""
+
+    def record(run: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
+        loss = torch.zeros(())
+        return loss, lambda: loss.copy_(run()) and None
+
+    def loss_of(network: Callable[..., Any], batch: StepInputs) -> Tensor:
+        target = batch.labels if batch.guidance is None else batch.guidance.softmax(1)
+        return nn.functional.cross_entropy(call(network, batch.inputs), target)
+
+    ends: list[Mapping[str, Tensor]] = []
+    for recorded in (False, True):
+        model = networks()[1]
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        steps: Any = make_steps(model, optimizer, loss_of, execution="eager", device=CPU, n_steps=0)
+        steps = RecordedSteps(steps, record, nullcontext, CPU) if recorded else steps
+        losses: list[float] = []
+        for x, y in batches(6):
+            given = Arguments((x[:, :6].contiguous(),), {"gate": x[:, 6:].contiguous()})
+            losses.append(float(steps(StepInputs(given, y, x[:, :CLASSES] if taught else None), 0.125)))
+        ends.append({**model.state_dict(), "losses": torch.tensor(losses)})
+    require_same(*ends)
+
+
 def test_layer_entropies() -> None:
     stacked, gated = networks()
     expected = layer_entropies(stacked, batches(), select_targets(stacked))
@@ -201,7 +230,7 @@ def test_batches_that_differ_in_form_are_refused() -> None:
     student = networks()[1]
     mixed = [*formed("by name", batches(1)), {"x": torch.zeros(2, 6)}]
     with pytest.raises(DataError, match=r"one shape, got gate \(8,\), x \(6,\) and x \(6,\)\. Pad"):
-        joined([inputs for inputs, _ in split_batches(mixed, torch.device("cpu"))])
+        joined([inputs for inputs, _ in split_batches(mixed, CPU)])
     with pytest.raises(
         DataError, match=r"Gated cannot be called .* \('x'\): missing a required argument: 'gate'"
     ):

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from helpers import indexed_images, indexed_vectors, make_cnn, make_mlp, same_bits, same_state
-from integration.train_helpers import GUIDED, PLAIN, Gated, InTwo, pruned, student_cnn
+from integration.train_helpers import GUIDED, PLAIN, pruned, student_cnn
 from secateur import steps as steps_module
 from secateur import train as train_module
 from secateur.enforce import keep_masks
@@ -24,7 +24,6 @@ from secateur.errors import InvalidArgument, SecateurWarning
 from secateur.evaluate import evaluate
 from secateur.steps import CompiledBackward, EagerSteps, RecordedSteps, StepInputs, make_steps
 from secateur.teacher_cache import TeacherLogits
-from secateur.testing.networks import CLASSES
 from secateur.train import TrainState, fit
 
 CPU = torch.device("cpu")
@@ -92,22 +91,6 @@ def test_recorded_steps_train_as_ordinary_ones(
     assert found[0][0] == found[1][0]
     assert same_state(found[0][1], found[1][1])
     assert same_state(found[0][2], found[1][2])
-
-
-@pytest.mark.usefixtures("exact_rates")
-@pytest.mark.parametrize("views", [0, 1])
-def test_recorded_steps_take_several_tensors(request: pytest.FixtureRequest, views: int) -> None:
-    """With a teacher who is asked, or remembered."""
-    x, y = torch.randn(30, 14, generator=torch.Generator().manual_seed(1)), torch.arange(30) % CLASSES
-    start, teacher = Gated(), Gated()
-    found: list[dict[str, Tensor]] = []
-    for recorded in (False, True):
-        tape = request.getfixturevalue("tape") if recorded else None
-        model = copy.deepcopy(start)
-        list(fit(model, InTwo(x, y), replace(GUIDED, teacher_views=views), teacher=teacher))
-        found.append(model.state_dict())
-        assert tape is None or tape.replays == 3 * 3 - 3
-    assert same_state(*found)
 
 
 @pytest.mark.usefixtures("exact_rates")

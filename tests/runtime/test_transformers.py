@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
-from runtime.models import worst_error
+import secateur as sc
+from secateur.runtime import Engine
 from secateur.runtime import compile as compile_model
 
 transformers: Any = pytest.importorskip("transformers")
@@ -77,72 +81,67 @@ IMAGES: dict[str, dict[str, Any]] = {
 }
 
 
-class Words(nn.Module):
-    """A model of words and their mask: what its last layer gives."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__()
-        config = getattr(transformers, f"{name}Config")(**TEXT | TEXTS[name])
-        self.model = getattr(transformers, f"{name}Model")(config)
-
-    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
-        return self.model(input_ids=ids, attention_mask=mask).last_hidden_state
+HEADS_OF = {"Segformer": "SemanticSegmentation"}
+PAIRS: dict[str, dict[str, Any]] = {
+    "T5": {"vocab_size": 60, "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4},
+    "Bart": {"vocab_size": 60, "d_model": 32, "max_position_embeddings": 40}
+    | {f"{part}_layers": 2 for part in ("encoder", "decoder")}
+    | {f"{part}_attention_heads": 4 for part in ("encoder", "decoder")}
+    | {f"{part}_ffn_dim": 64 for part in ("encoder", "decoder")},
+}
 
 
-class Pixels(nn.Module):
-    """A model of images: its logits."""
+def made(name: str, kind: str, options: dict[str, Any]) -> nn.Module:
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{name}Config")(**options)
+    return getattr(transformers, name + kind)(config).eval()
 
-    def __init__(self, name: str) -> None:
-        super().__init__()
-        task = "SemanticSegmentation" if name == "Segformer" else "ImageClassification"
-        config = getattr(transformers, f"{name}Config")(**IMAGES[name])
-        self.model = getattr(transformers, f"{name}For{task}")(config)
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        return self.model(pixels).logits
+def padded_words() -> dict[str, Tensor]:
+    ids, mask = torch.randint(5, 60, (3, 10)), torch.ones(3, 10, dtype=torch.int64)
+    ids[0, 7:], ids[2, 1:], mask[0, 7:], mask[2, 1:] = 0, 0, 0, 0
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def error_of(model: nn.Module, inputs: dict[str, Tensor]) -> float:
+    """Of the first output, logits or the last layer's, relative to its largest number."""
+    engine = Engine(compile_model(model, inputs))
+    found = engine(**inputs)
+    found = found[0] if isinstance(found, tuple) else found
+    with torch.no_grad():
+        expected = model(**inputs)[0].numpy()
+    return float(np.abs(found - expected).max() / np.abs(expected).max())
 
 
 @pytest.mark.parametrize("name", TEXTS)
 def test_words_with_padding(name: str) -> None:
-    torch.manual_seed(0)
-    model, mask = Words(name).eval(), torch.ones(3, 10, dtype=torch.int64)
-    mask[0, 7:], mask[2, 1:] = 0, 0
-    inputs = [torch.randint(5, 60, (3, 10)), mask]
-    assert worst_error(model, compile_model(model, inputs), inputs) < 1e-4
+    assert error_of(made(name, "Model", TEXT | TEXTS[name]), padded_words()) < 1e-4
 
 
 @pytest.mark.parametrize("name", ["GPT2", "Llama"])
 def test_the_last_word_before_the_padding(name: str) -> None:
     """It is found at run time, and classified."""
-    torch.manual_seed(0)
-    config = getattr(transformers, f"{name}Config")(**TEXT | TEXTS[name], pad_token_id=0)
-    model = getattr(transformers, f"{name}ForSequenceClassification")(config).eval()
+    model = made(name, "ForSequenceClassification", {**TEXT, **TEXTS[name], "pad_token_id": 0})
+    assert error_of(model, {"input_ids": padded_words()["input_ids"]}) < 1e-4
 
-    class Classifier(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
 
-        def forward(self, ids: Tensor) -> Tensor:
-            return self.model(ids).logits
-
-    ids = torch.randint(5, 60, (3, 10))
-    ids[0, 7:], ids[2, 1:] = 0, 0
-    assert worst_error(Classifier(), compile_model(Classifier(), ids), [ids]) < 1e-4
+@pytest.mark.parametrize("name", PAIRS)
+def test_from_words_to_words(name: str) -> None:
+    options = {**PAIRS[name], "use_cache": False, "decoder_start_token_id": 0}
+    inputs = {**padded_words(), "decoder_input_ids": torch.randint(5, 60, (3, 7))}
+    assert error_of(made(name, "ForConditionalGeneration", options), inputs) < 1e-4
 
 
 @pytest.mark.parametrize("name", IMAGES)
 def test_images(name: str) -> None:
-    torch.manual_seed(0)
-    model = Pixels(name).eval()
+    model = made(name, f"For{HEADS_OF.get(name, 'ImageClassification')}", IMAGES[name])
     for parameter in model.parameters():  # some begin at zero, and hide what is before them
         parameter.data += 0.02 * torch.randn_like(parameter)
-    images = torch.randn(2, 3, IMAGES[name].get("image_size", 64), IMAGES[name].get("image_size", 64))
-    assert worst_error(model, compile_model(model, images), [images]) < 1e-4
+    size = IMAGES[name].get("image_size", 64)
+    assert error_of(model, {"pixel_values": torch.randn(2, 3, size, size)}) < 1e-4
 
 
 def test_sound() -> None:
-    torch.manual_seed(0)
     sizes = {
         "conv_dim": [16, 16],
         "conv_stride": [5, 2],
@@ -150,15 +149,32 @@ def test_sound() -> None:
         "num_feat_extract_layers": 2,
     }
     positions = {"num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4}
-    config = transformers.Wav2Vec2Config(**TEXT, **sizes, **positions)
+    model = made("Wav2Vec2", "ForSequenceClassification", {**TEXT, **sizes, **positions})
+    assert error_of(model, {"input_values": torch.randn(2, 1000)}) < 1e-4
 
-    class Sound(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = transformers.Wav2Vec2ForSequenceClassification(config)
 
-        def forward(self, x: Tensor) -> Tensor:
-            return self.model(x).logits
-
-    model, sound = Sound().eval(), torch.randn(2, 1000)
-    assert worst_error(model, compile_model(model, sound), [sound]) < 1e-4
+def test_a_model_is_pruned_with_the_batches_of_a_loader() -> None:
+    """Cut with distillation steps, trained with its teacher, and compiled; nothing is wrapped."""
+    torch.manual_seed(0)
+    rows = [
+        {
+            "input_ids": ids,
+            "attention_mask": (torch.arange(12) < 6 + len(ids) // 4).long(),
+            "labels": int(ids[0] % 3),
+        }
+        for ids in torch.randint(5, 60, (32, 12))
+    ]
+    loader = DataLoader(rows, batch_size=8)  # pyright: ignore[reportArgumentType]
+    student = made("Bert", "ForSequenceClassification", {**TEXT, "num_labels": 3})
+    teacher = copy.deepcopy(student)
+    recovery = sc.CalibrationRecovery(steps=2, final_steps=4)
+    scope = sc.Global(min_density=0.05)
+    how: Any = {"sparsity": 0.7, "stages": 2, "scope": scope, "recovery": recovery}
+    masks = sc.cut(student, loader, sc.TeacherFisher(teacher), **how)
+    recipe = sc.Recovery(epochs=1, kd_weight=0.5)
+    (epoch,) = sc.fit(student, loader, recipe, masks=masks, teacher=teacher)
+    assert np.isfinite(epoch.loss)
+    assert masks.sparsity == pytest.approx(0.7, abs=1e-3)
+    masks.check(student)
+    inputs = {name: tensor for name, tensor in next(iter(loader)).items() if name != "labels"}
+    assert error_of(student.eval(), inputs) < 1e-4
