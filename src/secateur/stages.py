@@ -21,7 +21,7 @@ from secateur.masks import Masks
 from secateur.naming import Batches, Loss, Named
 from secateur.schedules import geometric_sparsities
 from secateur.scores import AbstractCriterion, score
-from secateur.targets import MAKE_PARAMETERS, computed_weights, select_targets
+from secateur.targets import MAKE_PARAMETERS, computed_weights, dense_majority, select_targets
 
 
 @dataclass(frozen=True)
@@ -221,12 +221,21 @@ def fitting_targets(
         InvalidArgument: if the pattern fits none of them.
 
     Warns:
-        LeftDenseWarning: naming those that it does not fit, and layers whose weight is no parameter.
+        LeftDenseWarning: naming those that it does not fit, layers whose weight is no parameter, and what
+            else is left dense where that is most of the weights.
     """
     targets = select_targets(model, include=include, exclude=exclude)
     if made := computed_weights(model):
         warnings.warn(
             f"the weights of {', '.join(made)} are no parameters and stay dense. {MAKE_PARAMETERS}",
+            LeftDenseWarning,
+            stacklevel=3,
+        )
+    if tuple(include) == ("*",) and (left := dense_majority(model, targets)):
+        names = ", ".join(left[:3]) + (", …" if len(left) > 3 else "")
+        warnings.warn(
+            f"most of the weights stay dense: {names} are of no kind that is pruned by default. To prune "
+            f"them too, name them: include=('*', {left[0]!r}); or include by name what is to be pruned.",
             LeftDenseWarning,
             stacklevel=3,
         )

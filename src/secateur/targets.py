@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from fnmatch import fnmatchcase
 
 from torch import nn
@@ -63,10 +63,12 @@ def select_targets(
     These are the ``weight`` tensors of `PRUNABLE_MODULES` that are trainable. A weight that is
     frozen (``requires_grad=False``) counts as one that must not be touched; a weight that is shared
     with another kind of module, such as an embedding, is left out; a shared weight appears once.
+    Other matrices (`other_matrices`) are pruned where a pattern names them and no weight of those modules.
 
     Args:
         model: Any module.
-        include: Shell patterns (``*``, ``?``, ``[…]``) of names to consider.
+        include: Shell patterns (``*``, ``?``, ``[…]``) of names to consider, such as
+            ``("*", "*.in_proj_weight")`` for the projections inside ``nn.MultiheadAttention`` too.
         exclude: Shell patterns of names to leave dense; they win over `include`.
 
     Raises:
@@ -74,18 +76,67 @@ def select_targets(
     """
     _check_patterns(include=include, exclude=exclude)
     candidates, frozen = _candidates(unwrap(model))
-    for pattern in (*(p for p in include if p != "*"), *exclude):
+    others = other_matrices(model)
+    named: set[str] = set()
+    for pattern in (p for p in include if p != "*"):
         if not any(fnmatchcase(name, pattern) for name in candidates):
-            names = ", ".join(candidates) or "none"
-            raise TargetError(f"pattern {pattern!r} matches no prunable weight. Prunable here: {names}.")
+            named |= _matched(pattern, others, candidates)
+    allowed = {n: p for n, p in parameters_by_name(model).items() if n in candidates or n in named}
+    for pattern in exclude:
+        _matched(pattern, allowed, candidates)
     chosen = {
         name: weight
-        for name, weight in candidates.items()
+        for name, weight in allowed.items()
         if any(fnmatchcase(name, p) for p in include) and not any(fnmatchcase(name, p) for p in exclude)
     }
     if not chosen:
         raise TargetError(_why_nothing(model, len(candidates), frozen))
     return chosen
+
+
+def _matched(pattern: str, names: Collection[str], candidates: Collection[str]) -> set[str]:
+    """Which of `names` a pattern matches.
+
+    Raises:
+        TargetError: if it matches none.
+    """
+    found = {name for name in names if fnmatchcase(name, pattern)}
+    if not found:
+        prunable = ", ".join(candidates) or "none"
+        raise TargetError(f"pattern {pattern!r} matches no prunable weight. Prunable here: {prunable}.")
+    return found
+
+
+def other_matrices(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Trainable parameters of two dimensions or more that are not pruned unless `include` names them.
+
+    Such as the projections inside ``nn.MultiheadAttention``, recurrent weights and embeddings.
+    """
+    bare = unwrap(model)
+    candidates, _ = _candidates(bare)
+    return {
+        name: parameter
+        for name, parameter in bare.named_parameters()
+        if name not in candidates and parameter.requires_grad and parameter.ndim >= 2 and parameter.numel()
+    }
+
+
+def dense_majority(model: nn.Module, targets: Mapping[str, nn.Parameter]) -> list[str]:
+    """Matrices beside `targets`, embeddings and computed weights, if they are more numbers than `targets`."""
+    tables = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, (nn.Embedding, nn.EmbeddingBag))
+        for parameter in module.parameters(recurse=False)
+    }
+    made = tuple(f"{layer}." for layer in computed_weights(model))
+    left = {
+        name: parameter
+        for name, parameter in other_matrices(model).items()
+        if name not in targets and id(parameter) not in tables and not name.startswith(made)
+    }
+    n_left, n_targets = (sum(p.numel() for p in some.values()) for some in (left, targets))
+    return list(left) if n_left > n_targets else []
 
 
 def computed_weights(model: nn.Module) -> list[str]:
@@ -136,4 +187,6 @@ def _why_nothing(model: nn.Module, n_candidates: int, n_frozen: int) -> str:
         )
     if made := computed_weights(model):
         return where + f"the weights of {', '.join(made)} are no parameters. {MAKE_PARAMETERS}"
-    return where + "it holds no Conv, ConvTranspose or Linear weight."
+    where += "it holds no Conv, ConvTranspose or Linear weight."
+    others = next(iter(other_matrices(model)), None)
+    return where if others is None else f"{where} To prune other matrices, name them: include=[{others!r}]."
