@@ -188,5 +188,5 @@ def _why_nothing(model: nn.Module, n_candidates: int, n_frozen: int) -> str:
     if made := computed_weights(model):
         return where + f"the weights of {', '.join(made)} are no parameters. {MAKE_PARAMETERS}"
     where += "it holds no Conv, ConvTranspose or Linear weight."
-    others = next(iter(other_matrices(model)), None)
-    return where if others is None else f"{where} To prune other matrices, name them: include=[{others!r}]."
+    others = dense_majority(model, {}) or list(other_matrices(model))
+    return f"{where} To prune other matrices, name them: include=[{others[0]!r}]." if others else where
