@@ -20,8 +20,19 @@ from torch.fx import Node
 from secateur.errors import CompileError
 from secateur.inputs import Arguments
 
-_TAKEN_APART = (torch.ops.aten.einsum.default, torch.ops.aten.cosine_similarity.default)
-"""Operators that torch itself replaces by others, which have a lowering."""
+_TAKEN_APART = (
+    torch.ops.aten.einsum.default,
+    torch.ops.aten.cosine_similarity.default,
+    torch.ops.aten.gru.input,
+    torch.ops.aten.lstm.input,
+    torch.ops.aten.rnn_tanh.input,
+    torch.ops.aten.rnn_relu.input,
+    torch.ops.aten.gru_cell.default,
+    torch.ops.aten.lstm_cell.default,
+    torch.ops.aten.rnn_tanh_cell.default,
+    torch.ops.aten.rnn_relu_cell.default,
+)
+"""Operators that torch itself replaces by others, which have a lowering; recurrent layers step by step."""
 
 _A_BATCH_SIZE = re.compile(r"[\w'\[\].]+\.size\(\)\[0\]")
 """The batch size of an input, in the conditions that export writes down."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from statistics import median
+from typing import Any, Literal
 
 import numpy as np
 
@@ -92,7 +93,7 @@ class Plan:
     def __str__(self) -> str:
         rows = [
             (
-                layer.name,
+                layer.name if n == 1 else f"{layer.name}, {n} times",
                 "×".join(map(str, layer.shape)),
                 f"{layer.density:.3f}",
                 "" if layer.batch is None else str(layer.batch),
@@ -101,7 +102,7 @@ class Plan:
                 "" if layer.sparse_us is None else f"{layer.sparse_us:,.0f}",
                 layer.why,
             )
-            for layer in self.layers()
+            for layer, n in _together(self.layers())
         ]
         head = ("layer", "weight", "density", "batch", "kernel", "dense µs", "sparse µs", "why")
         n_layers = sum(op.kind in ("conv", "linear") for op in self.program.ops)
@@ -172,6 +173,29 @@ def _take(entries: dict[str, Entry], name: str, code: str) -> Any:  # noqa: ANN4
     if found != code:
         raise ValueError(f"entry {name!r} is {found}, not {code}")
     return array
+
+
+def _together(layers: Sequence[Layer]) -> list[tuple[Layer, int]]:
+    """Calls of one layer with one kernel as one, with their median times, and how many they are.
+
+    A recurrent layer is called for each step of a sequence.
+    """
+    groups: dict[tuple[object, ...], list[Layer]] = {}
+    for layer in layers:
+        key = (layer.name, layer.shape, layer.density, layer.batch, layer.kernel)
+        groups.setdefault(key, []).append(layer)
+    return [
+        (
+            replace(calls[0], dense_us=_median(calls, "dense_us"), sparse_us=_median(calls, "sparse_us")),
+            len(calls),
+        )
+        for calls in groups.values()
+    ]
+
+
+def _median(layers: Sequence[Layer], name: Literal["dense_us", "sparse_us"]) -> float | None:
+    times = [time for layer in layers if (time := getattr(layer, name)) is not None]
+    return median(times) if times else None
 
 
 def _layers_of(op: Op, weight: Weight) -> list[Layer]:

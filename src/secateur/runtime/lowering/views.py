@@ -131,7 +131,7 @@ def unbind(low: Lowering, x: Activation, dim: int) -> list[Activation]:
     return [low.reshape(sliced(low, x, dim, i, i + 1), shape) for i in range(x.shape[dim])]
 
 
-@lowers("split.Tensor", "split_with_sizes.default", "chunk.default")
+@lowers("split.Tensor", "unsafe_split.Tensor", "split_with_sizes.default", "chunk.default")
 def split(low: Lowering, x: Activation, dim: int, **_: object) -> list[Activation]:
     """Parts of a dimension, one behind the other; their sizes are those of the results."""
     dim = dimension(dim, x.shape)
