@@ -85,56 +85,57 @@ void PlainBuilder::convolution(const Op& op) {
 }
 
 // Slices of as many outputs as floats in a vector, the longest rows together.
-void PlainBuilder::gather_linear(const Op& op) {
-  const Shape& x = session_.shapes_[size_t(op.inputs[0])];
-  const int64_t inputs = x.back(), outputs = op.weight->shape[0], n_rows = count(x) / inputs;
-  const int64_t lanes = session_.table_.floats;
-  const SparseRows rows = sparse_rows(*op.weight, 1);
-  struct Packed {
-    std::vector<float> weights, bias;
-    std::vector<int32_t> columns, n_steps, rows;
-    std::vector<int64_t> first;  // per slice
-  };
-  const auto packed = std::make_shared<Packed>();
-  packed->bias.assign(size_t(outputs), 0.0f);
-  if (op.bias) packed->bias = op.bias->all();
+GatheredRows::GatheredRows(const SparseRows& sparse, int64_t outputs, int64_t lanes) {
   std::vector<int32_t> order;
   for (int64_t r = 0; r < outputs; r++) order.push_back(int32_t(r));
-  const auto length = [&](int32_t r) { return rows.starts[size_t(r) + 1] - rows.starts[size_t(r)]; };
+  const auto length = [&](int32_t r) { return sparse.starts[size_t(r) + 1] - sparse.starts[size_t(r)]; };
   std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return length(a) > length(b); });
   const int64_t slices = (outputs + lanes - 1) / lanes;
   int64_t padded = 0;
   for (int64_t s = 0; s < slices; s++) padded += length(order[size_t(s * lanes)]) * lanes;
   check_available(padded * 8);
-  packed->weights.reserve(size_t(padded));
-  packed->columns.reserve(size_t(padded));
+  weights.reserve(size_t(padded));
+  columns.reserve(size_t(padded));
   for (int64_t s = 0; s < slices; s++) {
     const int64_t steps = length(order[size_t(s * lanes)]);
-    packed->n_steps.push_back(int32_t(steps));
-    packed->first.push_back(int64_t(packed->weights.size()));
-    const size_t base = packed->weights.size();
-    packed->weights.resize(base + size_t(steps * lanes), 0.0f);
-    packed->columns.resize(base + size_t(steps * lanes), 0);
+    n_steps.push_back(int32_t(steps));
+    first.push_back(int64_t(weights.size()));
+    const size_t base = weights.size();
+    weights.resize(base + size_t(steps * lanes), 0.0f);
+    columns.resize(base + size_t(steps * lanes), 0);
     for (int64_t i = 0; i < lanes; i++) {
       const int64_t place = s * lanes + i;
       const int32_t row = place < outputs ? order[size_t(place)] : -1;
-      packed->rows.push_back(row);
+      rows.push_back(row);
       if (row < 0) continue;
       for (int64_t k = 0; k < length(row); k++) {
-        const auto& entry = rows.entries[size_t(rows.starts[size_t(row)] + k)];
-        packed->weights[base + size_t(k * lanes + i)] = entry.weight;
-        packed->columns[base + size_t(k * lanes + i)] = entry.channel;
+        const auto& entry = sparse.entries[size_t(sparse.starts[size_t(row)] + k)];
+        weights[base + size_t(k * lanes + i)] = entry.weight;
+        columns[base + size_t(k * lanes + i)] = entry.channel;
       }
     }
   }
+}
+
+void PlainBuilder::gather_linear(const Op& op) {
+  const Shape& x = session_.shapes_[size_t(op.inputs[0])];
+  const int64_t inputs = x.back(), outputs = op.weight->shape[0], n_rows = count(x) / inputs;
+  const int64_t lanes = session_.table_.floats, slices = (outputs + lanes - 1) / lanes;
+  // A recurrent layer reads the same weight in every step: one copy of it stays in the cache.
+  std::shared_ptr<const GatheredRows>& packed = session_.gathered_[op.weight];
+  if (!packed) {
+    packed = std::make_shared<GatheredRows>(sparse_rows(*op.weight, 1), outputs, lanes);
+    session_.weight_bytes_ += int64_t(packed->weights.size() * (sizeof(float) + sizeof(int32_t)));
+  }
+  const auto bias = std::make_shared<std::vector<float>>(size_t(outputs), 0.0f);
+  if (op.bias) *bias = op.bias->all();
   const int from = session_.plain(op.inputs[0]), to = session_.new_plain(op.output);
   const int residual = op.inputs.size() == 2 ? session_.plain(op.inputs[1]) : -1;
   session_.forms_[size_t(op.output)].plain = to;
-  session_.weight_bytes_ += int64_t(packed->weights.size() * (sizeof(float) + sizeof(int32_t)));
   const int64_t parts = tasks_for(session_.threads_, slices, int64_t(packed->weights.size()));
   const auto gather = session_.table_.gather;
   const Activation activation = op.activation;
-  session_.add_stage(n_rows * parts, {from, to, residual}, [=](Context& context, int64_t task, int) {
+  session_.add_stage(n_rows * parts, {from, to, residual}, [=, packed = packed](Context& context, int64_t task, int) {
     const int64_t row = task / parts;
     const Share share = share_of(slices, task % parts, parts);
     if (share.begin == share.end) return;
@@ -144,7 +145,7 @@ void PlainBuilder::gather_linear(const Op& op) {
     call.n_steps = packed->n_steps.data() + share.begin;
     call.rows = packed->rows.data() + share.begin * lanes;
     call.n_slices = share.end - share.begin;
-    call.bias = packed->bias.data();
+    call.bias = bias->data();
     call.input = floats(context, from) + row * inputs;
     call.residual = residual < 0 ? nullptr : floats(context, residual) + row * outputs;
     call.output = floats(context, to) + row * outputs;

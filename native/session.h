@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -40,6 +41,15 @@ class Context {
 using Work = std::function<void(Context&, int64_t task, int thread)>;
 
 class Mover;
+
+// A sparse weight as `GatherCall` reads it: outputs side by side in the lanes of a vector, an input after the other.
+struct GatheredRows {
+  GatheredRows(const SparseRows& sparse, int64_t outputs, int64_t lanes);
+
+  std::vector<float> weights;
+  std::vector<int32_t> columns, n_steps, rows;
+  std::vector<int64_t> first;  // per slice
+};
 
 class Session {
  public:
@@ -110,6 +120,7 @@ class Session {
   std::vector<LaneLayout> layouts_;  // that a value has, or would have, as images
   std::vector<Buffer> buffers_;
   std::vector<Stage> stages_;
+  std::map<const Weight*, std::shared_ptr<const GatheredRows>> gathered_;
   std::vector<int> input_buffers_, output_buffers_;
   int64_t arena_bytes_ = 0, scratch_bytes_ = 0, weight_bytes_ = 0;
 };
