@@ -16,8 +16,10 @@ from secateur.config import RunConfig, load_config
 from secateur.data import load_data
 from secateur.errors import CheckpointError, RunError
 from secateur.files import read_json
+from secateur.inputs import Inputs, call
+from secateur.losses import logits_for
 from secateur.models import build_model
-from secateur.naming import Batches
+from secateur.naming import Batches, split_batches
 from secateur.runtime import Engine, Plan
 from secateur.runtime import compile as compile_model
 from secateur.runtime.bench import Network
@@ -30,12 +32,10 @@ class Deployed:
     Attributes:
         plan: Its student as a plan.
         student: Its student in torch, in eval mode.
-        input_shape: Of one input, (C, H, W).
     """
 
     plan: Plan
     student: nn.Module
-    input_shape: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,11 @@ def compile_run(
     fallback: Literal["torch"] | None,
     batches: Iterable[int],
     threads: int | None,
+    data_dir: str | None = None,
 ) -> Deployed:
     """The pruned student of a run as a plan, compiled with random inputs of the shape of its data.
+
+    A student of several inputs is compiled with those of its test split.
 
     Args:
         folder: Of a finished run.
@@ -73,6 +76,7 @@ def compile_run(
         fallback: As there.
         batches: As there.
         threads: As there.
+        data_dir: See `test_batches`.
 
     Raises:
         RunError: if the folder is not that of a finished run.
@@ -80,15 +84,20 @@ def compile_run(
     """
     student, shape = load_student(folder)
     sizes = sorted(set(batches))
-    example = torch.randn(max(sizes, default=1), *shape, generator=torch.Generator().manual_seed(0))
+    size = max(sizes, default=1)
+    if shape:
+        example: Inputs = torch.randn(size, *shape, generator=torch.Generator().manual_seed(0))
+    else:
+        example, _ = next(split_batches(test_batches(folder, data_dir), torch.device("cpu")))
+        example = example[torch.arange(size) % len(example)]
     plan = compile_model(
         student, example, precision=precision, fallback=fallback, batches=sizes, threads=threads
     )
-    return Deployed(plan, student, shape)
+    return Deployed(plan, student)
 
 
 def load_student(folder: Path) -> tuple[nn.Module, tuple[int, ...]]:
-    """The pruned student of a run in eval mode, and the shape of one input.
+    """The pruned student of a run in eval mode, and the shape of one input; empty where there are several.
 
     Raises:
         RunError: if the folder is not that of a finished run, or does not name its student.
@@ -105,12 +114,7 @@ def load_student(folder: Path) -> tuple[nn.Module, tuple[int, ...]]:
             f"{str(folder / 'result.json')!r} does not say what its student is. Compile it in Python: "
             "secateur.runtime.compile(model, example)."
         ) from error
-    if not shape:
-        raise RunError(
-            f"the student of {str(folder)!r} takes several inputs. Compile it in Python, where you can give "
-            "examples of them: secateur.runtime.compile(model, examples)."
-        )
-    student = build_model(spec, num_classes=n_classes, in_channels=shape[0]).eval()
+    student = build_model(spec, num_classes=n_classes, in_channels=shape[0] if shape else 1).eval()
     checkpoint = folder / "student.safetensors"
     if not checkpoint.is_file():
         raise CheckpointError(f"there is no checkpoint {str(checkpoint)!r}; was the run stopped?")
@@ -125,9 +129,13 @@ def network_of_run(folder: Path) -> Network:
         folder: Of a finished run.
 
     Raises:
-        RunError: if there is no finished run.
+        RunError: if there is no finished run, or its student takes several inputs.
     """
     student, shape = load_student(folder)
+    if not shape:
+        raise RunError(
+            f"the student of {str(folder)!r} takes several inputs, which this benchmark cannot make."
+        )
     sparsity = read_json(folder / "result.json")["sparsity"]["asked"]
     return Network(
         f"run-{folder.name}", sparsity, "pruned", lambda batch: (student, torch.zeros(batch, *shape))
@@ -161,9 +169,10 @@ def compare(deployed: Deployed, engine: Engine, batches: Batches) -> Agreement:
     """
     expected, found, labels = [], [], []
     with torch.no_grad():
-        for x, y in batches:
-            expected.append(deployed.student(x).numpy())
-            found.append(engine(x.numpy()))
+        for x, y in split_batches(batches, torch.device("cpu")):
+            expected.append(logits_for(deployed.student, x).numpy())
+            outputs = call(engine, x)
+            found.append(outputs[0] if isinstance(outputs, tuple) else outputs)
             labels.append(np.asarray(y))
     a, b, truth = (np.concatenate(rows) for rows in (expected, found, labels))
     differing = np.flatnonzero(a.argmax(1) != b.argmax(1))

@@ -19,7 +19,8 @@ from integration.train_helpers import Gated, InTwo, Stacked
 from secateur.calibration import CalibrationRecovery
 from secateur.cli import main
 from secateur.data import Data
-from secateur.errors import DataError, InvalidArgument
+from secateur.deploy import network_of_run
+from secateur.errors import DataError, InvalidArgument, RunError
 from secateur.inputs import Arguments, as_inputs, call, joined
 from secateur.naming import split_batches
 from secateur.scores import CRITERIA
@@ -291,5 +292,7 @@ def test_a_run_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtu
     ]
     assert main(["prune", *data, *named, "--pretrain.epochs", "1", "--recovery.epochs", "1"]) == 0
     assert main(["report", str(tmp_path / "run")]) == 0
-    assert main(["compile", str(tmp_path / "run")]) == 1
-    assert "takes several inputs. Compile it in Python" in capsys.readouterr().err
+    assert main(["compile", str(tmp_path / "run"), "--test", "--batch", "1"]) == 0
+    assert "test  32 samples" in capsys.readouterr().out
+    with pytest.raises(RunError, match="takes several inputs"):
+        network_of_run(tmp_path / "run")

@@ -43,7 +43,7 @@ class Compile:
     test: bool = False
     """Also run the whole test split with torch and with the plan. Exit code 1 if they disagree."""
     data_dir: str | None = None
-    """Where the data of --test lie; by default where they lay in the run."""
+    """Where the data lie, for --test or a student of several inputs; by default where they lay in the run."""
     json: bool = False
     """Print JSON instead of tables."""
 
@@ -55,6 +55,7 @@ class Compile:
             fallback=None if self.fallback == "none" else "torch",
             batches=parse_sizes("batch", self.batch),
             threads=self.threads,
+            data_dir=self.data_dir,
         )
         path = self.out or self.run_folder / "student.plan"
         deployed.plan.save(path)

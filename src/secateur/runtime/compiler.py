@@ -28,7 +28,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 
 def compile_model(
     model: nn.Module,
-    example: Tensor | Sequence[Tensor] | Mapping[str, Tensor],
+    example: Tensor | Sequence[Tensor] | Mapping[str, Tensor] | Arguments,
     *,
     precision: Precision = "fp32",
     fallback: Literal["torch"] | None = None,
