@@ -15,8 +15,10 @@ from secateur.testing.networks import CLASSES, Noise, SharedNet, Tally, images, 
 from secateur.testing.snapshot import Snapshot, hooks_of, same_bits
 
 __all__ = [
+    "Attention",
     "Indexed",
     "Noise",
+    "Recurrent",
     "SharedNet",
     "Snapshot",
     "Tally",
@@ -51,6 +53,30 @@ def assert_positive_zero(tensor: Tensor) -> None:
 
 def same_state(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(same_bits(a[name], b[name]) for name in a)
+
+
+class Attention(nn.Module):
+    """Six numbers as six positions of a small transformer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+        self.embed, self.body = nn.Linear(1, 8), nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
+        self.head = nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.body(self.embed(x[..., None])).mean(1))
+
+
+class Recurrent(nn.Module):
+    """Six numbers as six steps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.head = nn.GRU(1, 8, batch_first=True), nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.rnn(x[..., None])[0].mean(1))
 
 
 @dataclass

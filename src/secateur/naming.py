@@ -104,11 +104,12 @@ def split_batches(batches: Batches, device: torch.device) -> Iterator[tuple[Inpu
     for batch in batches:
         empty = False
         inputs, labels = _take_apart(batch)
-        finite = torch.stack([torch.isfinite(tensor).all() for tensor in tensors_of(inputs)]).all()
-        if inputs.device.type == "cpu":
-            _check_finite(finite)
-        else:
-            unchecked.append(finite)
+        for tensor in tensors_of(inputs):
+            finite = torch.isfinite(tensor).all()
+            if tensor.device.type == "cpu":
+                _check_finite(finite)
+            else:
+                unchecked.append(finite)
         inputs = inputs.to(device, non_blocking=True)
         yield inputs, None if labels is None else labels.to(device, non_blocking=True)
     if empty:

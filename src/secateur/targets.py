@@ -63,7 +63,9 @@ def select_targets(
     These are the ``weight`` tensors of `PRUNABLE_MODULES` that are trainable. A weight that is
     frozen (``requires_grad=False``) counts as one that must not be touched; a weight that is shared
     with another kind of module, such as an embedding, is left out; a shared weight appears once.
-    Other matrices (`other_matrices`) are pruned where a pattern names them and no weight of those modules.
+    Other trainable parameters of two dimensions or more, such as the projections inside
+    ``nn.MultiheadAttention``, recurrent weights and embeddings, are pruned where a pattern names them and no
+    weight of those modules.
 
     Args:
         model: Any module.
@@ -75,8 +77,7 @@ def select_targets(
         TargetError: if a pattern matches no prunable weight, or nothing is left to prune.
     """
     _check_patterns(include=include, exclude=exclude)
-    candidates, frozen = _candidates(unwrap(model))
-    others = other_matrices(model)
+    candidates, others, frozen = _sorted(unwrap(model))
     named: set[str] = set()
     for pattern in (p for p in include if p != "*"):
         if not any(fnmatchcase(name, pattern) for name in candidates):
@@ -90,7 +91,7 @@ def select_targets(
         if any(fnmatchcase(name, p) for p in include) and not any(fnmatchcase(name, p) for p in exclude)
     }
     if not chosen:
-        raise TargetError(_why_nothing(model, len(candidates), frozen))
+        raise TargetError(_why_nothing(model, len(candidates), frozen, list(others)))
     return chosen
 
 
@@ -107,20 +108,6 @@ def _matched(pattern: str, names: Collection[str], candidates: Collection[str]) 
     return found
 
 
-def other_matrices(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Trainable parameters of two dimensions or more that are not pruned unless `include` names them.
-
-    Such as the projections inside ``nn.MultiheadAttention``, recurrent weights and embeddings.
-    """
-    bare = unwrap(model)
-    candidates, _ = _candidates(bare)
-    return {
-        name: parameter
-        for name, parameter in bare.named_parameters()
-        if name not in candidates and parameter.requires_grad and parameter.ndim >= 2 and parameter.numel()
-    }
-
-
 def dense_majority(model: nn.Module, targets: Mapping[str, nn.Parameter]) -> list[str]:
     """Matrices beside `targets`, embeddings and computed weights, if they are more numbers than `targets`."""
     tables = {
@@ -130,9 +117,10 @@ def dense_majority(model: nn.Module, targets: Mapping[str, nn.Parameter]) -> lis
         for parameter in module.parameters(recurse=False)
     }
     made = tuple(f"{layer}." for layer in computed_weights(model))
+    _, others, _ = _sorted(unwrap(model))
     left = {
         name: parameter
-        for name, parameter in other_matrices(model).items()
+        for name, parameter in others.items()
         if name not in targets and id(parameter) not in tables and not name.startswith(made)
     }
     n_left, n_targets = (sum(p.numel() for p in some.values()) for some in (left, targets))
@@ -159,8 +147,8 @@ def _check_patterns(**patterns: Sequence[str]) -> None:
             raise TargetError(f"{name} must be a sequence of patterns, got the text {given!r}: ({given!r},)")
 
 
-def _candidates(model: nn.Module) -> tuple[dict[str, nn.Parameter], int]:
-    """Prunable trainable weights by name, and how many more are frozen."""
+def _sorted(model: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter], int]:
+    """Weights pruned by default and other matrices, if trainable; and how many of the former are frozen."""
     prunable: set[int] = set()
     other: set[int] = set()
     for module in model.modules():
@@ -173,10 +161,15 @@ def _candidates(model: nn.Module) -> tuple[dict[str, nn.Parameter], int]:
             (prunable if is_target else other).add(id(parameter))
     wanted = {n: p for n, p in model.named_parameters() if id(p) in prunable - other and p.numel()}
     trainable = {n: p for n, p in wanted.items() if p.requires_grad}
-    return trainable, len(wanted) - len(trainable)
+    others = {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if name not in wanted and parameter.requires_grad and parameter.ndim >= 2 and parameter.numel()
+    }
+    return trainable, others, len(wanted) - len(trainable)
 
 
-def _why_nothing(model: nn.Module, n_candidates: int, n_frozen: int) -> str:
+def _why_nothing(model: nn.Module, n_candidates: int, n_frozen: int, others: list[str]) -> str:
     where = f"{type(model).__name__} has nothing to prune: "
     if n_candidates:
         return where + "include and exclude leave none of its prunable weights."
@@ -188,5 +181,5 @@ def _why_nothing(model: nn.Module, n_candidates: int, n_frozen: int) -> str:
     if made := computed_weights(model):
         return where + f"the weights of {', '.join(made)} are no parameters. {MAKE_PARAMETERS}"
     where += "it holds no Conv, ConvTranspose or Linear weight."
-    others = dense_majority(model, {}) or list(other_matrices(model))
+    others = dense_majority(model, {}) or others
     return f"{where} To prune other matrices, name them: include=[{others[0]!r}]." if others else where

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 import secateur as sc
-from helpers import Indexed
-from integration.train_helpers import Gated, InTwo, Stacked
+from helpers import Indexed, build
+from integration.train_helpers import Gated, InTwo, Stacked, Tape, in_two
 from secateur.calibration import CalibrationRecovery
 from secateur.cli import main
 from secateur.data import Data
@@ -49,7 +49,7 @@ def batches(n: int = 4, seed: int = 1) -> list[tuple[Tensor, Tensor]]:
 
 
 def formed(form: str, pairs: list[tuple[Tensor, Tensor]]) -> list[object]:
-    return [FORMS[form](x[:, :6].contiguous(), x[:, 6:].contiguous(), y) for x, y in pairs]
+    return [FORMS[form](*in_two(x), y) for x, y in pairs]
 
 
 def networks(seed: int = 0) -> tuple[Stacked, Gated]:
@@ -72,9 +72,7 @@ def test_every_criterion_scores_as_from_one_tensor(name: str, form: str) -> None
     scores: list[Mapping[str, Tensor]] = []
     for place, given in enumerate((batches(), formed(form, batches()))):
         student, teacher = networks()[place], networks(1)[place]
-        kind: Any = CRITERIA[name]
-        criterion = kind(teacher=teacher) if "teacher" in kind.__dataclass_fields__ else kind()
-        scores.append(sc.score(student, given, criterion))
+        scores.append(sc.score(student, given, build(CRITERIA[name], teacher)))
     require_same(*scores)
 
 
@@ -151,11 +149,6 @@ def test_strategies(strategy: AbstractStrategy, views: int) -> None:
 
 @pytest.mark.parametrize("taught", [False, True])
 def test_recorded_steps_run_on_memory_of_their_own(taught: bool) -> None:
-    """As a CUDA graph does, here replayed by calling the step again."""
-
-    def record(run: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
-        loss = torch.zeros(())
-        return loss, lambda: loss.copy_(run()) and None
 
     def loss_of(network: Callable[..., Any], batch: StepInputs) -> Tensor:
         target = batch.labels if batch.guidance is None else batch.guidance.softmax(1)
@@ -166,10 +159,11 @@ def test_recorded_steps_run_on_memory_of_their_own(taught: bool) -> None:
         model = networks()[1]
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         steps: Any = make_steps(model, optimizer, loss_of, execution="eager", device=CPU, n_steps=0)
-        steps = RecordedSteps(steps, record, nullcontext, CPU) if recorded else steps
+        steps = RecordedSteps(steps, Tape().record, nullcontext, CPU) if recorded else steps
         losses: list[float] = []
         for x, y in batches(6):
-            given = Arguments((x[:, :6].contiguous(),), {"gate": x[:, 6:].contiguous()})
+            vector, gate = in_two(x)
+            given = Arguments((vector,), {"gate": gate})
             losses.append(float(steps(StepInputs(given, y, x[:, :CLASSES] if taught else None), 0.125)))
         ends.append({**model.state_dict(), "losses": torch.tensor(losses)})
     require_same(*ends)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from helpers import indexed_images, indexed_vectors, make_cnn, make_mlp, same_bits, same_state
-from integration.train_helpers import GUIDED, PLAIN, pruned, student_cnn
+from integration.train_helpers import GUIDED, PLAIN, Tape, pruned, student_cnn
 from secateur import steps as steps_module
 from secateur import train as train_module
 from secateur.enforce import keep_masks
@@ -27,23 +27,6 @@ from secateur.teacher_cache import TeacherLogits
 from secateur.train import TrainState, fit
 
 CPU = torch.device("cpu")
-
-
-class Tape:
-    """Stands in for a CUDA graph on the CPU: recording runs nothing, a replay runs on the memory recorded."""
-
-    def __init__(self) -> None:
-        self.recordings = self.replays = 0
-
-    def record(self, run: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
-        self.recordings += 1
-        loss = torch.full((), torch.nan)
-
-        def replay() -> None:
-            self.replays += 1
-            loss.copy_(run())
-
-        return loss, replay
 
 
 @pytest.fixture

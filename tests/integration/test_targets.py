@@ -12,32 +12,11 @@ import torch
 from torch import Tensor, nn
 
 import secateur as sc
+from helpers import Attention, Recurrent
 from secateur.errors import LeftDenseWarning, ScoreError, TargetError
 from secateur.runtime import Engine
 from secateur.targets import select_targets
 from secateur.testing.networks import CLASSES, seeded, vectors
-
-
-class Attention(nn.Module):
-    """Six numbers as six positions of a small transformer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        layer = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
-        self.embed, self.body = nn.Linear(1, 8), nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
-        self.head = nn.Linear(8, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.body(self.embed(x[..., None])).mean(1))
-
-
-class Recurrent(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.rnn, self.head = nn.GRU(1, 8, batch_first=True), nn.Linear(8, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.rnn(x[..., None])[0].mean(1))
 
 
 class Transposed(nn.Module):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -33,6 +33,28 @@ def student_cnn() -> nn.Sequential:
     return make_cnn(dropout=0)
 
 
+class Tape:
+    """Stands in for a CUDA graph on the CPU: recording runs nothing, a replay runs on the memory recorded."""
+
+    def __init__(self) -> None:
+        self.recordings = self.replays = 0
+
+    def record(self, run: Callable[[], Tensor]) -> tuple[Tensor, Callable[[], None]]:
+        self.recordings += 1
+        loss = torch.full((), torch.nan)
+
+        def replay() -> None:
+            self.replays += 1
+            loss.copy_(run())
+
+        return loss, replay
+
+
+def in_two(both: Tensor) -> tuple[Tensor, Tensor]:
+    """The vector and the gate of `Gated` from the one tensor of `Stacked`."""
+    return both[:, :6].contiguous(), both[:, 6:].contiguous()
+
+
 class Gated(nn.Module):
     """Takes a vector and a gate in two tensors; `Stacked` the same in one."""
 
@@ -46,7 +68,7 @@ class Gated(nn.Module):
 
 class Stacked(Gated):
     def forward(self, both: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return super().forward(both[:, :6].contiguous(), both[:, 6:].contiguous())
+        return super().forward(*in_two(both))
 
 
 class InTwo(Indexed):
@@ -54,6 +76,6 @@ class InTwo(Indexed):
 
     def epoch(self, *args: Any, **kwargs: Any) -> Iterator[IndexedBatch]:
         for batch in super().epoch(*args, **kwargs):
-            x = batch.inputs
-            assert isinstance(x, Tensor)
-            yield batch._replace(inputs=Arguments((x[:, :6].contiguous(),), {"gate": x[:, 6:].contiguous()}))
+            assert isinstance(batch.inputs, Tensor)
+            x, gate = in_two(batch.inputs)
+            yield batch._replace(inputs=Arguments((x,), {"gate": gate}))

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from helpers import CLASSES, vectors
+from helpers import CLASSES, Attention, Recurrent, vectors
 from secateur.building import build_criterion_from, wants_teacher
 from secateur.cutting import cut
 from secateur.errors import ScoreError
 from secateur.scores import CRITERIA, TeacherCurvature, score
 from secateur.scores.functional import Functional, slots_of
+from secateur.testing.networks import seeded
 from secateur.testing.snapshot import Snapshot
 
 
@@ -122,33 +123,12 @@ def test_buffers_that_a_forward_pass_makes_are_gone_afterwards() -> None:
     assert list(model.state_dict()) == names
 
 
-class Attention(nn.Module):
-    """Six numbers as six positions of a small transformer."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        layer = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True)
-        self.embed, self.body = nn.Linear(1, 4), nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
-        self.head = nn.Linear(4, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.body(self.embed(x[..., None])).mean(1))
-
-
 @pytest.mark.parametrize("name", ["grasp", "prospr", "epsd"])
 def test_attention_has_second_derivatives(name: str) -> None:
-    scores = score(Attention(), vectors(4), made(name))
+    with seeded(0):
+        network = Attention()
+    scores = score(network, vectors(4), made(name))
     assert all(bool(value.abs().sum() > 0) for value in scores.values())
-
-
-class Recurrent(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.body, self.head = nn.GRU(1, 4, batch_first=True), nn.Linear(4, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.body(x[..., None])[0].mean(1))
 
 
 class Branching(nn.Module):

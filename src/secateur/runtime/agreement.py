@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.utils._pytree import tree_leaves
 
 from secateur.errors import CompileError, InvalidArgument, SlowEngineWarning
-from secateur.inputs import Arguments
+from secateur.inputs import Arguments, call
 from secateur.runtime.engine import Engine
 from secateur.runtime.exporting import plain_attention
 from secateur.runtime.plan import Plan
@@ -87,8 +88,8 @@ def _outputs(model: nn.Module, inputs: Arguments) -> list[NDArray[Any]] | None:
     try:
         with plain_attention(), torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = torch.func.functional_call(
-                model, buffers, copies.positional, dict(copies.named), tie_weights=False
+            found = call(
+                lambda *args, **named: functional_call(model, buffers, args, named, tie_weights=False), copies
             )
     except Exception:
         return None
