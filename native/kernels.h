@@ -29,7 +29,12 @@ enum class Activation : int32_t {
   exp,
   log,
   log1p,
-  sqrt
+  sqrt,
+  erf,
+  sin,
+  cos,
+  floor,
+  round
 };
 
 enum class Binary : int32_t { add, sub, mul, div };

@@ -49,8 +49,9 @@ const std::pair<const char*, OpKind> op_kinds[] = {
     {"constant", OpKind::constant},
 };
 
-const char* const activation_names[] = {"none",        "relu",    "relu6", "silu", "gelu", "gelu_tanh", "hardswish",
-                                        "hardsigmoid", "sigmoid", "tanh",  "exp",  "log",  "log1p",     "sqrt"};
+const char* const activation_names[] = {"none",        "relu",    "relu6", "silu",  "gelu", "gelu_tanh", "hardswish",
+                                        "hardsigmoid", "sigmoid", "tanh",  "exp",   "log",  "log1p",     "sqrt",
+                                        "erf",         "sin",     "cos",   "floor", "round"};
 const char* const binary_names[] = {"add", "sub", "mul", "div"};
 const char* const comparison_names[] = {"equal", "less", "less_equal"};
 const char* const kernel_names[] = {"dense", "rows", "gather", "winograd"};

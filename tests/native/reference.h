@@ -54,6 +54,11 @@ inline double activated(double x, secateur::Activation activation) {
     case Activation::log: return std::log(x);
     case Activation::log1p: return std::log1p(x);
     case Activation::sqrt: return std::sqrt(x);
+    case Activation::erf: return std::erf(x);
+    case Activation::sin: return std::sin(x);
+    case Activation::cos: return std::cos(x);
+    case Activation::floor: return std::floor(x);
+    case Activation::round: return std::nearbyint(x);
   }
   return x;
 }

@@ -279,3 +279,9 @@ def test_rows_of_a_constant(function: Callable[..., Tensor]) -> None:
 def test_other_conversions_are_refused(function: Callable[..., Tensor], message: str) -> None:
     with pytest.raises(CompileError, match=message):
         compile_model(With(function), X)
+
+
+def test_a_network_that_amplifies_rounding_is_no_other_path() -> None:
+    x = torch.randn(2, 64)
+    model = nn.Sequential(nn.Linear(64, 32), With(lambda _, x: torch.sin(x * 1e5))).eval()
+    assert worst_error(model, compile_model(model, x, threads=1), [x]) > 1e-3

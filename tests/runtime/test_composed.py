@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable
 from functools import partial
 
@@ -36,6 +37,15 @@ FUNCTIONS: dict[str, dict[str, Callable[[Tensor], Tensor]]] = {
         "glu": lambda x: F.glu(x, 1),
         "reciprocal": lambda x: 1 / (x * x + 1) + torch.rsqrt(x * x + 1) + (x * x + 1) ** -2,
         "root": lambda x: (x * x) ** 0.5,
+        "powers": lambda x: x**5 - x**4 + x.abs() ** 0.75 + x.abs().clamp(0.1) ** -1.5,
+        "powers of numbers": lambda x: 2.5**x + torch.exp2(x),
+        "logarithms": lambda x: torch.log2(x.abs() + 0.1) + torch.log10(x.abs() + 0.1),
+        "waves and error function": lambda x: torch.sin(x * 5) + torch.cos(x) + torch.erf(x),
+        "whole numbers": lambda x: x.mul(4).floor() + x.mul(9).ceil() + torch.trunc(x * 3) + (x * 2).frac(),
+        "nearest": lambda x: torch.round(
+            torch.cat([x * 7, torch.tensor([0.5, 1.5, -2.5, 0, 1e9, 1e-9, 4]) + 0 * x], 1)
+        ),
+        "sign": lambda x: torch.sign(x) + torch.sign(x * 0),
     },
     "extremes": {
         "largest": lambda x: x.amax((2, 3)),
@@ -47,6 +57,13 @@ FUNCTIONS: dict[str, dict[str, Callable[[Tensor], Tensor]]] = {
         "smaller": lambda x: torch.minimum(x, SCALE.reshape(8, 1, 1)),
         "logarithm of a sum": lambda x: torch.logsumexp(x * 100, (1, 2)),
         "log-softmax": lambda x: F.log_softmax(x * 100, 1),
+        "places of the largest": lambda x: x.max(1).indices * 1.0,
+        "places of the smallest": lambda x: x.min(-1, keepdim=True).indices * 1.0,
+        "largest few": lambda x: x.topk(3, 1).values,
+        "places of the largest few": lambda x: x.topk(5, 2).indices * 1.0,
+        "smallest few": lambda x: x.topk(1, -1, largest=False).values,
+        "few of which not all are finite": lambda x: x.masked_fill(MASK, -math.inf).topk(9, 2).values,
+        "between others": lambda x: torch.clamp(x, SCALE.reshape(8, 1, 1) - 1, x.mean(1, keepdim=True) + 1),
     },
     "masks": {
         "masked": lambda x: F.softmax(x.masked_fill(MASK, float("-inf")), -1),
@@ -57,6 +74,7 @@ FUNCTIONS: dict[str, dict[str, Callable[[Tensor], Tensor]]] = {
     },
     "norms": {
         "norm": lambda x: F.normalize(x, dim=1),
+        "norms of other orders": lambda x: x.norm(1, 1) + x.norm(3, 1) + x.norm(math.inf, 1),
         "variance": lambda x: x.var((1, 2)) + x.var((1, 2), unbiased=False),
         "deviation": lambda x: x.std((1, 2)) + x.std((2, 3), correction=0).mean(1, keepdim=True),
         "rms norm": lambda x: F.rms_norm(x, (9, 7), MASK.float() + 1, 1e-3),
@@ -77,8 +95,21 @@ FUNCTIONS: dict[str, dict[str, Callable[[Tensor], Tensor]]] = {
         "reflected": lambda x: F.pad(x, (3, 2, 0, 8), mode="reflect"),
         "replicated": lambda x: F.pad(x, (3, 0, 1, 12), mode="replicate"),
         "circular": lambda x: F.pad(x, (3, 7, 9, 0), mode="circular"),
+        "diagonals": lambda x: x.diagonal(0, 2, 3) + x.diagonal(2, 3, 2) + x.diagonal(-1, -2, -1),
+        "windows of a dimension": lambda x: x.unfold(2, 4, 2),
+        "windows": lambda x: F.unfold(x, (3, 2), dilation=(2, 1), padding=(1, 2), stride=(1, 2)),
+        "windows put together": lambda x: F.fold(F.unfold(x, 3, 2, 1, 2), (9, 7), 3, 2, 1, 2),
         "pixel shuffle": lambda x: F.pixel_shuffle(x, 2),
         "pixel unshuffle": lambda x: F.pixel_unshuffle(x[:, :, :8, :6], 2),
+    },
+    "what torch takes apart": {
+        "a step towards": lambda x: torch.lerp(x, x * x, 0.3) + torch.addcmul(x, x, x, value=0.5),
+        "triangles": lambda x: x.tril(1) + x.triu(),
+        "shrunk": lambda x: F.hardshrink(x, 0.3) + F.softshrink(x, 0.3) + F.threshold(x, 0.1, 2.0),
+        "odds": lambda x: torch.logit(x, 0.1),
+        "turned": lambda x: torch.rot90(x, 1, (2, 3)),
+        "distance": lambda x: F.pairwise_distance(x, x * x),
+        "one of several": lambda x: F.one_hot(x.argmax(1), 8) * 2.0,
     },
 }
 
@@ -248,6 +279,9 @@ def test_an_index_by_a_mask_or_of_two_dimensions_is_refused() -> None:
             compile_model(Function(function), image(8))
 
 
-def test_places_of_maxima_are_refused() -> None:
-    with pytest.raises(CompileError, match=r"aten\.max\.dim.* only the first 1 can be used, not number 2"):
-        compile_model(Function(lambda x: x.max(1).indices * 1.0), image())
+def test_places_of_maxima_of_windows_are_refused() -> None:
+    def places(x: Tensor) -> Tensor:
+        return F.max_pool2d(x, 2, return_indices=True)[1] * 1.0
+
+    with pytest.raises(CompileError, match=r"max_pool2d_with.* only the first 1 can be used, not number 2"):
+        compile_model(Function(places), image())

@@ -92,7 +92,7 @@ class Strange(nn.Module):
     """An operator that no plan has."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.sin(x)
+        return torch.atan(x)
 
 
 class Odd(nn.Module):
@@ -106,18 +106,18 @@ class Odd(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.strange(self.conv(x))
-        return self.head(torch.atan(x).mean((2, 3)))
+        return self.head(torch.asinh(x).mean((2, 3)))
 
 
 def test_a_missing_operator_is_named_with_its_place() -> None:
-    with pytest.raises(CompileError, match=r"aten\.sin\.default in strange .*fallback=\"torch\""):
+    with pytest.raises(CompileError, match=r"aten\.atan\.default in strange .*fallback=\"torch\""):
         sc.runtime.compile(Odd(), torch.randn(IMAGES))
 
 
 def test_missing_operators_run_in_torch_if_asked(tmp_path: Path) -> None:
     model = sparsify(Odd())
     plan = sc.runtime.compile(model, torch.randn(IMAGES), fallback="torch")
-    assert "aten.atan.default, aten.sin.default" in str(plan)
+    assert "aten.asinh.default, aten.atan.default" in str(plan)
     plan.save(tmp_path / "odd.plan")
     engine = sc.runtime.load(tmp_path / "odd.plan", threads=1)
     for n in (1, 3):

@@ -144,7 +144,7 @@ def test_activations(activation: nn.Module) -> None:
     check(nn.Sequential(nn.Linear(20, 30), activation), torch.randn(2, 20), kinds={"linear"})
 
 
-@pytest.mark.parametrize("function", [torch.exp, torch.log, torch.sqrt])
+@pytest.mark.parametrize("function", [torch.exp, torch.log, torch.sqrt, torch.erf, torch.sin, torch.cos])
 def test_functions_that_overflow_or_are_not_everywhere(function: Callable[[Tensor], Tensor]) -> None:
     edges = torch.tensor([0.0, -0.0, 1e-40, 1.2e-38, 88.5, 88.7, 89.0, -87.5, -104.0, -1.0, 3e38, torch.inf])
     check(Function(function), torch.cat([edges, torch.linspace(-2, 2, 20)]).repeat(2, 1))
@@ -222,14 +222,20 @@ POOLS = [
     nn.MaxPool2d(3, 2, 1),
     nn.MaxPool2d(3, 2, ceil_mode=True),
     nn.MaxPool2d((2, 3), (1, 2), (1, 0)),
+    nn.MaxPool2d((2, 3), (1, 2), (1, 0), dilation=(3, 1)),
+    nn.MaxPool2d(2, 3, 1, dilation=2, ceil_mode=True),
     nn.AvgPool2d(2),
     nn.AvgPool2d(3, 2, 1),
     nn.AvgPool2d(3, 2, 1, count_include_pad=False),
     nn.AvgPool2d(3, 2, ceil_mode=True),
+    nn.AvgPool2d(3, 2, 1, ceil_mode=True),
+    nn.AvgPool2d((2, 3), 2, (0, 1), ceil_mode=True, divisor_override=4),
+    nn.LocalResponseNorm(3, alpha=0.5),
     nn.AdaptiveAvgPool2d(1),
     nn.AdaptiveAvgPool2d((3, 7)),
     nn.AdaptiveAvgPool2d((4, 5)),
     nn.AdaptiveMaxPool2d((3, 1)),
+    nn.AdaptiveMaxPool2d((4, 1)),
 ]
 
 
@@ -238,7 +244,11 @@ def test_pooling(pool: nn.Module) -> None:
     check(pool, image(5) - 3)
 
 
-@pytest.mark.parametrize("pool", [nn.MaxPool1d(2), nn.AvgPool1d(3, 2, 1), nn.AdaptiveAvgPool1d(4)], ids=str)
+ROW_POOLS = [nn.MaxPool1d(2), nn.MaxPool1d(3, dilation=2), nn.AvgPool1d(3, 2, 1), nn.AdaptiveAvgPool1d(4)]
+ROW_POOLS += [nn.AvgPool1d(2, padding=1, ceil_mode=True), nn.AdaptiveMaxPool1d(3)]
+
+
+@pytest.mark.parametrize("pool", ROW_POOLS, ids=str)
 def test_pooling_in_one_dimension(pool: nn.Module) -> None:
     check(pool, torch.randn(2, 3, 17))
 
@@ -321,6 +331,14 @@ def test_attention(mask: str) -> None:
     q, k, v = torch.randn(2, 3, 5, 8), torch.randn(2, 3, 6, 8), torch.randn(2, 3, 6, 4)
     extra = (torch.randn(2, 1, 5, 6),) if mask == "input" else ()
     check(Function(attend), q, k, v, *extra, kinds={"attention"} | ({"constant"} if mask in masks else set()))
+
+
+def test_attention_whose_heads_share_keys() -> None:
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+
+    keys = [torch.randn(2, 2, 6, 8) for _ in range(2)]
+    check(Function(attend), torch.randn(2, 6, 5, 8), *keys)
 
 
 def test_embedding() -> None:

@@ -19,6 +19,10 @@ from secateur.report.words import compact, percent
 _SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _MARKERS = "osD^vP"
 _DASHES = ("-", (0, (4, 2)), (0, (1, 1.6)), (0, (6, 2, 1, 2)))
+_MARK_LINE = 14.0
+"""Height of the text of a mark, in points."""
+_MARK_REACH = 0.35
+"""How much of the axis the text of a mark may take."""
 _MAX_MARKED_POINTS = 15
 _MAX_LABELLED_COLUMNS = 12
 
@@ -100,6 +104,7 @@ def bars(
         fraction: The value axis shows percent.
         pitch: Height of a row in points.
     """
+    lines = _lines_of_text(marks, limits)
 
     def paint(figure: Figure) -> None:
         axes = figure.add_subplot()
@@ -110,13 +115,13 @@ def bars(
         axes.spines[["left", "bottom"]].set_visible(False)
         axes.set_xlim(*limits)
         axes.set_ylim(len(rows) - 0.4, -0.6)
-        for mark in marks:
+        for mark, text_line in zip(marks, lines, strict=True):
             axes.axvline(mark.value, color=INK, linewidth=1, linestyle=(0, (4, 3)))
             axes.annotate(
                 mark.text,
                 (mark.value, 1),
                 xycoords=axes.get_xaxis_transform(),
-                xytext=(0, 3),
+                xytext=(0, 3 + _MARK_LINE * text_line),
                 textcoords="offset points",
                 ha=_towards_middle(mark.value, limits),
                 color=MUTED,
@@ -130,7 +135,19 @@ def bars(
         else:
             axes.set_xticks([])
 
-    return draw(key, label, pitch * len(rows) + (32 if axis else 8) + (14 if marks else 0), paint)
+    above = _MARK_LINE * (max(lines, default=-1) + 1)
+    return draw(key, label, pitch * len(rows) + (32 if axis else 8) + above, paint)
+
+
+def _lines_of_text(marks: Sequence[Mark], limits: tuple[float, float]) -> list[int]:
+    """Which line above the bars the text of each mark stands in: of those close together each has its own."""
+    lines = dict[Mark, int]()
+    before: Mark | None = None
+    for mark in sorted(marks, key=lambda m: m.value):
+        is_close = before is not None and mark.value - before.value < _MARK_REACH * (limits[1] - limits[0])
+        lines[mark] = lines[before] + 1 if before is not None and is_close else 0
+        before = mark
+    return [lines[mark] for mark in marks]
 
 
 def _bar(axes: Axes, y: int, row: Bar, limits: tuple[float, float]) -> None:

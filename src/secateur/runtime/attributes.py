@@ -22,6 +22,11 @@ ACTIVATIONS = (
     "log",
     "log1p",
     "sqrt",
+    "erf",
+    "sin",
+    "cos",
+    "floor",
+    "round",
 )
 COMPARISONS = ("equal", "less", "less_equal")
 """Operations whose result is a condition: 1 where it holds, 0 where not."""

@@ -98,11 +98,11 @@ def _inputs(model: nn.Module, example: object) -> Arguments:
         raise InvalidArgument(f"the example cannot be used: {error}") from error
     if not len(inputs):
         raise InvalidArgument("the example must be a batch of at least one.")
-    names = [*map(str, range(len(inputs.positional))), *map(repr, inputs.named)]
+    names = [*(f"number {i}" for i in range(len(inputs.positional))), *map(repr, inputs.named)]
     for name, x in zip(names, inputs.tensors, strict=True):
         if x.dtype not in (torch.float32, torch.int64, torch.bool) or x.device.type != "cpu":
             raise InvalidArgument(
-                f"example input {name} must be float32, int64 or bool on the CPU, "
+                f"input {name} of the example must be float32, int64 or bool on the CPU, "
                 f"got {x.dtype} on {x.device}."
             )
     return inputs

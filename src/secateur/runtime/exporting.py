@@ -19,20 +19,7 @@ from torch.fx import Node
 
 from secateur.errors import CompileError
 from secateur.inputs import Arguments
-
-_TAKEN_APART = (
-    torch.ops.aten.einsum.default,
-    torch.ops.aten.cosine_similarity.default,
-    torch.ops.aten.gru.input,
-    torch.ops.aten.lstm.input,
-    torch.ops.aten.rnn_tanh.input,
-    torch.ops.aten.rnn_relu.input,
-    torch.ops.aten.gru_cell.default,
-    torch.ops.aten.lstm_cell.default,
-    torch.ops.aten.rnn_tanh_cell.default,
-    torch.ops.aten.rnn_relu_cell.default,
-)
-"""Operators that torch itself replaces by others, which have a lowering; recurrent layers step by step."""
+from secateur.runtime.lowering import LOWERINGS
 
 _A_BATCH_SIZE = re.compile(r"[\w'\[\].]+\.size\(\)\[0\]")
 """The batch size of an input, in the conditions that export writes down."""
@@ -60,8 +47,7 @@ def export(model: nn.Module, example: Arguments) -> ExportedProgram:
             whole = torch.export.export(
                 model, inputs.positional, dict(inputs.named), dynamic_shapes=cast("Any", shapes)
             )
-            known = torch.export.default_decompositions()
-            exported = whole.run_decompositions({operator: known[operator] for operator in _TAKEN_APART})
+            exported = _taken_apart(whole)
     # Export runs the model: whatever the model raises comes out of it.
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
@@ -69,7 +55,24 @@ def export(model: nn.Module, example: Arguments) -> ExportedProgram:
             f"torch.export cannot capture this model with a batch of any size: {reason}. "
             "Take out of forward what depends on values or on the batch size."
         ) from error
-    _check_paths(exported)
+    # Of the model itself: what torch makes of an operator may depend on sizes only in how it gets there.
+    _check_paths(whole)
+    return exported
+
+
+def _taken_apart(exported: ExportedProgram) -> ExportedProgram:
+    """What has no lowering replaced by what torch makes it of; recurrent layers go step by step."""
+    known = torch.export.default_decompositions()
+
+    def missing() -> dict[Any, Any]:
+        """Each once: some are taken apart only for some arguments."""
+        used = {node.target for node in exported.graph.nodes if node.op == "call_function"}
+        here = [target for target in used if str(target) not in LOWERINGS and target in known]
+        return {target: known.pop(target) for target in here}
+
+    exported = exported.run_decompositions(missing())
+    while here := missing():
+        exported = exported.run_decompositions(here)
     return exported
 
 

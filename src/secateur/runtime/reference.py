@@ -221,9 +221,12 @@ def _sigmoid(x: Array) -> Array:
     return 1 / (1 + np.exp(-x))
 
 
+def _erf(x: Array) -> Array:
+    return np.asarray(np.frompyfunc(math.erf, 1, 1)(x), np.float32)
+
+
 def _gelu(x: Array) -> Array:
-    erf = np.frompyfunc(math.erf, 1, 1)(x * np.float32(math.sqrt(0.5)))
-    return x * np.float32(0.5) * (1 + np.asarray(erf, np.float32))
+    return x * np.float32(0.5) * (1 + _erf(x * np.float32(math.sqrt(0.5))))
 
 
 def _gelu_tanh(x: Array) -> Array:
@@ -250,6 +253,11 @@ _ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
     "log": np.log,
     "log1p": np.log1p,
     "sqrt": np.sqrt,
+    "erf": _erf,
+    "sin": np.sin,
+    "cos": np.cos,
+    "floor": np.floor,
+    "round": np.round,
 }
 _STEPS: Mapping[str, _Step] = {
     "conv": _conv,

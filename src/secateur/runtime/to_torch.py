@@ -131,6 +131,11 @@ _ACTIVATIONS: Mapping[str, Callable[[Tensor], Tensor]] = {
     "log": torch.log,
     "log1p": torch.log1p,
     "sqrt": torch.sqrt,
+    "erf": torch.erf,
+    "sin": torch.sin,
+    "cos": torch.cos,
+    "floor": torch.floor,
+    "round": torch.round,
 }
 _STEPS: Mapping[str, _Step] = {
     "conv": _conv,

@@ -5,7 +5,17 @@ activations as `Activation`, weights and other constants as tensors, and returns
 returns. `LOWERINGS` holds them all.
 """
 
-from secateur.runtime.lowering import composed, layers, logic, maths, norms, places, resampling, views
+from secateur.runtime.lowering import (
+    composed,
+    layers,
+    logic,
+    maths,
+    norms,
+    places,
+    pooling,
+    resampling,
+    views,
+)
 from secateur.runtime.lowering.base import (
     BATCHES,
     LOWERINGS,
@@ -30,6 +40,7 @@ __all__ = [
     "maths",
     "norms",
     "places",
+    "pooling",
     "resampling",
     "views",
 ]

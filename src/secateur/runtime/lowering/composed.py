@@ -17,7 +17,7 @@ from secateur.runtime.lowering.base import (
     dimension,
     lowers,
 )
-from secateur.runtime.lowering.maths import add, clamp, div, mul, neg, power, rsub, sub, total
+from secateur.runtime.lowering.maths import add, ceil, clamp, div, floor, mul, neg, power, rsub, sub, total
 from secateur.runtime.lowering.views import broadcast, permuted, sliced
 
 _LARGEST = torch.finfo(torch.float32).max
@@ -37,6 +37,20 @@ def absolute(low: Lowering, x: Activation) -> Activation:
     if low.dtype(x) == torch.int64:
         return low.choose(low.compare("less", x, 0), neg(low, x), x)
     return sub(low, low.activate(x, "relu"), clamp(low, x, max=0.0), 1)
+
+
+@lowers("sign.default")
+def sign(low: Lowering, x: Activation) -> Activation:
+    """1 above zero, −1 below, 0 at zero and of NaN."""
+    above, below = low.compare("less", 0, x), low.compare("less", x, 0)
+    wanted = low.dtype(x)
+    return sub(low, low.to(above, wanted), low.to(below, wanted), 1)
+
+
+@lowers("trunc.default")
+def towards_zero(low: Lowering, x: Activation) -> Activation:
+    """The whole part."""
+    return low.choose(low.compare("less", x, 0.0), ceil(low, x), floor(low, x))
 
 
 @lowers("leaky_relu.default")
@@ -85,12 +99,6 @@ def selu(low: Lowering, x: Activation) -> Activation:
     return elu(low, x, 1.6732632423543772, 1.0507009873554805)
 
 
-@lowers("log1p.default")
-def log_of_more(low: Lowering, x: Activation) -> Activation:
-    """ln(1 + x)."""
-    return low.activate(x, "log1p")
-
-
 @lowers("softplus.default")
 def softplus(low: Lowering, x: Activation, beta: float = 1.0, threshold: float = 20.0) -> Activation:
     """ln(1 + e^(βx))/β, as what is above zero and ln(1 + e^−|βx|)/β.
@@ -134,12 +142,6 @@ def largest(low: Lowering, x: Activation, dim: Sequence[int] | None, keepdim: bo
     return low.reshape(found, tuple(ones if keepdim else (x.shape[d] for d in (0, *kept))))
 
 
-@lowers("max.dim")
-def largest_of_one(low: Lowering, x: Activation, dim: int, keepdim: bool) -> list[Activation]:
-    """Largest number along a dimension, without its place."""
-    return [largest(low, x, [dim], keepdim)]
-
-
 @lowers("amin.default")
 def smallest(low: Lowering, x: Activation, dim: Sequence[int] | None, keepdim: bool) -> Activation:
     """Smallest number along dimensions other than the batch."""
@@ -167,12 +169,6 @@ def _winner(
     return x if keepdim else low.reshape(x, tuple(n for d, n in enumerate(x.shape) if d not in dims))
 
 
-@lowers("min.dim")
-def smallest_of_one(low: Lowering, x: Activation, dim: int, keepdim: bool) -> list[Activation]:
-    """Smallest number along a dimension, without its place."""
-    return [smallest(low, x, [dim], keepdim)]
-
-
 @lowers("maximum.default")
 def maximum(low: Lowering, x: Operand, other: Operand) -> Activation:
     """The larger of two numbers, place by place: a pool over both, or of whole numbers a choice."""
@@ -189,6 +185,14 @@ def minimum(low: Lowering, x: Operand, other: Operand) -> Activation:
     if low.is_whole(x, other):
         return low.choose(low.compare("less", x, other), x, other)
     return neg(low, maximum(low, mul(low, x, -1.0), mul(low, other, -1.0)))
+
+
+@lowers("clamp.Tensor")
+def clamp_each(low: Lowering, x: Operand, **bounds: Operand | None) -> Activation:
+    """Clip to a range of its own in each place."""
+    least, most = bounds["min"], bounds["max"]
+    x = x if least is None else maximum(low, x, least)
+    return low.as_activation(x if most is None else minimum(low, x, most))
 
 
 @lowers("logsumexp.default")

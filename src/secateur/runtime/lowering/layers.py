@@ -1,4 +1,4 @@
-"""Layers with weights, and pooling."""
+"""Layers with weights, and attention."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from secateur.runtime.lowering.base import (
     optional,
     pair,
 )
-from secateur.runtime.lowering.views import pad
+from secateur.runtime.lowering.views import pad, repeat_interleave
 
 
 @lowers("conv2d.default", "conv2d.padding", "conv1d.default", "conv1d.padding")
@@ -148,94 +148,6 @@ def embedding(
     return low.add("embedding", [indices], weight=low.weight(constant(weight, "table"), "weight"))
 
 
-@lowers("max_pool2d.default", "max_pool1d.default")
-def max_pool(
-    low: Lowering,
-    x: Activation,
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    ceil_mode: bool,
-) -> Activation:
-    """Maximum of windows."""
-    if any(d != 1 for d in dilation):
-        raise Unsupported("its dilation is not 1")
-    return _pool(low, "max_pool", x, kernel_size, stride, padding)
-
-
-@lowers("avg_pool2d.default", "avg_pool1d.default")
-def avg_pool(
-    low: Lowering,
-    x: Activation,
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    ceil_mode: bool,
-    count_include_pad: bool,
-    divisor_override: int | None = None,
-) -> Activation:
-    """Mean of windows."""
-    if divisor_override is not None:
-        raise Unsupported("its divisor is given")
-    if ceil_mode and any(padding) and count_include_pad:
-        raise Unsupported("ceil_mode with padding that counts")
-    counts = count_include_pad and not ceil_mode
-    return _pool(low, "avg_pool", x, kernel_size, stride, padding, count_padding=counts)
-
-
-def _pool(
-    low: Lowering,
-    kind: str,
-    x: Activation,
-    kernel_size: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    **attributes: object,
-) -> Activation:
-    shape = low.shapes[0]
-    if x.shape[0] > 0:
-        raise Unsupported("its input has no batch dimension")
-    one_row = len(shape) == 3
-    image = low.reshape(x, (*x.shape[:2], 1, x.shape[2])) if one_row else x
-    wanted = (1, shape[2]) if one_row else shape[2:]
-    kernel, steps, edges = (
-        [first, *items] if one_row else pair(items)
-        for first, items in ((1, kernel_size), (1, stride or kernel_size), (0, padding))
-    )
-    # Rounding the output up lets windows reach past the padding: the same as more padding there.
-    after = [
-        max(0, (n - 1) * s + k - size - before)
-        for n, s, k, size, before in zip(wanted, steps, kernel, image.shape[2:], edges, strict=True)
-    ]
-    found = low.add(kind, [image], kernel=kernel, stride=steps, padding=[*edges, *after], **attributes)
-    return low.reshape(found, shape)
-
-
-@lowers("adaptive_avg_pool2d.default", "adaptive_avg_pool1d.default")
-def adaptive_avg_pool(low: Lowering, x: Activation, output_size: Sequence[int]) -> Activation:
-    """Mean of windows that cover the image in so many rows and columns."""
-    shape = low.shapes[0]
-    image = low.reshape(x, (*x.shape[:2], 1, x.shape[2])) if len(shape) == 3 else x
-    wanted = (1, shape[2]) if len(shape) == 3 else shape[2:]
-    if tuple(wanted) == (1, 1):
-        return low.reshape(low.add("mean", [image], dims=[2, 3], keep=True), shape)
-    if any(size % n for size, n in zip(image.shape[2:], wanted, strict=True)):
-        return low.reshape(low.add("adaptive_avg_pool", [image], size=list(wanted)), shape)
-    kernel = [size // n for size, n in zip(image.shape[2:], wanted, strict=True)]
-    found = low.add("avg_pool", [image], kernel=kernel, stride=kernel, padding=[0] * 4, count_padding=True)
-    return low.reshape(found, shape)
-
-
-@lowers("adaptive_max_pool2d.default")
-def adaptive_max_pool(low: Lowering, x: Activation, output_size: Sequence[int]) -> list[Activation]:
-    """Maximum of windows of equal size that cover the image."""
-    kernel = [size // n for size, n in zip(x.shape[2:], output_size, strict=True)]
-    if any(size % n for size, n in zip(x.shape[2:], output_size, strict=True)):
-        raise Unsupported(f"{list(x.shape[2:])} pixels do not divide into {list(output_size)} windows")
-    return [low.add("max_pool", [x], kernel=kernel, stride=kernel, padding=[0] * 4)]
-
-
 @lowers("scaled_dot_product_attention.default")
 def attention(
     low: Lowering,
@@ -249,13 +161,14 @@ def attention(
     enable_gqa: bool,
 ) -> Activation:
     """Attention; a mask of True and False becomes one of 0 and −∞."""
-    if enable_gqa:
-        raise Unsupported("heads that share keys are")
     if dropout_p:
         raise Unsupported("it drops out at random; put the model in eval mode")
     q = low.as_activation(query)
     factor = q.shape[-1] ** -0.5 if scale is None else number(scale, "scale")
     inputs: list[Operand] = [q, key, value]
+    if enable_gqa:
+        shared = [low.as_activation(x) for x in (key, value)]
+        inputs = [q, *(repeat_interleave(low, x, q.shape[-3] // x.shape[-3], -3, None) for x in shared)]
     if isinstance(attn_mask, Activation):
         attn_mask = low.filled.get(attn_mask.value, attn_mask)
     if isinstance(attn_mask, Tensor) and attn_mask.dtype == torch.bool:

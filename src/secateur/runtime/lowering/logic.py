@@ -5,6 +5,7 @@ A condition is a value of floats, 1 where it holds and 0 where not.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -18,7 +19,7 @@ from secateur.runtime.lowering.base import (
     Unsupported,
     lowers,
 )
-from secateur.runtime.lowering.composed import largest, smallest
+from secateur.runtime.lowering.composed import absolute, largest, smallest
 from secateur.runtime.lowering.maths import mul
 
 
@@ -50,6 +51,12 @@ def differ(low: Lowering, x: Operand, other: Operand) -> Activation:
 def is_nan(low: Lowering, x: Activation) -> Activation:
     """Whether it is no number, and so differs from itself."""
     return differ(low, x, x)
+
+
+@lowers("isinf.default")
+def is_infinite(low: Lowering, x: Activation) -> Activation:
+    """Whether it is ∞ or −∞."""
+    return low.compare("equal", absolute(low, x), math.inf)
 
 
 @lowers("logical_not.default")

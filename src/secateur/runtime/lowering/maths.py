@@ -18,7 +18,10 @@ from secateur.runtime.lowering.base import (
     number,
 )
 
-_FUNCTIONS = ("relu", "relu6", "silu", "hardswish", "hardsigmoid", "sigmoid", "tanh", "exp", "log", "sqrt")
+_FUNCTIONS = (
+    *("relu", "relu6", "silu", "hardswish", "hardsigmoid", "sigmoid", "tanh"),
+    *("exp", "log", "log1p", "sqrt", "erf", "sin", "cos"),
+)
 
 
 def _function(name: str) -> None:
@@ -42,6 +45,24 @@ def gelu(low: Lowering, x: Activation, approximate: str) -> Activation:
 def hardtanh(low: Lowering, x: Activation, min_val: float, max_val: float) -> Activation:
     """Clip to a range; 0 … 6 is ReLU6."""
     return clamp(low, x, min_val, max_val)
+
+
+@lowers("floor.default")
+def floor(low: Lowering, x: Activation) -> Activation:
+    """The next whole number below."""
+    return x if low.dtype(x) == torch.int64 else low.activate(x, "floor")
+
+
+@lowers("ceil.default")
+def ceil(low: Lowering, x: Activation) -> Activation:
+    """The next whole number above."""
+    return x if low.dtype(x) == torch.int64 else neg(low, floor(low, neg(low, x)))
+
+
+@lowers("round.default")
+def nearest(low: Lowering, x: Activation) -> Activation:
+    """The nearest whole number, of two the even one."""
+    return x if low.dtype(x) == torch.int64 else low.activate(x, "round")
 
 
 @lowers("clamp.default", "clamp_min.default", "clamp_max.default", "clamp_min.Tensor", "clamp_max.Tensor")
@@ -69,6 +90,23 @@ def clamp(
 
 def _open(bound: float) -> float | None:
     return None if math.isinf(bound) else float(bound)
+
+
+@lowers("exp2.default")
+def exponential_of_two(low: Lowering, x: Activation) -> Activation:
+    """2^x."""
+    return power_of(low, 2.0, x)
+
+
+def _logarithm(name: str, base: float) -> None:
+    def apply(low: Lowering, x: Activation) -> Activation:
+        return _binary(low, "mul", low.activate(x, "log"), 1 / math.log(base))
+
+    LOWERINGS[f"aten.{name}.default"] = apply
+
+
+_logarithm("log2", 2)
+_logarithm("log10", 10)
 
 
 def _binary(low: Lowering, kind: str, x: Operand, other: Operand) -> Activation:
@@ -134,17 +172,28 @@ def reciprocal_root(low: Lowering, x: Activation) -> Activation:
 
 @lowers("pow.Tensor_Scalar")
 def power(low: Lowering, x: Activation, exponent: float) -> Activation:
-    """A power made of products, roots and quotients."""
+    """A power: products for whole exponents, else a root or e^(exponent · ln x)."""
     if exponent < 0:
         return reciprocal(low, power(low, x, -exponent))
     if exponent == 0.5:
         return low.activate(x, "sqrt")
-    if exponent not in (1, 2, 3):
-        raise Unsupported(f"only powers of ½, 1, 2, 3 and less than 0 by as much are, not {exponent}")
-    found = x
-    for _ in range(int(exponent) - 1):
-        found = _binary(low, "mul", found, x)
-    return found
+    if exponent != int(exponent):
+        return low.activate(_binary(low, "mul", low.activate(x, "log"), exponent), "exp")
+    if exponent == 0:
+        raise Unsupported("a power of 0 is")
+    if exponent == 1:
+        return x
+    half = power(low, x, exponent // 2)
+    found = _binary(low, "mul", half, half)
+    return _binary(low, "mul", found, x) if exponent % 2 else found
+
+
+@lowers("pow.Scalar")
+def power_of(low: Lowering, x: float, exponent: Activation) -> Activation:
+    """A power of a number above 0."""
+    if x <= 0:
+        raise Unsupported(f"a power of {x:g} is")
+    return low.activate(_binary(low, "mul", low.to(exponent, torch.float32), math.log(x)), "exp")
 
 
 @lowers("mean.dim")

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from secateur.runtime.lowering.base import Activation, Lowering, Unsupported, dimension, lowers, optional
+from secateur.runtime.lowering.composed import absolute, largest
 from secateur.runtime.lowering.layers import layer_norm
-from secateur.runtime.lowering.maths import add, div, mean, mul, sub, total
+from secateur.runtime.lowering.maths import add, div, mean, mul, power, sub, total
 
 
 @lowers("group_norm.default")
@@ -82,10 +83,15 @@ def vector_norm(
     keepdim: bool,
     dtype: object,
 ) -> Activation:
-    """Euclidean length along dimensions other than the batch."""
-    if ord != 2:
-        raise Unsupported(f"only the norm of order 2 is, not {ord}")
-    return low.activate(total(low, mul(low, x, x), dim, keepdim, dtype), "sqrt")
+    """Norm of an order above 0 along dimensions other than the batch."""
+    if ord == 2:
+        return low.activate(total(low, mul(low, x, x), dim, keepdim, dtype), "sqrt")
+    sizes = absolute(low, x)
+    if ord == math.inf:
+        return largest(low, sizes, dim, keepdim)
+    if ord <= 0:
+        raise Unsupported(f"a norm of order {ord:g} is")
+    return power(low, total(low, power(low, sizes, ord), dim, keepdim, dtype), 1 / ord)
 
 
 @lowers("var.dim")

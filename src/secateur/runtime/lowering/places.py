@@ -20,11 +20,13 @@ from secateur.runtime.lowering.base import (
     lowers,
 )
 from secateur.runtime.lowering.composed import largest, smallest
-from secateur.runtime.lowering.logic import either, is_nan
+from secateur.runtime.lowering.logic import both, differ, either, is_nan
 from secateur.runtime.lowering.maths import add
-from secateur.runtime.lowering.views import taken
+from secateur.runtime.lowering.views import permuted, taken
 
 _LEAST = torch.iinfo(torch.int64).min
+_MOST_ROUNDS = 64
+"""How many numbers may be looked for one after the other; each takes a few operations."""
 
 
 @lowers("index_select.default")
@@ -121,6 +123,68 @@ def place_of_largest(low: Lowering, x: Activation, dim: int | None, keepdim: boo
 def place_of_smallest(low: Lowering, x: Activation, dim: int | None, keepdim: bool) -> Activation:
     """The first place of the smallest number, or of NaN, along a dimension."""
     return _place_of(smallest, low, x, dim, keepdim=keepdim)
+
+
+@lowers("one_hot.default")
+def one_hot(low: Lowering, x: Activation, num_classes: int) -> Activation:
+    """1 at a place of a new dimension, 0 elsewhere."""
+    there = low.compare("equal", low.reshape(x, (*x.shape, 1)), torch.arange(num_classes))
+    return low.as_activation(low.to(there, torch.int64))
+
+
+@lowers("diagonal.default")
+def diagonal(low: Lowering, x: Activation, offset: int, dim1: int, dim2: int) -> Activation:
+    """What has the same place along two dimensions, or places so far apart."""
+    first, second = dimension(dim1, x.shape), dimension(dim2, x.shape)
+    kept = [d for d in range(len(x.shape)) if d not in (first, second)]
+    rows, columns = x.shape[first], x.shape[second]
+    flat = low.reshape(
+        permuted(low, x, [*kept, first, second]), (*(x.shape[d] for d in kept), rows * columns)
+    )
+    places = [i * columns + i + offset for i in range(rows) if 0 <= i + offset < columns]
+    return taken(low, flat, len(kept), places)
+
+
+@lowers("unfold.default")
+def windows(low: Lowering, x: Activation, size: int, step: int, **where: int) -> Activation:
+    """Windows of a dimension, the places of each in a new one at the end."""
+    dim = dimension(where["dimension"], x.shape)
+    starts = range(0, x.shape[dim] - size + 1, step)
+    found = taken(low, x, dim, [start + i for start in starts for i in range(size)])
+    apart = low.reshape(found, (*x.shape[:dim], len(starts), size, *x.shape[dim + 1 :]))
+    order = [d for d in range(len(apart.shape)) if d != dim + 1]
+    return permuted(low, apart, [*order, dim + 1])
+
+
+@lowers("topk.default")
+def largest_few(low: Lowering, x: Activation, k: int, dim: int, **options: bool) -> list[Activation]:
+    """The largest numbers along a dimension, or the smallest, and their places, found one after the other."""
+    if k > _MOST_ROUNDS or low.dtype(x) != torch.float32:
+        raise Unsupported(f"only the first {_MOST_ROUNDS} of floats are, not {k}")
+    dim = dimension(dim, x.shape)
+    extreme, worst = (largest, -math.inf) if options["largest"] else (smallest, math.inf)
+    places = torch.arange(x.shape[dim]).reshape(-1, *(1 for _ in x.shape[dim + 1 :]))
+    found: list[tuple[Activation, Activation]] = []
+    left: Operand = torch.ones((1,) * len(x.shape), dtype=torch.bool)
+    for _ in range(k):
+        value = extreme(low, low.choose(left, x, worst), [dim], keepdim=True)
+        here = both(low, left, either(low, low.compare("equal", x, value), is_nan(low, x)))
+        place = smallest(low, low.choose(here, places, x.shape[dim]), [dim], keepdim=True)
+        left = both(low, left, differ(low, place, places))
+        found.append((value, place))
+    return [low.add("cat", parts, dim=dim) if k > 1 else parts[0] for parts in zip(*found, strict=True)]
+
+
+@lowers("max.dim")
+def largest_and_place(low: Lowering, x: Activation, dim: int, keepdim: bool) -> list[Activation]:
+    """Largest number along a dimension, and its place; what is not used drops out of the plan."""
+    return [largest(low, x, [dim], keepdim), _place_of(largest, low, x, dim, keepdim=keepdim)]
+
+
+@lowers("min.dim")
+def smallest_and_place(low: Lowering, x: Activation, dim: int, keepdim: bool) -> list[Activation]:
+    """Smallest number along a dimension, and its place."""
+    return [smallest(low, x, [dim], keepdim), _place_of(smallest, low, x, dim, keepdim=keepdim)]
 
 
 def _place_of(

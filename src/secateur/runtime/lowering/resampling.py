@@ -48,6 +48,47 @@ def pixel_unshuffle(low: Lowering, x: Activation, downscale_factor: int) -> Acti
     )
 
 
+@lowers("im2col.default")
+def image_windows(
+    low: Lowering,
+    x: Activation,
+    kernel_size: Sequence[int],
+    dilation: Sequence[int],
+    padding: Sequence[int],
+    stride: Sequence[int],
+) -> Activation:
+    """Windows of an image as columns: a convolution with an output for each place of a window."""
+    edges = [(p, p) for p in padding]
+    places = _places(kernel_size, x.shape[1])
+    options = {"edges": edges, "stride": stride, "dilation": dilation, "groups": x.shape[1]}
+    return low.reshape(padded_conv(low, x, places, None, **options), low.shapes[0])
+
+
+@lowers("col2im.default")
+def image_of_windows(
+    low: Lowering,
+    x: Activation,
+    output_size: Sequence[int],
+    kernel_size: Sequence[int],
+    dilation: Sequence[int],
+    padding: Sequence[int],
+    stride: Sequence[int],
+) -> Activation:
+    """Columns added up where they belong: the transposed convolution."""
+    sizes = zip(output_size, kernel_size, dilation, padding, stride, strict=True)
+    plane = [(size + 2 * p - d * (k - 1) - 1) // s + 1 for size, k, d, p, s in sizes]
+    columns = low.reshape(x, (*x.shape[:2], *plane))
+    groups = x.shape[1] // math.prod(kernel_size)
+    places = _places(kernel_size, groups)
+    return conv_transpose(low, columns, places, None, stride, padding, (), groups, dilation)
+
+
+def _places(kernel_size: Sequence[int], channels: int) -> Tensor:
+    """Weights that take one place of a window each, (channels · kh · kw, 1, kh, kw)."""
+    n = math.prod(kernel_size)
+    return torch.eye(n).reshape(n, 1, *kernel_size).repeat(channels, 1, 1, 1)
+
+
 @lowers("upsample_nearest1d.vec", "upsample_nearest2d.vec")
 def upsample_nearest(low: Lowering, input: Activation, **options: object) -> Activation:  # noqa: A002
     """The nearest pixel; each repeated, if there are so many times as many."""

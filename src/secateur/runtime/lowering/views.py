@@ -210,7 +210,7 @@ def repeat_interleave(
     dim = dimension(dim, x.shape)
     apart = low.reshape(x, (*x.shape[: dim + 1], 1, *x.shape[dim + 1 :]))
     spread = broadcast(low, apart, (*x.shape[: dim + 1], repeats, *x.shape[dim + 1 :]))
-    return low.reshape(spread, low.shapes[0])
+    return low.reshape(spread, (*x.shape[:dim], x.shape[dim] * repeats, *x.shape[dim + 1 :]))
 
 
 def taken(low: Lowering, x: Activation, dim: int, places: Sequence[int]) -> Activation:
@@ -231,20 +231,22 @@ def flip(low: Lowering, x: Activation, dims: Sequence[int]) -> Activation:
 
 
 @lowers("full_like.default", "new_full.default")
-def full(low: Lowering, fill_value: float, **_: object) -> Activation:
+def full(low: Lowering, fill_value: float, **_: object) -> Activation | Tensor:
     """One number in every place, as many as the batch asks for."""
     shape = low.shapes[0]
+    if not shape:
+        return torch.tensor(number(fill_value, "value"), dtype=low.dtypes[0])
     return low.fill(torch.full((1,) * len(shape), number(fill_value, "value"), dtype=low.dtypes[0]), shape)
 
 
 @lowers("zeros_like.default", "new_zeros.default")
-def zeros(low: Lowering, **_: object) -> Activation:
+def zeros(low: Lowering, **_: object) -> Activation | Tensor:
     """Zeros, as many as the batch asks for."""
     return full(low, 0)
 
 
 @lowers("ones_like.default", "new_ones.default")
-def ones(low: Lowering, **_: object) -> Activation:
+def ones(low: Lowering, **_: object) -> Activation | Tensor:
     """Ones, as many as the batch asks for."""
     return full(low, 1)
 
