@@ -125,6 +125,7 @@ def test_a_stopped_grid_goes_on_with_the_same_results(
         first, second = complete.result(cell), folder.result(cell)
         assert first["mask_digest"] == second["mask_digest"]
         assert first["accuracy"] == second["accuracy"]
+        assert second["cost"]["total_s"] >= second["cost"]["train_s"]  # also of what was trained before
 
 
 def test_shards_share_the_grid_and_merge(finished: tuple[Suite, SuiteFolder], tmp_path: Path) -> None:

@@ -58,10 +58,9 @@ def image_windows(
     stride: Sequence[int],
 ) -> Activation:
     """Windows of an image as columns: a convolution with an output for each place of a window."""
-    edges = [(p, p) for p in padding]
-    places = _places(kernel_size, x.shape[1])
-    options = {"edges": edges, "stride": stride, "dilation": dilation, "groups": x.shape[1]}
-    return low.reshape(padded_conv(low, x, places, None, **options), low.shapes[0])
+    places, edges, channels = _places(kernel_size, x.shape[1]), [(p, p) for p in padding], x.shape[1]
+    found = padded_conv(low, x, places, None, edges=edges, stride=stride, dilation=dilation, groups=channels)
+    return low.reshape(found, low.shapes[0])
 
 
 @lowers("col2im.default")
