@@ -114,6 +114,66 @@ FUNCTIONS: dict[str, dict[str, Callable[[Tensor], Tensor]]] = {
 }
 
 
+def written(write: Callable[[Tensor], object]) -> Callable[[Tensor], Tensor]:
+    """A function that writes to its input in place, as one that leaves it alone."""
+
+    def function(x: Tensor) -> Tensor:
+        x = x * 1.0
+        write(x)
+        return x
+
+    return function
+
+
+def shifted(x: Tensor) -> Tensor:
+    """A part of the channels moved by a row, as in temporal shift modules."""
+    out = torch.empty_like(x)
+    out[:, :3, 1:], out[:, :3, 0] = x[:, :3, :-1], 0
+    out[:, 3:].copy_(x[:, 3:])
+    return out
+
+
+def spread(x: Tensor) -> Tensor:
+    out = x.new_empty(x.shape[0], 8, 18, 21)
+    out[:] = 0.5
+    out[:, :, ::2, 1::3] = x
+    return out
+
+
+WRITES: dict[str, Callable[[Tensor], Tensor]] = {
+    "a place": written(lambda x: x[:, -1].fill_(2.0)),
+    "a range": written(lambda x: x[:, :4].add_(x[:, 4:])),
+    "all": written(lambda x: x.copy_(x.mean(1, keepdim=True))),
+    "nothing": written(lambda x: x[:, 5:5].zero_()),
+    "places": written(lambda x: x.__setitem__((slice(None), [0, 2, -1]), x[:, [1, 3, 4]])),
+    "places filled": lambda x: x.index_fill(2, torch.tensor([1, 2]), 0.5),
+    "places added to": lambda x: x.index_add(1, torch.tensor([0, 3]), x[:, 4:6], alpha=2),
+    "where a mask holds": written(lambda x: x.__setitem__(x > 0.5, -1.0)),
+    "where a mask of images and channels holds": written(lambda x: x.__setitem__(x.mean((2, 3)) > 0, 0)),
+    "shifted": shifted,
+    "spread": spread,
+}
+
+
+def test_writing_to_parts_of_a_tensor() -> None:
+    check(Several(WRITES.values()), image(8))
+
+
+def test_writes_that_depend_on_what_is_found_are_refused() -> None:
+    for write, message in (
+        (lambda x: x.__setitem__(x > 0, x[x > 0] * 2), r"depends on values|values"),
+        (
+            lambda x: (
+                x.__setitem__((slice(None), [0, 0]), 1.0) or x.index_add_(1, torch.tensor([0, 0]), x[:, :2])
+            ),
+            "several times",
+        ),
+        (lambda x: x[0].fill_(0), "along the batch"),
+    ):
+        with pytest.raises(CompileError, match=message):
+            compile_model(Function(written(write)), image(8))
+
+
 class Several(nn.Module):
     """Functions side by side: one plan for all of them."""
 

@@ -148,9 +148,8 @@ class _Builder:
         """What an operator gives that no input goes into: constants, or what they are for each batch size."""
         target, given = cast("Any", node.target), (self._known(node.args), self._known(node.kwargs))
         if not any(isinstance(x, Sized) or _is_symbolic(x) for x in _flat(arguments.values())):
-            return target(*given[0], **given[1])
-        found = [_at(given, place) for place in range(len(BATCHES))]
-        return _joined([target(*arguments, **keywords) for arguments, keywords in found])
+            return _computed(target, *given)
+        return _joined([_computed(target, *_at(given, place)) for place in range(len(BATCHES))])
 
     def _filled(self, x: Any, *, keep_ranges: bool = False) -> Any:  # noqa: ANN401  arguments of any structure
         """What is the same for all images repeated as often as there are some."""
@@ -254,8 +253,23 @@ _CHECKS = {
 }
 """Operators that torch inserts to check sizes and types; the engine checks its inputs itself."""
 
+_UNWRITTEN = {
+    torch.ops.aten.empty.memory_format,
+    torch.ops.aten.empty_like.default,
+    torch.ops.aten.empty_permuted.default,
+    torch.ops.aten.empty_strided.default,
+    torch.ops.aten.new_empty.default,
+}
+"""Operators whose numbers are any until they are written to."""
+
 _SHAPES = {"size", "shape", "sizes"}
 """Arguments that are shapes, in which the batch size may stand."""
+
+
+def _computed(target: Any, arguments: Sequence[Any], keywords: Mapping[str, Any]) -> Any:  # noqa: ANN401
+    """What an operator of torch gives; zeros where that is left open, so that plans agree."""
+    found = target(*arguments, **keywords)
+    return found.zero_() if target in _UNWRITTEN else found
 
 
 def _at(x: Any, place: int) -> Any:  # noqa: ANN401  arguments of any structure

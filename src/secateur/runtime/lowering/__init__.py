@@ -15,6 +15,7 @@ from secateur.runtime.lowering import (
     pooling,
     resampling,
     views,
+    writes,
 )
 from secateur.runtime.lowering.base import (
     BATCHES,
@@ -43,4 +44,5 @@ __all__ = [
     "pooling",
     "resampling",
     "views",
+    "writes",
 ]
