@@ -339,9 +339,21 @@ def test_an_index_by_a_mask_or_of_two_dimensions_is_refused() -> None:
             compile_model(Function(function), image(8))
 
 
-def test_places_of_maxima_of_windows_are_refused() -> None:
+@pytest.mark.parametrize("size", [(8, 6), (9, 7)], ids=str)
+def test_maxima_go_back_to_their_places(size: tuple[int, int]) -> None:
+    """As in SegNet and ENet."""
+
+    def back(x: Tensor) -> list[Tensor]:
+        wide, where = F.max_pool2d(x, (3, 2), return_indices=True)
+        small, there = F.max_pool2d(x, 2, return_indices=True)
+        return [F.max_unpool2d(small, there, 2, output_size=size), where * 1.0, wide, there * 0.5]
+
+    check(Function(back), image(4, *size))
+
+
+def test_places_of_maxima_of_windows_that_overlap_are_refused() -> None:
     def places(x: Tensor) -> Tensor:
-        return F.max_pool2d(x, 2, return_indices=True)[1] * 1.0
+        return F.max_pool2d(x, 3, 2, return_indices=True)[1] * 1.0
 
     with pytest.raises(CompileError, match=r"max_pool2d_with.* only the first 1 can be used, not number 2"):
         compile_model(Function(places), image())

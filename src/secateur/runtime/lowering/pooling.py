@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
+
+import torch
 
 from secateur.runtime.lowering.base import Activation, Lowering, Unsupported, lowers, pair
 from secateur.runtime.lowering.composed import largest
 from secateur.runtime.lowering.maths import mul
-from secateur.runtime.lowering.views import pad, sliced
+from secateur.runtime.lowering.views import broadcast, pad, sliced
 
 
 @lowers("max_pool2d.default", "max_pool1d.default")
@@ -28,9 +31,47 @@ def max_pool(
 
 
 @lowers("max_pool2d_with_indices.default")
-def max_pool_with_places(low: Lowering, x: Activation, **options: Sequence[int]) -> list[Activation]:
-    """Maximum of windows, without its place."""
-    return [max_pool(low, x, **options)]  # pyright: ignore[reportArgumentType]  ceil_mode is no sequence
+def max_pool_with_places(
+    low: Lowering,
+    x: Activation,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    ceil_mode: bool,
+) -> list[Activation]:
+    """Maximum of windows; and its place, counted over the image, where they lie side by side."""
+    largest_of = max_pool(low, x, kernel_size, stride, padding, dilation, ceil_mode)
+    kernel, (rows, columns) = pair(kernel_size), low.shapes[0][2:]
+    beside = pair(stride or kernel_size) == kernel and not any(padding) and all(d == 1 for d in dilation)
+    if not beside or rows * kernel[0] > x.shape[2] or columns * kernel[1] > x.shape[3]:
+        return [largest_of]
+    numbered = torch.arange(x.shape[2] * x.shape[3]).reshape(1, 1, *x.shape[2:])
+    offsets = list(itertools.product(*map(range, kernel)))
+    places = [numbered[:, :, i :: kernel[0], j :: kernel[1]][:, :, :rows, :columns] for i, j in offsets]
+    strips = [sliced(low, x, 2, i, i + (rows - 1) * kernel[0] + 1, kernel[0]) for i in range(kernel[0])]
+    numbers = [sliced(low, strips[i], 3, j, j + (columns - 1) * kernel[1] + 1, kernel[1]) for i, j in offsets]
+    best, place = numbers[0], broadcast(low, places[0], (*x.shape[:2], rows, columns))
+    for one, here in zip(numbers[1:], places[1:], strict=True):
+        is_better = low.compare("less", best, one)
+        best, place = low.choose(is_better, one, best), low.choose(is_better, here, place)
+    return [largest_of, place]
+
+
+@lowers("max_unpool2d.default")
+def max_unpool(low: Lowering, x: Activation, indices: Activation, output_size: Sequence[int]) -> Activation:
+    """Each number back at its place, zeros elsewhere; places are those of windows that lie side by side."""
+    plane = [size // n for size, n in zip(output_size, x.shape[2:], strict=True)]
+    spread = (*x.shape[:2], x.shape[2], plane[0], x.shape[3], plane[1])
+    whole = (*x.shape[:2], x.shape[2] * plane[0], x.shape[3] * plane[1])
+    apart = (*x.shape[:2], x.shape[2], 1, x.shape[3], 1)
+    numbers, places = (
+        low.reshape(broadcast(low, low.reshape(value, apart), spread), whole) for value in (x, indices)
+    )
+    here = torch.arange(math.prod(output_size)).reshape(1, 1, *output_size)[:, :, : whole[2], : whole[3]]
+    found = low.choose(low.compare("equal", places, here), numbers, 0.0)
+    below, right = output_size[0] - whole[2], output_size[1] - whole[3]
+    return pad(low, found, [0, right, 0, below])
 
 
 @lowers("avg_pool2d.default", "avg_pool1d.default")
