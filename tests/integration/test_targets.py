@@ -101,6 +101,32 @@ def test_scores_from_the_inputs_of_layers_do_not_see_them() -> None:
             sc.score(model, vectors(), criterion, include=("*", "rnn.weight_*"))
 
 
+class TwoFrequencies(nn.Conv2d):
+    """A layer with the weights of a convolution that takes and gives pairs, as octave convolutions do."""
+
+    def forward(self, x: Tensor, small: Tensor) -> tuple[Tensor, Tensor]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return super().forward(x), super().forward(small)
+
+
+class Octave(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.both, self.head = TwoFrequencies(1, 4, 3), nn.Linear(8, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = self.both(x, x[:, :, ::2, ::2])
+        return self.head(torch.cat([part.mean((2, 3)) for part in parts], 1))
+
+
+def test_scores_from_inputs_name_a_layer_that_takes_several() -> None:
+    model = Octave()
+    batches = [(torch.randn(4, 1, 12, 12), torch.arange(4) % CLASSES)]
+    for criterion in (sc.Wanda(), sc.LayerReconstruction(copy.deepcopy(model))):
+        with pytest.raises(ScoreError, match=r"layer of 'both\.weight', a TwoFrequencies, takes or gives"):
+            sc.score(model, batches, criterion)
+        sc.score(model, batches, criterion, exclude=("both.weight",))
+
+
 @each_case
 def test_a_cut_that_leaves_most_of_a_network_dense_says_so(case: str) -> None:
     model, (_, include, extra) = made(case), CASES[case]

@@ -17,7 +17,7 @@ from secateur.naming import Named
 from secateur.scores.base import AbstractCriterion, ScoreInputs, Solution, SolvingScores, preserving
 from secateur.scores.functional import call_with, promoted, slots_of
 from secateur.scores.least_squares import Moments
-from secateur.scores.unfolding import TRANSPOSED, Convolution, as_rows, layers_of
+from secateur.scores.unfolding import TRANSPOSED, Convolution, as_rows, input_of, layers_of
 from secateur.targets import PRUNABLE_MODULES, unwrap
 
 _SAMPLES = 32
@@ -188,7 +188,8 @@ class _Watch:
                 if self._teacher is not None:
                     twin = self._teacher.get_submodule(modules[layer])
                     self._taught[layer] = []
-                    stack.callback(twin.register_forward_hook(_keeping(self._taught[layer])).remove)
+                    keep = _keeping(self._holds[layer], self._taught[layer])
+                    stack.callback(twin.register_forward_hook(keep, with_kwargs=True).remove)
             for x in (some for batch in self.batches for some in batch.split(_SAMPLES)):
                 self._pass(x, instead or {})
         for name in wanted:
@@ -222,7 +223,7 @@ class _Watch:
     ) -> None:
         layer = cast("nn.Linear | Convolution", layer)
         name = self._holds[layer]
-        x = promoted((args[0] if args else named["input"]).detach(), torch.float32)
+        x = promoted(input_of(name, layer, args, named, output), torch.float32)
         wanted = output if self._teacher is None else self._taken(layer, output)
         for rows, outputs in as_rows(layer, x, wanted.to(x.dtype)):
             if self._teacher is None:
@@ -246,8 +247,9 @@ class _Watch:
         return wanted - layer.bias.detach().view(-1, *(1,) * (layer.weight.ndim - 2))
 
 
-def _keeping(outputs: list[Tensor]) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-    def hook(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+def _keeping(name: str, outputs: list[Tensor]) -> Callable[..., None]:
+    def hook(layer: nn.Module, args: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor) -> None:
+        input_of(name, layer, args, named, output)
         outputs.append(output.detach())
 
     return hook

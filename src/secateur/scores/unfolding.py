@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from math import prod
 from typing import TypeAlias, cast
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from secateur.errors import ScoreError
 from secateur.targets import PRUNABLE_MODULES
 
 Convolution: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d
@@ -29,6 +30,24 @@ def layers_of(model: nn.Module, targets: dict[str, nn.Parameter]) -> dict[str, l
         if isinstance(layer, PRUNABLE_MODULES) and id(layer.weight) in names:
             layers[names[id(layer.weight)]].append(layer)
     return layers
+
+
+def input_of(
+    name: str, layer: nn.Module, args: Sequence[object], named: Mapping[str, object], output: object
+) -> Tensor:
+    """The input in one call of a layer, as a forward hook sees it.
+
+    Raises:
+        ScoreError: naming the weight, if the layer is of a class of its own that takes or gives something
+            else than one tensor.
+    """
+    given = [*args, *named.values()]
+    if len(given) == 1 and isinstance(given[0], Tensor) and isinstance(output, Tensor):
+        return given[0].detach()
+    raise ScoreError(
+        f"the layer of {name!r}, a {type(layer).__name__}, takes or gives something else than one tensor, so "
+        "what its weights are multiplied with is not known. Exclude it, or choose another criterion."
+    )
 
 
 def under_kernel(layer: Convolution, x: Tensor, size: Sequence[int]) -> Iterator[Tensor]:

@@ -16,7 +16,7 @@ from secateur.errors import InvalidArgument, ScoreError
 from secateur.inputs import call
 from secateur.naming import Named
 from secateur.scores.base import AbstractCriterion, ScoreInputs
-from secateur.scores.unfolding import TRANSPOSED, Convolution, Transposed, layers_of, under_kernel
+from secateur.scores.unfolding import TRANSPOSED, Convolution, Transposed, input_of, layers_of, under_kernel
 from secateur.targets import unwrap
 
 
@@ -53,16 +53,19 @@ class Wanda(AbstractCriterion):
         """Scores from batches, with or without labels.
 
         Raises:
-            ScoreError: naming a weight whose layer is never called, so that its inputs are not seen.
+            ScoreError: naming a weight whose layer is never called, so that its inputs are not seen, or takes
+                or gives something else than one tensor.
         """
         model = unwrap(inputs.model)
         layers = layers_of(model, inputs.targets)
+        names = {layer: name for name, holders in layers.items() for layer in holders}
         squares: dict[nn.Module, Tensor] = {}
 
         def look(
             layer: nn.Module, args: tuple[Tensor, ...], named: dict[str, Tensor], output: Tensor
         ) -> None:
-            found = squared_norms(layer, (args[0] if args else named["input"]).detach(), output)
+            x = input_of(names[layer], layer, args, named, output)
+            found = squared_norms(layer, x, output)
             squares[layer] = squares[layer].add_(found) if layer in squares else found
 
         for x, _ in inputs.stream():  # which may try the model out, so it is watched for this pass only
