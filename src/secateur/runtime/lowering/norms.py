@@ -86,12 +86,12 @@ def vector_norm(
     """Norm of an order above 0 along dimensions other than the batch."""
     if ord == 2:
         return low.activate(total(low, mul(low, x, x), dim, keepdim, dtype), "sqrt")
-    sizes = absolute(low, x)
+    magnitudes = absolute(low, x)
     if ord == math.inf:
-        return largest(low, sizes, dim, keepdim)
+        return largest(low, magnitudes, dim, keepdim)
     if ord <= 0:
         raise Unsupported(f"a norm of order {ord:g} is")
-    return power(low, total(low, power(low, sizes, ord), dim, keepdim, dtype), 1 / ord)
+    return power(low, total(low, power(low, magnitudes, ord), dim, keepdim, dtype), 1 / ord)
 
 
 @lowers("var.dim")
