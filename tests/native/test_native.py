@@ -71,8 +71,9 @@ def isas(output: str) -> set[str]:
 
 
 def test_every_kernel_and_convolution_agrees_with_plain_code(programs: Programs) -> None:
-    output = programs("test_conv", "300")
-    assert output.count("300 convolutions agree") == len(isas(output))
+    rounds = "300" if programs.build is PLAIN else "120"  # the others are slow
+    output = programs("test_conv", rounds)
+    assert output.count(f"{rounds} convolutions agree") == len(isas(output))
     assert isas(output) >= ({"baseline", "neon"} if programs.build is ARM else {"baseline"})
 
 
@@ -92,6 +93,10 @@ def test_available_memory_is_what_the_machine_and_its_control_groups_leave(progr
 def test_a_pool_outlives_a_fork(programs: Programs) -> None:
     if programs.build is ARM:
         pytest.skip("the emulator cannot fork a process of several threads")
+    if programs.build is SANITIZED:
+        pytest.skip(
+            "a child may find the lock of the sanitizer's own allocator taken by a thread that it has not"
+        )
     assert programs("test_pool") == "pools outlive a fork\n"
 
 
