@@ -18,7 +18,7 @@ from secateur.runtime.lowering.base import (
     lowers,
 )
 from secateur.runtime.lowering.maths import add, ceil, clamp, div, floor, mul, neg, power, rsub, sub, total
-from secateur.runtime.lowering.views import broadcast, permuted, sliced
+from secateur.runtime.lowering.views import broadcast, joined, permuted, sliced
 
 _LARGEST = torch.finfo(torch.float32).max
 _EXACT_THRESHOLD = 16.0
@@ -165,7 +165,7 @@ def _winner(
             half = size // 2
             parts = [sliced(low, x, d, start, start + half) for start in (0, half)]
             winners = [better(low, *parts), *([sliced(low, x, d, size - 1, size)] if size % 2 else [])]
-            x = winners[0] if len(winners) == 1 else low.add("cat", winners, dim=d)
+            x = joined(low, winners, d)
     return x if keepdim else low.reshape(x, tuple(n for d, n in enumerate(x.shape) if d not in dims))
 
 
@@ -174,9 +174,13 @@ def maximum(low: Lowering, x: Operand, other: Operand) -> Activation:
     """The larger of two numbers, place by place: a pool over both, or of whole numbers a choice."""
     if low.is_whole(x, other):
         return low.choose(low.compare("less", x, other), other, x)
-    shape = low.shapes[0]
-    pairs = [low.reshape(broadcast(low, a, shape), (shape[0], 1, *shape[1:])) for a in (x, other)]
-    return largest(low, low.add("cat", pairs, dim=1), [1], keepdim=False)
+    return largest_of(low, [broadcast(low, a, low.shapes[0]) for a in (x, other)])
+
+
+def largest_of(low: Lowering, several: Sequence[Activation]) -> Activation:
+    """The largest of several numbers, place by place: a pool over all."""
+    apart = [low.reshape(x, (x.shape[0], 1, *x.shape[1:])) for x in several]
+    return largest(low, joined(low, apart, 1), [1], keepdim=False)
 
 
 @lowers("minimum.default")

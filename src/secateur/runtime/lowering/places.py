@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -22,7 +23,7 @@ from secateur.runtime.lowering.base import (
 from secateur.runtime.lowering.composed import largest, smallest
 from secateur.runtime.lowering.logic import both, differ, either, is_nan
 from secateur.runtime.lowering.maths import add
-from secateur.runtime.lowering.views import permuted, taken
+from secateur.runtime.lowering.views import joined, permuted, taken
 
 _LEAST = torch.iinfo(torch.int64).min
 _MOST_ROUNDS = 64
@@ -41,15 +42,27 @@ def index_select(low: Lowering, x: Operand, dim: int, index: Operand) -> Activat
     return low.reshape(taken(low, x, dim, places), low.shapes[0])
 
 
+_Index = TypeVar("_Index")
+
+
+def only_index(indices: Sequence[_Index | None]) -> tuple[int, _Index]:
+    """The one dimension that is indexed, and by what.
+
+    Raises:
+        Unsupported: if there are more.
+    """
+    given = [(dim, index) for dim, index in enumerate(indices) if index is not None]
+    if len(given) != 1:
+        raise Unsupported(f"only an index of one dimension is, not of {len(given)}")
+    return given[0]
+
+
 @lowers("index.Tensor")
 def index(low: Lowering, x: Operand, indices: Sequence[Operand | Sized | None]) -> Activation:
     """Constant places of one dimension; rows of a constant; places of each image, if it counts the batch."""
-    given = [(dim, index) for dim, index in enumerate(indices) if index is not None]
     if isinstance(x, Activation) and isinstance(indices[0], Sized) and indices[0].is_range():
         return _of_each_image(low, x, indices[0], indices[1:])
-    if len(given) != 1:
-        raise Unsupported(f"only an index of one dimension is, not of {len(given)}")
-    dim, places = given[0]
+    dim, places = only_index(indices)
     if isinstance(places, Sized):
         raise Unsupported("its index depends on the batch size")
     if isinstance(places, Tensor) and places.dtype == torch.bool:
@@ -172,7 +185,7 @@ def largest_few(low: Lowering, x: Activation, k: int, dim: int, **options: bool)
         place = smallest(low, low.choose(here, places, x.shape[dim]), [dim], keepdim=True)
         left = both(low, left, differ(low, place, places))
         found.append((value, place))
-    return [low.add("cat", parts, dim=dim) if k > 1 else parts[0] for parts in zip(*found, strict=True)]
+    return [joined(low, parts, dim) for parts in zip(*found, strict=True)]
 
 
 @lowers("max.dim")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 from secateur.runtime.lowering.base import Activation, Lowering, Unsupported, lowers, pair
-from secateur.runtime.lowering.composed import largest
+from secateur.runtime.lowering.composed import largest, largest_of
 from secateur.runtime.lowering.maths import mul
-from secateur.runtime.lowering.views import broadcast, pad, sliced
+from secateur.runtime.lowering.views import broadcast, joined, pad, repeated, sliced
 
 
 @lowers("max_pool2d.default", "max_pool1d.default")
@@ -49,8 +50,8 @@ def max_pool_with_places(
     numbered = torch.arange(x.shape[2] * x.shape[3]).reshape(1, 1, *x.shape[2:])
     offsets = list(itertools.product(*map(range, kernel)))
     places = [numbered[:, :, i :: kernel[0], j :: kernel[1]][:, :, :rows, :columns] for i, j in offsets]
-    strips = [sliced(low, x, 2, i, i + (rows - 1) * kernel[0] + 1, kernel[0]) for i in range(kernel[0])]
-    numbers = [sliced(low, strips[i], 3, j, j + (columns - 1) * kernel[1] + 1, kernel[1]) for i, j in offsets]
+    strips = [_every(low, x, 2, i, rows, kernel[0]) for i in range(kernel[0])]
+    numbers = [_every(low, strips[i], 3, j, columns, kernel[1]) for i, j in offsets]
     best, place = numbers[0], broadcast(low, places[0], (*x.shape[:2], rows, columns))
     for one, here in zip(numbers[1:], places[1:], strict=True):
         is_better = low.compare("less", best, one)
@@ -62,15 +63,11 @@ def max_pool_with_places(
 def max_unpool(low: Lowering, x: Activation, indices: Activation, output_size: Sequence[int]) -> Activation:
     """Each number back at its place, zeros elsewhere; places are those of windows that lie side by side."""
     plane = [size // n for size, n in zip(output_size, x.shape[2:], strict=True)]
-    spread = (*x.shape[:2], x.shape[2], plane[0], x.shape[3], plane[1])
-    whole = (*x.shape[:2], x.shape[2] * plane[0], x.shape[3] * plane[1])
-    apart = (*x.shape[:2], x.shape[2], 1, x.shape[3], 1)
-    numbers, places = (
-        low.reshape(broadcast(low, low.reshape(value, apart), spread), whole) for value in (x, indices)
-    )
-    here = torch.arange(math.prod(output_size)).reshape(1, 1, *output_size)[:, :, : whole[2], : whole[3]]
+    numbers, places = (repeated(low, value, dict(enumerate(plane, 2))) for value in (x, indices))
+    rows, columns = numbers.shape[2:]
+    here = torch.arange(math.prod(output_size)).reshape(1, 1, *output_size)[:, :, :rows, :columns]
     found = low.choose(low.compare("equal", places, here), numbers, 0.0)
-    below, right = output_size[0] - whole[2], output_size[1] - whole[3]
+    below, right = output_size[0] - rows, output_size[1] - columns
     return pad(low, found, [0, right, 0, below])
 
 
@@ -105,9 +102,7 @@ def avg_pool_of_volumes(
     kernel_size: Sequence[int],
     stride: Sequence[int],
     padding: Sequence[int],
-    ceil_mode: bool,
-    count_include_pad: bool,
-    divisor_override: int | None = None,
+    **counting: Any,  # noqa: ANN401  as of `avg_pool`
 ) -> Activation:
     """Mean of windows along the first of three dimensions, as those of channels in LocalResponseNorm."""
     steps = stride or kernel_size
@@ -116,8 +111,7 @@ def avg_pool_of_volumes(
     shape, flat = low.shapes[0], low.reshape(x, (*x.shape[:3], math.prod(x.shape[3:])))
     low.shapes = [(*shape[:3], math.prod(shape[3:]))]
     window = ([kernel_size[0], 1], [steps[0], 1], [padding[0], 0])
-    found = avg_pool(low, flat, *window, ceil_mode, count_include_pad, divisor_override)
-    return low.reshape(found, shape)
+    return low.reshape(avg_pool(low, flat, *window, **counting), shape)
 
 
 def _pool(
@@ -153,6 +147,11 @@ def _windows(
     return row, [1, shape[2]], [1, *kernel_size], [1, *(stride or kernel_size)], [0, *padding]
 
 
+def _every(low: Lowering, x: Activation, dim: int, first: int, n: int, step: int) -> Activation:
+    """So many places of a dimension, at equal distances."""
+    return sliced(low, x, dim, first, first + (n - 1) * step + 1, step)
+
+
 def _dilated_max_pool(
     low: Lowering,
     x: Activation,
@@ -169,9 +168,8 @@ def _dilated_max_pool(
         after = max(0, (n - 1) * s + d * (k - 1) + 1 - before - image.shape[dim])
         margins = [0, 0] * (3 - dim) + [before, after]
         image = pad(low, image, margins, value=-math.inf)
-        shifted = [sliced(low, image, dim, d * i, d * i + (n - 1) * s + 1, s) for i in range(k)]
-        whole = [low.reshape(one, (one.shape[0], 1, *one.shape[1:])) for one in shifted]
-        image = shifted[0] if k == 1 else largest(low, low.add("cat", whole, dim=1), [1], keepdim=False)
+        shifted = [_every(low, image, dim, d * i, n, s) for i in range(k)]
+        image = shifted[0] if k == 1 else largest_of(low, shifted)
     return low.reshape(image, shape)
 
 
@@ -200,5 +198,5 @@ def adaptive_max_pool(low: Lowering, x: Activation, output_size: Sequence[int]) 
         size = x.shape[dim]
         windows = [sliced(low, x, dim, i * size // n, -(-(i + 1) * size // n)) for i in range(n)]
         found = [largest(low, window, [dim], keepdim=True) for window in windows]
-        x = found[0] if n == 1 else low.add("cat", found, dim=dim)
+        x = joined(low, found, dim)
     return [x]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from secateur.runtime.lowering.base import Activation, Lowering, constant, lowers, optional, pair
 from secateur.runtime.lowering.layers import padded_conv
-from secateur.runtime.lowering.views import broadcast, permuted, sliced
+from secateur.runtime.lowering.views import permuted, repeated, sliced
 
 
 @lowers("channel_shuffle.default", "native_channel_shuffle.default")
@@ -94,11 +94,8 @@ def upsample_nearest(low: Lowering, input: Activation, **options: object) -> Act
     plane, wanted = input.shape[2:], low.shapes[0][2:]
     if any(more % size for more, size in zip(wanted, plane, strict=True)):
         return _interpolated(low, input, "nearest", options)
-    shape, spread = list(input.shape[:2]), list(input.shape[:2])
-    for size, more in zip(plane, wanted, strict=True):
-        shape += [size, 1]
-        spread += [size, more // size]
-    return low.reshape(broadcast(low, low.reshape(input, tuple(shape)), tuple(spread)), low.shapes[0])
+    sizes = enumerate(zip(plane, wanted, strict=True), 2)
+    return repeated(low, input, {dim: more // size for dim, (size, more) in sizes})
 
 
 def _interpolates(operator: str, mode: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import torch
@@ -98,6 +98,22 @@ def sliced(low: Lowering, x: Activation, dim: int, start: int, stop: int, step: 
     return low.add("slice", [x], dim=dim, start=start, stop=stop, step=step)
 
 
+def range_of(start: int | None, end: int | None, step: int, size: int) -> range:
+    """The places that a slice takes of so many.
+
+    Raises:
+        Unsupported: if they depend on the batch size.
+    """
+    if isinstance(start, torch.SymInt) or isinstance(end, torch.SymInt):
+        raise Unsupported("its range depends on the batch size")
+    return range(*slice(start, end, step).indices(size))
+
+
+def joined(low: Lowering, parts: Sequence[Operand], dim: int) -> Activation:
+    """One behind the other along a dimension; nothing if there is one alone."""
+    return low.as_activation(parts[0]) if len(parts) == 1 else low.add("cat", parts, dim=dim)
+
+
 @lowers("slice.Tensor")
 def part(
     low: Lowering, x: Activation, dim: int, start: int | None, end: int | None, step: int
@@ -107,9 +123,8 @@ def part(
     if low.shapes[0] == x.shape and step == 1:
         return x
     dim = dimension(dim, x.shape)
-    if isinstance(start, torch.SymInt) or isinstance(end, torch.SymInt):
-        raise Unsupported("its range depends on the batch size")
-    first, stop, _ = slice(start, end).indices(x.shape[dim])
+    whole = range_of(start, end, step, x.shape[dim])
+    first, stop = whole.start, whole.stop
     if first >= stop:
         return torch.zeros([0 if d == dim else abs(size) for d, size in enumerate(x.shape)])
     return sliced(low, x, dim, first, stop, step)
@@ -148,7 +163,7 @@ def cat(low: Lowering, tensors: Sequence[Operand], dim: int) -> Activation:
     """One behind the other along a dimension; what is empty is left out."""
     dim = dimension(dim, low.shapes[0])
     parts = [x for x in tensors if not isinstance(x, Tensor) or x.numel()]
-    return low.as_activation(parts[0]) if len(parts) == 1 else low.add("cat", parts, dim=dim)
+    return joined(low, parts, dim)
 
 
 @lowers("stack.default")
@@ -208,17 +223,29 @@ def repeat_interleave(
     if dim is None:
         raise Unsupported("without a dimension it runs over the batch and")
     dim = dimension(dim, x.shape)
-    apart = low.reshape(x, (*x.shape[: dim + 1], 1, *x.shape[dim + 1 :]))
-    spread = broadcast(low, apart, (*x.shape[: dim + 1], repeats, *x.shape[dim + 1 :]))
-    return low.reshape(spread, (*x.shape[:dim], x.shape[dim] * repeats, *x.shape[dim + 1 :]))
+    return repeated(low, x, {dim: repeats})
+
+
+def repeated(low: Lowering, x: Activation, times: Mapping[int, int]) -> Activation:
+    """Each place of some dimensions so many times, one behind the other."""
+    apart, spread, whole = list[int](), list[int](), list[int]()
+    for dim, size in enumerate(x.shape):
+        n = times.get(dim, 1)
+        apart += [size, 1] if dim in times else [size]
+        spread += [size, n] if dim in times else [size]
+        whole.append(size * n)
+    return low.reshape(broadcast(low, low.reshape(x, tuple(apart)), tuple(spread)), tuple(whole))
+
+
+def ranges_of(places: Sequence[int]) -> list[tuple[int, int]]:
+    """First and behind the last of the places that follow each other."""
+    starts = [i for i, p in enumerate(places) if not i or p != places[i - 1] + 1]
+    return [(places[a], places[b - 1] + 1) for a, b in pairwise([*starts, len(places)])]
 
 
 def taken(low: Lowering, x: Activation, dim: int, places: Sequence[int]) -> Activation:
     """Some places of a dimension in any order: its ranges that stay together, one behind the other."""
-    starts = [i for i, p in enumerate(places) if not i or p != places[i - 1] + 1]
-    ranges = [(places[a], places[b - 1] + 1) for a, b in pairwise([*starts, len(places)])]
-    parts = [sliced(low, x, dim, first, stop) for first, stop in ranges]
-    return parts[0] if len(parts) == 1 else low.add("cat", parts, dim=dim)
+    return joined(low, [sliced(low, x, dim, first, stop) for first, stop in ranges_of(places)], dim)
 
 
 @lowers("flip.default")

@@ -18,7 +18,8 @@ from secateur.runtime.lowering.base import (
     number,
 )
 from secateur.runtime.lowering.maths import add
-from secateur.runtime.lowering.views import broadcast, sliced, taken
+from secateur.runtime.lowering.places import only_index
+from secateur.runtime.lowering.views import broadcast, joined, range_of, ranges_of, sliced, taken
 
 
 @lowers("copy.default")
@@ -36,9 +37,7 @@ def slice_scatter(
     if isinstance(src, Activation) and src.shape == whole.shape and step == 1:
         return src
     dim = dimension(dim, whole.shape)
-    if isinstance(start, torch.SymInt) or isinstance(end, torch.SymInt):
-        raise Unsupported("its range depends on the batch size")
-    return _written(low, whole, dim, range(*slice(start, end, step).indices(whole.shape[dim])), src)
+    return _written(low, whole, dim, range_of(start, end, step, whole.shape[dim]), src)
 
 
 @lowers("select_scatter.default")
@@ -57,10 +56,7 @@ def index_put(
 ) -> Activation:
     """One number where a mask holds, or constant places of a dimension written anew or added to."""
     whole = low.as_activation(x)
-    given = [(dim, index) for dim, index in enumerate(indices) if index is not None]
-    if len(given) != 1:
-        raise Unsupported(f"only an index of one dimension is, not of {len(given)}")
-    dim, index = given[0]
+    dim, index = only_index(indices)
     if isinstance(index, Activation) and index.is_condition and dim == 0 and not accumulate:
         return _where(low, whole, index, values)
     if not isinstance(index, Tensor) or index.dtype == torch.bool or index.ndim != 1:
@@ -95,9 +91,9 @@ def _written(low: Lowering, x: Activation, dim: int, places: Sequence[int], valu
     sources = list(range(size))
     for i, place in enumerate(places):
         sources[place % size] = size + i
-    starts = [i for i, source in enumerate(sources) if not i or source != sources[i - 1] + 1]
-    parts: list[Activation] = []
-    for start, stop in zip(starts, [*starts[1:], size], strict=True):
-        whole, first = (x, sources[start]) if sources[start] < size else (new, sources[start] - size)
-        parts.append(sliced(low, whole, dim, first, first + stop - start))
-    return parts[0] if len(parts) == 1 else low.add("cat", parts, dim=dim)
+    # No range runs from one to the other: the last place of x comes last.
+    parts = [
+        sliced(low, x, dim, first, stop) if first < size else sliced(low, new, dim, first - size, stop - size)
+        for first, stop in ranges_of(sources)
+    ]
+    return joined(low, parts, dim)
