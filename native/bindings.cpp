@@ -198,10 +198,5 @@ NB_MODULE(_native, module) {
       .def("profile", &profile, nb::arg("inputs"), nb::arg("repeats"));
   module.def("isa", [](const std::string& precision) { return std::string(chosen_table(precision == "fp16").isa); },
              nb::arg("precision"));
-  module.def("isas", [] {
-    std::vector<std::string> names;
-    for (const KernelTable* table : usable_tables()) names.emplace_back(table->isa);
-    return names;
-  });
   module.def("kernels", &kernels, nb::arg("op"));
 }

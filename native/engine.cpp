@@ -52,6 +52,7 @@ bool keeps_apart(const Program& program, const Op& op) {
         if (op.dim == 0) return false;
         break;
       case OpKind::mean:
+      case OpKind::sum:
         if (std::find(op.dims.begin(), op.dims.end(), 0) != op.dims.end()) return false;
         break;
       case OpKind::layer_norm:
@@ -91,7 +92,8 @@ Engine::Engine(std::string_view program, std::map<std::string, Weight> weights, 
       pool_(checked_threads(threads)),
       separable_(is_separable(program_)),
       most_bytes_(bytes_to_keep(program_)) {
-  // A program that cannot run is refused now, at two batch sizes: what holds for both holds for all.
+  // A program that cannot run is refused now, at two batch sizes. What holds for both may still not hold for all,
+  // as of [-1] and [2]: a session infers its shapes again.
   for (const int64_t batch : {1, 2}) {
     std::vector<Shape> shapes;
     for (const Value& value : program_.values) shapes.push_back(at_batch(value.shape, batch));

@@ -45,10 +45,10 @@ bool LaneBuilder::pool(const Op& op) {
   return true;
 }
 
-// The mean over all pixels of an image, if it has lanes already.
+// The mean or sum over all pixels of an image, if it has lanes already.
 bool LaneBuilder::mean(const Op& op) {
   const int value = op.inputs[0];
-  if (op.kind == OpKind::mean) {
+  if (op.kind != OpKind::adaptive_avg_pool) {
     std::vector<int64_t> dims = op.dims;
     std::sort(dims.begin(), dims.end());
     if (session_.shapes_[size_t(value)].size() != 4 || dims != std::vector<int64_t>{2, 3}) return false;
@@ -74,6 +74,7 @@ bool LaneBuilder::mean(const Op& op) {
         }
   const LaneTasks tasks = tasks_for(input);
   const auto kernel = session_.table_.mean;
+  const float scale = op.kind == OpKind::sum ? 1.0f : 1.0f / float(input.height * input.width);
   session_.add_stage(tasks.count(), {from, to}, [=](Context& context, int64_t task, int) {
     const auto [group, channels] = tasks[task];
     MeanCall call{};
@@ -84,7 +85,7 @@ bool LaneBuilder::mean(const Op& op) {
     call.width = input.block_width;
     call.valid = valid->data() + group * input.block_height * input.block_width * input.lanes;
     call.lanes_per_image = input.grid_y * input.grid_x;
-    call.scale = 1.0f / float(input.height * input.width);
+    call.scale = scale;
     kernel(call);
   });
   if (input.groups > 1) add_up(output, to, input.groups);

@@ -140,6 +140,7 @@ bool LaneBuilder::build(const Op& op) {
     case OpKind::max_pool:
     case OpKind::avg_pool: return pool(op);
     case OpKind::mean:
+    case OpKind::sum:
     case OpKind::adaptive_avg_pool: return mean(op);
     case OpKind::activate:
     case OpKind::clip:

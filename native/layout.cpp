@@ -177,7 +177,8 @@ class MoveList {
 
 // Whether some window of stride `stride` reads row or column `at`, counted from the first that any reads.
 bool is_read(int64_t at, int64_t window, int64_t stride, int64_t dilation) {
-  for (int64_t k = 0; k < window; k++)
+  if (dilation == 1) return at % stride < window;
+  for (int64_t k = 0; k < std::min(window, stride); k++)  // then remainders come again
     if (at >= k * dilation && (at - k * dilation) % stride == 0) return true;
   return false;
 }

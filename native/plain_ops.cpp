@@ -37,7 +37,8 @@ void PlainBuilder::build(const Op& op) {
     case OpKind::max_pool:
     case OpKind::avg_pool:
     case OpKind::adaptive_avg_pool: return pool(op);
-    case OpKind::mean: return mean(op);
+    case OpKind::mean:
+    case OpKind::sum: return mean(op);
     case OpKind::softmax: return softmax(op);
     case OpKind::layer_norm: return layer_norm(op);
     case OpKind::matmul: return matmul(op);
@@ -254,6 +255,7 @@ void PlainBuilder::mean(const Op& op) {
       outputs *= x[d];
     }
   const int64_t inner = x.back(), rows = count(x) / inner;
+  const double divisor = op.kind == OpKind::sum ? 1.0 : double(rows * inner) / double(outputs);
   const int sums = session_.new_buffer(outputs * int64_t(sizeof(double)));
   session_.add_stage(1, {from, to, sums}, [=](Context& context, int64_t, int) {
     const float* in = floats(context, from);
@@ -267,7 +269,7 @@ void PlainBuilder::mean(const Op& op) {
       else
         for (int64_t i = 0; i < inner; i++) target[i * steps.back()] += double(in[i]);
     }
-    for (int64_t i = 0; i < outputs; i++) out[i] = float(sum[i] * double(outputs) / double(rows * inner));
+    for (int64_t i = 0; i < outputs; i++) out[i] = float(sum[i] / divisor);
   });
 }
 

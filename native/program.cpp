@@ -13,7 +13,8 @@ namespace {
 
 constexpr size_t most_ops = 100000, most_dims = 32;
 constexpr double infinity = std::numeric_limits<double>::infinity();
-constexpr int64_t most_weights = (int64_t(1) << 31) - 1, largest = int64_t(1) << 40;
+constexpr int64_t most_weights = (int64_t(1) << 31) - 1, largest = int64_t(1) << 40,
+                  most_pixels = int64_t(1) << 24;
 
 const std::pair<const char*, OpKind> op_kinds[] = {
     {"conv", OpKind::conv},
@@ -35,6 +36,7 @@ const std::pair<const char*, OpKind> op_kinds[] = {
     {"avg_pool", OpKind::avg_pool},
     {"adaptive_avg_pool", OpKind::adaptive_avg_pool},
     {"mean", OpKind::mean},
+    {"sum", OpKind::sum},
     {"softmax", OpKind::softmax},
     {"layer_norm", OpKind::layer_norm},
     {"matmul", OpKind::matmul},
@@ -76,7 +78,7 @@ std::array<int64_t, N> numbers(const Json& json, const char* what, int64_t low) 
   const auto& list = json.list(what);
   if (list.size() != N) throw PlanError(std::string(what) + " must have " + std::to_string(N) + " numbers");
   std::array<int64_t, N> result;
-  for (size_t i = 0; i < N; i++) result[i] = bounded(list[i], what, low, 1 << 20);
+  for (size_t i = 0; i < N; i++) result[i] = bounded(list[i], what, low, most_pixels);
   return result;
 }
 
@@ -185,7 +187,8 @@ void read_attributes(const Json& json, const Program& program, Op& op) {
       if (op.kind == OpKind::avg_pool) op.flag = json.at("count_padding").boolean("count_padding");
       break;
     case OpKind::adaptive_avg_pool: op.window = numbers<2>(json.at("size"), "size", 1); break;
-    case OpKind::mean: op.flag = json.at("keep").boolean("keep"); [[fallthrough]];
+    case OpKind::mean:
+    case OpKind::sum: op.flag = json.at("keep").boolean("keep"); [[fallthrough]];
     case OpKind::permute: op.dims = number_list(json.at("dims"), "dims", most_dims); break;
     case OpKind::slice:
       op.start = bounded(json.at("start"), "start", 0, largest);

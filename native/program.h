@@ -31,6 +31,7 @@ enum class OpKind {
   avg_pool,
   adaptive_avg_pool,
   mean,
+  sum,
   softmax,
   layer_norm,
   matmul,
@@ -82,7 +83,7 @@ struct Op {
   std::array<int64_t, 4> padding{0, 0, 0, 0};  // top, left, bottom, right
   int64_t groups = 1;
   std::vector<std::pair<int64_t, KernelChoice>> kernels;
-  std::vector<int64_t> dims;                         // of mean and permute
+  std::vector<int64_t> dims;                         // of mean, sum and permute
   std::vector<std::pair<int64_t, int64_t>> margins;  // of pad
   int64_t dim = 0, start = 0, stop = 0, step = 1, n_dims = 0;
   double low = 0, high = 0, epsilon = 0, number = 0, factor = 1;

@@ -62,7 +62,7 @@ Shape broadcast(const Shape& a, const Shape& b) {
   return result;
 }
 
-Shape mean_shape(const Op& op, const Shape& x) {
+Shape reduced_shape(const Op& op, const Shape& x) {
   std::vector<bool> gone(x.size(), false);
   for (const int64_t d : op.dims) {
     need(d < int64_t(x.size()) && !gone[size_t(d)], "its dims do not fit its input");
@@ -185,7 +185,8 @@ Shape shape_of(const Op& op, const std::vector<Shape>& in, const Shape& declared
     case OpKind::adaptive_avg_pool:
       need(in[0].size() == 4, "its input must have four dimensions");
       return {in[0][0], in[0][1], op.window[0], op.window[1]};
-    case OpKind::mean: return mean_shape(op, in[0]);
+    case OpKind::mean:
+    case OpKind::sum: return reduced_shape(op, in[0]);
     case OpKind::softmax:
     case OpKind::cumsum: need(op.dim < int64_t(in[0].size()), "its dim is not one of its input"); return in[0];
     case OpKind::layer_norm: return norm_shape(op, in[0]);

@@ -132,6 +132,28 @@ def test_verification_finds_what_is_not_finite(tmp_path):
     assert json.loads(json.dumps(verify_checkpoint(tmp_path / "x").to_dict()))["ok"] is False
 
 
+def test_verification_takes_what_forbids_places_in_attention(tmp_path):
+    """The file does not name its buffers; what is pruned, or more than they hold together, is none."""
+
+    def finite(spoil=lambda model: None):
+        model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+        model.register_buffer("mask", torch.full((4, 4), -math.inf).triu(1))
+        with torch.no_grad():
+            model[0].weight[0] = 0.0
+            spoil(model)
+        save_sparse(model, tmp_path / "x")
+        (found,) = [check for check in verify_checkpoint(tmp_path / "x").checks if check.name == "finite"]
+        return found.ok, found.detail
+
+    assert finite() == (True, "no NaN; −∞ in mask, as in a buffer that forbids places")
+    for bad in (math.nan, math.inf):
+        assert finite(lambda m, bad=bad: m.mask[0].fill_(bad)) == (False, "NaN or infinity in mask")
+    spoilt = finite(lambda m: m[0].weight[1].fill_(-math.inf))
+    assert spoilt == (False, "NaN or infinity in 0.weight, mask")
+    spoilt = finite(lambda m: m[1].bias.fill_(-math.inf))
+    assert spoilt == (False, "NaN or infinity in 1.bias, mask")
+
+
 def snapshot(model):
     return save({name: tensor.clone() for name, tensor in model.state_dict().items()})
 

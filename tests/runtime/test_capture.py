@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import Literal
 
@@ -15,6 +16,7 @@ from runtime.models import worst_error
 from secateur.errors import CompileError
 from secateur.runtime import Engine
 from secateur.runtime import compile as compile_model
+from secateur.runtime.graph import Graph
 from secateur.runtime.lowering import LOWERINGS
 
 X = torch.randn(2, 6, generator=torch.Generator().manual_seed(0))
@@ -96,6 +98,22 @@ def test_an_output_that_is_no_tensor_is_refused(results: tuple[object, ...]) -> 
 )
 def test_arithmetic_with_the_batch_size_is_refused(function: Callable[..., Tensor]) -> None:
     with pytest.raises(CompileError, match=r"aten\..* depends on the batch size"):
+        compile_model(With(function), X)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda _, x: x + (torch.arange(x.shape[0]) // 4)[:, None],
+        lambda _, x: x[torch.arange(x.shape[0]) % 4],
+        lambda _, x: x[torch.arange(x.shape[0]).clamp(max=3)],
+        lambda _, x: x + torch.full((x.shape[0], 1), x.shape[0] // 4),
+        lambda _, x: x * (torch.arange(x.shape[0]) < 4)[:, None],
+        lambda _, x: x * (torch.arange(x.shape[0]) < 32)[:, None],
+    ],
+)
+def test_what_is_the_same_for_small_batches_alone_is_refused(function: Callable[..., Tensor]) -> None:
+    with pytest.raises(CompileError, match=r"differs from image to image|made of the batch size"):
         compile_model(With(function), X)
 
 
@@ -208,6 +226,18 @@ def test_what_draws_random_numbers_is_refused(
         compile_model(With(function), X, fallback=fallback)
 
 
+def test_what_is_not_the_same_in_every_call_is_refused() -> None:
+    """What torch cannot see: state in plain attributes, random numbers of Python."""
+
+    def counting(self: nn.Module, x: Tensor) -> Tensor:
+        self.calls = getattr(self, "calls", 0) + 1
+        return x * self.calls
+
+    for function in (counting, lambda _, x: x * (1 + random.random())):
+        with pytest.raises(CompileError, match="not give the same for the same input"):
+            compile_model(With(function), X)
+
+
 IDS = torch.tensor([[0, 3, 1], [2, 0, 0]])
 TABLE = torch.randn(4, 2, generator=torch.Generator().manual_seed(1))
 
@@ -273,7 +303,7 @@ def test_rows_of_a_constant(function: Callable[..., Tensor]) -> None:
     [
         (lambda _, x: x.double() * 2, "it converts to torch.float64"),
         (lambda _, x: x.to(torch.uint8), "it converts to torch.uint8"),
-        (lambda _, x: TABLE[:, (x > 0).long()[:, 0]], "only the first dimension of a constant"),
+        (lambda _, x: TABLE[:, (x > 0).long()[:, 0]], "another dimension of a constant than the first"),
     ],
 )
 def test_other_conversions_are_refused(function: Callable[..., Tensor], message: str) -> None:
@@ -285,3 +315,62 @@ def test_a_network_that_amplifies_rounding_is_no_other_path() -> None:
     x = torch.randn(2, 64)
     model = nn.Sequential(nn.Linear(64, 32), With(lambda _, x: torch.sin(x * 1e5))).eval()
     assert worst_error(model, compile_model(model, x, threads=1), [x]) > 1e-3
+
+
+def test_an_example_that_the_model_does_not_take_is_told_apart() -> None:
+    with pytest.raises(CompileError, match=r"the model itself fails with inputs of shape \(2, 6\): .*shapes"):
+        compile_model(nn.Linear(8, 4), X)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda _, x: x @ x.t(), r"value 2 cannot have the shape \[-1, -1\]"),
+        (lambda _, x: x[:, :0], r"value 1 cannot have the shape \[1, 0\]"),
+        (lambda _, x: torch.cdist(x[:, None], x[:, None] + 1, p=torch.inf), "JSON"),
+    ],
+)
+def test_what_no_file_could_hold_is_refused_at_once(function: Callable[..., Tensor], message: str) -> None:
+    with pytest.raises(CompileError, match=f"a plan cannot hold this model: .*{message}"):
+        compile_model(With(function), X, fallback="torch")
+
+
+def test_a_weight_that_is_used_again_is_stored_once() -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.matrix, self.bias = nn.Parameter(torch.randn(6, 6) / 3), nn.Parameter(torch.randn(6))
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = x
+            for _ in range(4):
+                h = torch.tanh(torch.addmm(self.bias, h, self.matrix) + x @ self.matrix)
+            return h
+
+    model = Recurrent().eval()
+    agrees(model, X)
+    assert compile_model(model, X, threads=1).n_weights == 6 * 6 + 6
+
+
+@pytest.mark.parametrize(
+    ("names", "kept"),
+    [
+        (["a", "a.index"], ["a", "a.index#2"]),
+        (["a.values", "a"], ["a.values", "a#2"]),
+        (["a.index", "a.values"], ["a.index", "a.values"]),
+        (["__program__", "a"], ["__program__#2", "a"]),
+    ],
+)
+def test_names_of_weights_do_not_meet_in_a_file(names: list[str], kept: list[str]) -> None:
+    """A sparse weight has two entries, NAME.index and NAME.values; the program has one as well."""
+    graph = Graph()
+    assert [graph.add_weight(name, np.eye(6, dtype=np.float32)) for name in names] == kept
+
+
+@pytest.mark.parametrize("fallback", [None, "torch"])
+def test_a_number_has_no_dimensions(fallback: Literal["torch"] | None) -> None:
+    model = With(lambda _, x: (x, torch.tensor(3.0)) if fallback is None else (x, x.sum() * 2))
+    engine = Engine(compile_model(model, X, fallback=fallback, threads=1), threads=1)
+    found = engine(X.numpy())
+    assert isinstance(found, tuple)
+    assert found[1].shape == ()

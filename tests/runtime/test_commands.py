@@ -11,6 +11,7 @@ import pytest
 
 from secateur.cli import main
 from secateur.deploy import network_of_run
+from secateur.errors import InvalidArgument
 from secateur.runtime import Plan, load, read_plan
 from secateur.runtime.bench import Grid, cells_of, run_grid
 from secateur.runtime.timing import time_in_turn
@@ -171,6 +172,17 @@ def test_cells_of_another_precision_are_others(tmp_path: Path) -> None:
     [half] = run_grid(replace(grid, precision="fp16"), tmp_path)
     assert (exact["precision"], half["precision"]) == ("fp32", "fp16")
     assert half["plan_bytes"] < 0.7 * exact["plan_bytes"]
+
+
+def test_cells_that_were_measured_otherwise_are_not_taken(tmp_path: Path) -> None:
+    grid = Grid(models=("resnet20",), batches=(2,), sparsities=(0.9,), against=(), threads=1, seconds=0.01)
+    list(run_grid(grid, tmp_path))
+    for other, message in (
+        (replace(grid, threads=2), r"resnet20-b2-s0\.9\.json' was measured with 1 threads, not 2\. Remove"),
+        (replace(grid, against=("torch",)), "was measured without torch"),
+    ):
+        with pytest.raises(InvalidArgument, match=message):
+            list(run_grid(other, tmp_path))
 
 
 def test_calls_are_timed_in_turn() -> None:

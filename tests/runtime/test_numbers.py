@@ -130,6 +130,25 @@ def test_logsumexp_of_infinities() -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
+STEPS: dict[str, Callable[[Tensor], Tensor]] = {
+    **{f"row of {n}": lambda i, n=n: torch.floor(i / n) for n in (3, 7, 41, 47, 64)},
+    "whole quotient": lambda i: (i / 41).long().float(),
+}
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_step_is_where_torch_has_it(name: str) -> None:
+    found, expected = found_and_expected(STEPS[name], torch.arange(600.0).repeat(2, 1))
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("n", [13, 41, 100])
+def test_what_holds_is_counted_exactly(n: int) -> None:
+    x = torch.ones(n, n).tril() - 0.5
+    found, expected = found_and_expected(lambda x: (x > 0).float().sum(-1).long().float(), x)
+    np.testing.assert_array_equal(found, expected)
+
+
 LONG: dict[str, Callable[[Tensor], Tensor]] = {
     "mean": lambda x: x.mean(-1),
     "mean of columns": lambda x: x.reshape(-1, 1 << 18, 4).mean(1),

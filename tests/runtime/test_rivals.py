@@ -18,6 +18,7 @@ from runtime.models import Encoder, Padded, sparsify
 from secateur.cli import main
 from secateur.errors import MissingExtra
 from secateur.runtime import Plan, rivals
+from secateur.runtime.differences import largest_difference
 from secateur.runtime.rivals import RIVALS, Rival
 from secateur.runtime.timing import random_inputs, time_plan
 
@@ -130,6 +131,25 @@ def test_an_engine_that_computes_something_else_gets_no_time(
     assert "outputs of wrong differ" in " ".join(shown.err.split())
     assert "wrong" not in shown.out
     assert "torch" in shown.out
+
+
+@pytest.mark.parametrize(
+    ("found", "expected", "difference"),
+    [
+        ([1.0, -2.0], [1.5, -2.0], 0.25),
+        ([np.nan, 1.0], [np.nan, 1.0], 0.0),
+        ([np.nan, 1.0], [0.5, 1.0], np.inf),
+        ([0.5, 1.0], [np.nan, 1.0], np.inf),
+        ([np.inf, 1.0], [np.inf, 2.0], 0.5),
+        ([np.inf, 1.0], [-np.inf, 1.0], np.inf),
+        ([1.0], [1.0, 1.0], np.inf),
+    ],
+)
+def test_what_is_no_number_differs_from_numbers(
+    found: list[float], expected: list[float], difference: float
+) -> None:
+    a, b = (np.array([x], np.float32) for x in (found, expected))
+    assert largest_difference(a, b) == difference
 
 
 def test_a_network_that_an_engine_cannot_hold_is_refused_before_it_is_converted(

@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from secateur.errors import CompileError, InvalidArgument, SlowEngineWarning
 from secateur.inputs import Arguments, call
+from secateur.runtime.differences import largest_difference
 from secateur.runtime.engine import Engine
 from secateur.runtime.exporting import plain_attention
 from secateur.runtime.plan import Plan
@@ -69,9 +70,10 @@ def check_batches(model: nn.Module, plan: Plan, example: Arguments, *, threads: 
             ) from error
         names = [name for name, _ in plan.program.outputs]
         arrays = found if isinstance(found, tuple) else (found,)
-        differences = [_difference(a, b) for a, b in zip(arrays, expected, strict=True)]
+        differences = [largest_difference(a, b, least=_LEAST) for a, b in zip(arrays, expected, strict=True)]
         if max(differences, default=0) <= allowed:
             continue
+        _check_repeats(model, inputs, expected, allowed)
         roundings = _roundings(model, inputs, expected)
         for name, a, b, difference, rounding in zip(
             names, arrays, expected, differences, roundings, strict=True
@@ -91,12 +93,24 @@ def _rows(x: Tensor, batch: int, generator: torch.Generator) -> Tensor:
     return x.detach()[torch.arange(batch) % x.shape[0]].contiguous()
 
 
+def _check_repeats(
+    model: nn.Module, inputs: Arguments, expected: Sequence[NDArray[Any]], allowed: float
+) -> None:
+    """Refuse a model that does not give the same again: that is no rounding."""
+    again = _outputs(model, inputs) or expected
+    if max(largest_difference(a, b, least=_LEAST) for a, b in zip(again, expected, strict=True)) > allowed:
+        raise CompileError(
+            "the model does not give the same for the same input: it draws random numbers, or keeps "
+            "something from one call to the next. A plan does neither: pass in as an input what changes."
+        )
+
+
 def _roundings(model: nn.Module, inputs: Arguments, expected: Sequence[NDArray[Any]]) -> list[float]:
     """How far outputs of the model in float32 are from those in double precision; 0 if nobody can tell."""
     exact = _outputs(model, inputs, double=True)
     if exact is None:
         return [0.0] * len(expected)
-    found = [_difference(a, b) for a, b in zip(expected, exact, strict=True)]
+    found = [largest_difference(a, b, least=_LEAST) for a, b in zip(expected, exact, strict=True)]
     return [x if math.isfinite(x) else 0.0 for x in found]
 
 
@@ -119,19 +133,3 @@ def _outputs(model: nn.Module, inputs: Arguments, *, double: bool = False) -> li
     except Exception:
         return None
     return [x.detach().double().numpy() for x in tree_leaves(found) if isinstance(x, Tensor)]
-
-
-def _difference(found: NDArray[Any], expected: NDArray[Any]) -> float:
-    """The largest difference, relative to the largest number; infinite where only one is a number.
-
-    Dimensions of one do not count: in a batch of one, `squeeze` takes the batch away as well.
-    """
-    if found.size != expected.size:
-        return float("inf")
-    a, b = found.reshape(-1).astype(np.float64), expected.reshape(-1)
-    with np.errstate(invalid="ignore"):
-        apart = np.abs(a - b)
-    apart[(a == b) | (np.isnan(a) & np.isnan(b))] = 0
-    apart[np.isnan(apart)] = np.inf
-    size = np.abs(b[np.isfinite(b)]).max(initial=0)
-    return float(apart.max(initial=0) / max(size, _LEAST))

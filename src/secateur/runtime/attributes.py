@@ -41,6 +41,8 @@ WEIGHTS_OF = ("weight", "bias", "scale", "shift")
 """Attributes that name weights."""
 MAX_DIMS = 32
 _MAX = 2**31 - 1
+_MOST_PIXELS = 2**24
+"""Of a window, a step of one, a dilation or a margin."""
 
 Allows = Callable[[object], bool]
 
@@ -85,7 +87,7 @@ def fields_of(content: object, keys: tuple[str, ...], what: str) -> dict[str, An
 
 
 def _is_number(x: object) -> bool:
-    return type(x) in (int, float) and math.isfinite(cast("float", x))
+    return is_int(-(2**63), 2**63 - 1)(x) or (type(x) is float and math.isfinite(x))
 
 
 def _is_number_or_none(x: object) -> bool:
@@ -162,15 +164,17 @@ def _is_keywords(x: object) -> bool:
 
 
 _POSITIVE, _AMOUNT, _DIM = is_int(1), is_int(0), is_int(0, MAX_DIMS - 1)
+_SIZES, _MARGIN = is_list(is_int(1, _MOST_PIXELS), 2), is_int(0, _MOST_PIXELS)
+_MARGINS = is_list(_MARGIN, 4)
 _BINARY: Mapping[str, Allows] = {"activation": _is_activation}
 
 ATTRIBUTES: Mapping[str, Mapping[str, Allows]] = {
     "conv": {
         "weight": _is_name,
         "bias": _is_name_or_none,
-        "stride": is_list(_POSITIVE, 2),
-        "padding": is_list(_AMOUNT, 4),
-        "dilation": is_list(_POSITIVE, 2),
+        "stride": _SIZES,
+        "padding": _MARGINS,
+        "dilation": _SIZES,
         "groups": _POSITIVE,
         "activation": _is_activation,
         "kernels": _kernels("conv"),
@@ -195,18 +199,19 @@ ATTRIBUTES: Mapping[str, Mapping[str, Allows]] = {
     "convert": {"dtype": _is_type},
     "cumsum": {"dim": _DIM},
     "max_pool": {
-        "kernel": is_list(_POSITIVE, 2),
-        "stride": is_list(_POSITIVE, 2),
-        "padding": is_list(_AMOUNT, 4),
+        "kernel": _SIZES,
+        "stride": _SIZES,
+        "padding": _MARGINS,
     },
     "avg_pool": {
-        "kernel": is_list(_POSITIVE, 2),
-        "stride": is_list(_POSITIVE, 2),
-        "padding": is_list(_AMOUNT, 4),
+        "kernel": _SIZES,
+        "stride": _SIZES,
+        "padding": _MARGINS,
         "count_padding": _is_flag,
     },
-    "adaptive_avg_pool": {"size": is_list(_POSITIVE, 2)},
+    "adaptive_avg_pool": {"size": _SIZES},
     "mean": {"dims": is_list(_DIM), "keep": _is_flag},
+    "sum": {"dims": is_list(_DIM), "keep": _is_flag},
     "softmax": {"dim": _DIM},
     "layer_norm": {
         "n_dims": is_int(1, MAX_DIMS),
@@ -221,7 +226,7 @@ ATTRIBUTES: Mapping[str, Mapping[str, Allows]] = {
     "permute": {"dims": is_list(_DIM)},
     "slice": {"dim": _DIM, "start": _AMOUNT, "stop": _POSITIVE, "step": _POSITIVE},
     "cat": {"dim": _DIM},
-    "pad": {"padding": is_list(is_list(_AMOUNT, 2)), "value": _is_number_or_none},
+    "pad": {"padding": is_list(is_list(_MARGIN, 2)), "value": _is_number_or_none},
     "expand": {},
     "constant": {"weight": _is_name},
     "torch": {

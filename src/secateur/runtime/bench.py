@@ -110,6 +110,9 @@ def run_grid(
         folder: Where the files lie; it is created if need be.
         pruned_networks: Networks besides those of the grid, such as `secateur.deploy.network_of_run` gives.
         also: Time a plan at a batch size in ways of their own; what they return is listed with the others.
+
+    Raises:
+        InvalidArgument: if a file there was measured with other threads, or without some of the engines.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for cell in cells_of(grid, pruned_networks):
@@ -127,7 +130,25 @@ def run_grid(
             about = {"model": network.name, "batch": cell.batch, "sparsity": network.sparsity}
             about |= {"masks": network.masks, "precision": grid.precision}
             write_json(path, {**about, **found, "compile_s": seconds})
-        yield read_json(path)
+        yield _measured_alike(path, grid)
+
+
+def _measured_alike(path: Path, grid: Grid) -> dict[str, Any]:
+    """A cell from its file, which may be one that was measured before.
+
+    Raises:
+        InvalidArgument: if it was measured with other threads, or without some of the engines.
+    """
+    cell = read_json(path)
+    timed = {timing["name"] for timing in cell["timings"]}
+    lacking = [f"without {name}" for name in grid.against if name not in timed]
+    if cell["threads"] != grid.threads:
+        lacking.append(f"with {cell['threads']} threads, not {grid.threads}")
+    if lacking:
+        raise InvalidArgument(
+            f"{str(path)!r} was measured {' and '.join(lacking)}. Remove it, or give another folder."
+        )
+    return cell
 
 
 def _from_zoo(model: str, sparsity: float) -> Network:

@@ -286,7 +286,11 @@ def _at(x: Any, place: int) -> Any:  # noqa: ANN401  arguments of any structure
     symbols = list(expression.free_symbols)
     if any(map(depends_on_values, symbols)):
         raise Unsupported("its argument depends on values")
-    return int(expression.subs(dict.fromkeys(symbols, BATCHES[place])))
+    at = _for_batches(expression)
+    growth = (at[BATCHES[1]] - at[BATCHES[0]]) / (BATCHES[1] - BATCHES[0])
+    if any(value != at[BATCHES[0]] + growth * (n - BATCHES[0]) for n, value in at.items()):
+        raise Unsupported(f"its argument is made of the batch size and no multiple of it ({expression})")
+    return int(at[BATCHES[place]])
 
 
 def _joined(found: Sequence[Any]) -> Any:  # noqa: ANN401  a tensor or a sequence of them
@@ -348,21 +352,27 @@ def _dimension(size: Any, node: Node) -> int:  # noqa: ANN401  int or SymInt
         return int(expression)
     if any(map(depends_on_values, symbols)):
         raise CompileError(
-            f"{node.target}{_where(node)} gives a size that depends on values ({expression}). "
-            "A plan cannot hold that."
+            f"a plan cannot hold {node.target}{_where(node)}: a size or number in it depends on values "
+            f"({expression}). Take it out of forward."
         )
-    # Export may have a symbol for each input; all stand for the batch size.
-    sizes = {n: expression.subs(dict.fromkeys(symbols, n)) for n in (*BATCHES, 16, 257, 1 << 20)}
+    sizes = _for_batches(expression)
     first = sizes[BATCHES[0]]
     if all(size == first for size in sizes.values()):
         return int(first)
     factor = first / BATCHES[0]
     if not factor.is_integer or factor <= 0 or any(size != factor * n for n, size in sizes.items()):
         raise CompileError(
-            f"{node.target}{_where(node)} gives a size that is not a multiple of the batch size "
-            f"({expression}). A plan cannot hold that."
+            f"a plan cannot hold {node.target}{_where(node)}: a size or number in it is made of the batch "
+            f"size and no multiple of it ({expression}). Take it out of forward."
         )
     return -int(factor)
+
+
+def _for_batches(expression: Any) -> dict[int, Any]:  # noqa: ANN401  of sympy
+    """What an expression of the batch size is for `BATCHES` and some larger ones."""
+    # Export may have a symbol for each input; all stand for the batch size.
+    symbols = list(expression.free_symbols)
+    return {n: expression.subs(dict.fromkeys(symbols, n)) for n in (*BATCHES, 256, 257, 1 << 20)}
 
 
 def _place(node: Node) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from secateur.runtime.engine import Engine, find_native
+from secateur.runtime.engine import Engine, find_native, n_threads
 from secateur.runtime.plan import Plan
 from secateur.runtime.program import Op, Program
 
@@ -46,7 +46,7 @@ def choose_kernels(
         batches: Batch sizes to measure; the inputs are repeated or cut to them.
         threads: Threads that the engine will have; None for as many as there are cores.
     """
-    native = find_native()
+    native, threads = find_native(), n_threads(threads)
     plan = _with_ops(plan, [_by_density(op, plan) for op in plan.program.ops])
     if native is None:
         return plan
@@ -134,7 +134,7 @@ def _measure(
         for turn, engine in enumerate(engines):
             # the second finds in the caches what it needs
             found = engine.profile(*arrays, repeats=2 if took[turn] < _LONG else 1).min(axis=0)
-            took[turn] = float(found.sum())
+            took[turn] = float(np.nansum(found))  # parts in torch have no time
             for place, kernel in enumerate(runs[turn]):
                 if kernel:
                     least[place][kernel] = min(least[place][kernel], found[place])

@@ -10,17 +10,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from secateur.errors import DataError, InvalidArgument
+from secateur.errors import CompileError, DataError, InvalidArgument, PlanError
 from secateur.inputs import Arguments, as_inputs, check_takes
 from secateur.modules import modes_kept
 from secateur.provenance import versions
 from secateur.runtime.agreement import check_batches
 from secateur.runtime.capture import capture
 from secateur.runtime.choice import choose_kernels
-from secateur.runtime.engine import MOST_THREADS, checked_count
+from secateur.runtime.engine import checked_count, n_threads
 from secateur.runtime.fusion import fuse
 from secateur.runtime.graph import Graph
 from secateur.runtime.plan import Plan
+from secateur.runtime.program import parse_program
 from secateur.runtime.weights import PRECISIONS
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -59,11 +60,10 @@ def compile_model(
         CompileError: if the model uses something that a plan cannot hold; names it and its place.
         InvalidArgument: if an option or the example is not as above.
     """
-    inputs = _inputs(model, example)
     _check(model, precision, fallback)
+    inputs = _inputs(model, example)
     sizes = {1, len(inputs)} if batches is None else _sizes(batches)
-    if threads is not None:
-        threads = checked_count("threads", threads, most=MOST_THREADS)
+    threads = n_threads(threads)
     with modes_kept(model):
         model.eval()
         graph = capture(model, inputs, fallback=fallback == "torch")
@@ -73,6 +73,7 @@ def compile_model(
         found = versions()
         provenance = {"secateur": found["secateur"], "torch": found["torch"]}
         plan = Plan(*graph.finish(precision, provenance))
+        _check_program(plan)
         # Rounding shall not hide a difference; but who asks for arithmetic in fp16 can run nothing else.
         as_it_is = precision == "fp32" or os.environ.get("SECATEUR_ISA", "").endswith("fp16")
         exact = plan if as_it_is else Plan(*graph.finish("fp32", provenance))
@@ -108,6 +109,16 @@ def _inputs(model: nn.Module, example: object) -> Arguments:
     return inputs
 
 
+def _check_program(plan: Plan) -> None:
+    """What no file could hold is refused now, not when the plan is saved or loaded."""
+    try:
+        parse_program(plan.program.to_json())
+    except (PlanError, ValueError) as error:
+        raise CompileError(
+            f"a plan cannot hold this model: {error.__cause__ or error}. Write that part in other operators."
+        ) from error
+
+
 def _check_range(graph: Graph) -> None:
     """fp16 ends at 65504; a weight beyond would become infinite."""
     largest = float(np.finfo(np.float16).max)
@@ -124,6 +135,8 @@ def _check_range(graph: Graph) -> None:
 def _check(model: nn.Module, precision: str, fallback: str | None) -> None:
     if precision not in PRECISIONS:
         raise InvalidArgument(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}.")
+    if isinstance(model, torch.jit.ScriptModule):
+        raise InvalidArgument("the model is TorchScript; compile the module that it was made from.")
     if fallback not in (None, "torch"):
         raise InvalidArgument(f'fallback must be "torch" or None, got {fallback!r}.')
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):

@@ -30,6 +30,8 @@ PROGRAM = "__program__"
 """Entry that holds the program, compressed."""
 MAX_PROGRAM_BYTES = 1 << 28
 """A program that unpacks to more is refused: 256 MiB."""
+VALUES, INDEX = ".values", ".index"
+"""Endings of the two entries of a weight that is stored without its zeros."""
 _ALIGNMENT = 8
 
 Entry = tuple[str, NDArray[Any]]

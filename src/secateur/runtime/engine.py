@@ -68,11 +68,7 @@ class Engine:
     """
 
     def __init__(self, plan: Plan, *, threads: int | None = None) -> None:
-        self.threads = (
-            min(_n_cores(), MOST_THREADS)
-            if threads is None
-            else checked_count("threads", threads, most=MOST_THREADS)
-        )
+        self.threads = n_threads(threads)
         program = plan.program
         self.inputs = [(name, program.values[value].shape) for name, value in program.inputs]
         self.outputs = [(name, program.values[value].shape) for name, value in program.outputs]
@@ -186,6 +182,18 @@ def load(path: str | os.PathLike[str], *, threads: int | None = None) -> Engine:
     return Engine(read_plan(path), threads=threads)
 
 
+def n_threads(wanted: int | None) -> int:
+    """How many threads a call uses: as many as are wanted, for None as many as this process has cores.
+
+    Raises:
+        InvalidArgument: if that is not in 1 … 1024.
+    """
+    if wanted is not None:
+        return checked_count("threads", wanted, most=MOST_THREADS)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, MOST_THREADS)
+
+
 def checked_count(name: str, n: object, *, most: int | None = None) -> int:
     """An argument that must be a whole number of at least 1.
 
@@ -274,9 +282,3 @@ def _isa(native: Native, precision: str) -> str:
         return native.isa(precision)
     except ValueError as error:
         raise InvalidArgument(f"{error}. Unset it, or name one of these.") from error
-
-
-def _n_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

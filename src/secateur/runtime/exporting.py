@@ -18,7 +18,7 @@ from torch.export.graph_signature import OutputKind
 from torch.fx import Node
 
 from secateur.errors import CompileError
-from secateur.inputs import Arguments
+from secateur.inputs import Arguments, call
 from secateur.runtime.lowering import LOWERINGS
 
 _A_BATCH_SIZE = re.compile(r"[\w'\[\].]+\.size\(\)\[0\]")
@@ -50,14 +50,32 @@ def export(model: nn.Module, example: Arguments) -> ExportedProgram:
             exported = _taken_apart(whole)
     # Export runs the model: whatever the model raises comes out of it.
     except Exception as error:
-        reason = str(error).strip().partition("\n")[0]
+        _check_runs(model, inputs)
         raise CompileError(
-            f"torch.export cannot capture this model with a batch of any size: {reason}. "
+            f"torch.export cannot capture this model with a batch of any size: {_first_line(error)}. "
             "Take out of forward what depends on values or on the batch size."
         ) from error
     # Of the model itself: what torch makes of an operator may depend on sizes only in how it gets there.
     _check_paths(whole)
     return exported
+
+
+def _check_runs(model: nn.Module, inputs: Arguments) -> None:
+    """Refuse an example that the model itself cannot be called with."""
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            call(model, inputs)
+    except Exception as error:
+        shapes = ", ".join(str(tuple(x.shape)) for x in inputs.tensors)
+        raise CompileError(
+            f"the model itself fails with inputs of shape {shapes}: {_first_line(error)}. "
+            "Give an example that it can be called with, in batches of any size."
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
 
 
 def _taken_apart(exported: ExportedProgram) -> ExportedProgram:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from secateur.runtime.container import INDEX, PROGRAM, VALUES
 from secateur.runtime.program import Op, Program, Value, WeightSpec
 from secateur.runtime.shapes import Shape, output_of
 from secateur.runtime.weights import Weight, encode, make_weight
@@ -66,7 +67,7 @@ class Graph:
     def add_weight(self, name: str, numbers: NDArray[Any]) -> str:
         """A new weight under `name`, or that name with a number if it is taken; returns the name."""
         unique, n = name, 1
-        while unique in self.weights:
+        while self._is_taken(unique):
             n += 1
             unique = f"{name}#{n}"
         self.weights[unique] = numbers
@@ -127,6 +128,12 @@ class Graph:
             provenance=provenance,
         )
         return program, weights
+
+    def _is_taken(self, name: str) -> bool:
+        """Whether a weight of this name could not be told apart from another one in a file."""
+        ends = (VALUES, INDEX)
+        others = {name, *(name + end for end in ends), *(name.removesuffix(end) for end in ends)}
+        return name == PROGRAM or not others.isdisjoint(self.weights)
 
     def _weights_of(self, op: Op) -> dict[str, tuple[Shape, str]]:
         found: dict[str, tuple[Shape, str]] = {}

@@ -13,13 +13,12 @@ import numpy as np
 
 from secateur.errors import PlanError
 from secateur.runtime.attributes import WITH_ZEROS
-from secateur.runtime.container import Entry, read_container, write_container
+from secateur.runtime.container import INDEX, VALUES, Entry, read_container, write_container
 from secateur.runtime.program import Op, Program, WeightSpec, parse_program
 from secateur.runtime.table import text_table
 from secateur.runtime.weights import Weight, decode, encode
 
 _CODES = {"f32": "F32", "f16": "F16", "bf16": "BF16", "i64": "I64"}
-_INDEX, _VALUES = ".index", ".values"
 
 
 @dataclass(frozen=True)
@@ -77,8 +76,8 @@ class Plan:
             if index is None:
                 entries[name] = stored
             else:
-                entries[name + _VALUES] = stored
-                entries[name + _INDEX] = ("U8", index)
+                entries[name + VALUES] = stored
+                entries[name + INDEX] = ("U8", index)
         write_container(path, replace(self.program, weights=specs).to_json(), entries)
 
     def layers(self) -> list[Layer]:
@@ -153,8 +152,8 @@ def _weight(name: str, spec: WeightSpec, entries: dict[str, Entry]) -> Weight:
             if numbers.shape != spec.shape:
                 raise ValueError(f"its entry has the shape {list(numbers.shape)}, not {list(spec.shape)}")
             return Weight(spec.shape, spec.dtype, numbers)
-        numbers = _take(entries, name + _VALUES, _CODES[spec.dtype])
-        index = _take(entries, name + _INDEX, "U8")
+        numbers = _take(entries, name + VALUES, _CODES[spec.dtype])
+        index = _take(entries, name + INDEX, "U8")
         if numbers.ndim != 1 or index.ndim != 1:
             raise ValueError("its entries must have one dimension")
         numel = math.prod(spec.shape)

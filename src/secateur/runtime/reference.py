@@ -49,7 +49,7 @@ class ReferenceEngine:
             found[op.output] = result
             for value in self._last_use.get(place, ()):
                 del found[value]
-        return [np.ascontiguousarray(found[value]) for _, value in self._program.outputs]
+        return [np.asarray(found[value], order="C") for _, value in self._program.outputs]
 
 
 def last_uses(program: Program) -> dict[int, list[int]]:
@@ -151,6 +151,11 @@ def _windows(x: Array, kernel: Sequence[int], op: Op, fill: float) -> Array:
 def _mean(op: Op, inputs: Sequence[Array], _: Mapping[str, Array]) -> Array:
     dims, keep = tuple(op.attributes["dims"]), op.attributes["keep"]
     return inputs[0].mean(axis=dims, keepdims=keep, dtype=np.float64).astype(np.float32)
+
+
+def _sum(op: Op, inputs: Sequence[Array], _: Mapping[str, Array]) -> Array:
+    dims, keep = tuple(op.attributes["dims"]), op.attributes["keep"]
+    return inputs[0].sum(axis=dims, keepdims=keep, dtype=np.float64).astype(np.float32)
 
 
 def softmax(x: Array, dim: int) -> Array:
@@ -279,6 +284,7 @@ _STEPS: Mapping[str, _Step] = {
     "avg_pool": _avg_pool,
     "adaptive_avg_pool": _adaptive_avg_pool,
     "mean": _mean,
+    "sum": _sum,
     "softmax": lambda op, x, w: softmax(x[0], op.attributes["dim"]),
     "layer_norm": _layer_norm,
     "matmul": lambda op, x, w: x[0] @ x[1],

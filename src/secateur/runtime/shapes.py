@@ -202,7 +202,9 @@ def _adaptive(
     return (*_image(inputs[0])[:2], *attributes["size"])
 
 
-def _mean(attributes: Mapping[str, Any], inputs: Sequence[Shape], _: Mapping[str, Shape], __: Shape) -> Shape:
+def _reduced(
+    attributes: Mapping[str, Any], inputs: Sequence[Shape], _: Mapping[str, Shape], __: Shape
+) -> Shape:
     x, dims = inputs[0], attributes["dims"]
     _need(bool(dims) and len(set(dims)) == len(dims), "its dims must differ, and be at least one")
     for dim in dims:
@@ -353,7 +355,8 @@ _RULES: Mapping[str, _Rule] = {
     "max_pool": _pool,
     "avg_pool": _pool,
     "adaptive_avg_pool": _adaptive,
-    "mean": _mean,
+    "mean": _reduced,
+    "sum": _reduced,
     "softmax": _along,
     "layer_norm": _layer_norm,
     "matmul": _matmul,

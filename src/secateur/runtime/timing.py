@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from secateur.runtime.differences import largest_difference
 from secateur.runtime.engine import Engine
 from secateur.runtime.plan import Plan
 from secateur.runtime.rivals import Rival, build_rival
@@ -51,7 +53,8 @@ class Timing:
 
     def to_dict(self) -> dict[str, Any]:
         """As plain values."""
-        return asdict(self)
+        # JSON has no infinity.
+        return {**asdict(self), "difference": self.difference if math.isfinite(self.difference) else None}
 
 
 def random_inputs(plan: Plan, *, batch: int, seed: int = 0) -> list[Array]:
@@ -108,7 +111,10 @@ def time_plan(
     contenders = [Rival("secateur", title, run_plan)]
     contenders += [build_rival(name, plan, inputs, threads=engine.threads) for name in against]
     expected = run_plan(inputs)
-    differences = {c.name: _difference(c.run(inputs), expected) for c in contenders}
+    differences = {
+        c.name: max(largest_difference(a, b) for a, b in zip(c.run(inputs), expected, strict=True))
+        for c in contenders
+    }
     calls = {c.name: _bound(c.run, inputs) for c in contenders}
     blocks = time_in_turn(calls, seconds=seconds)
     own = _HALF_TOLERANCE if engine.isa.endswith("fp16") else 0.0
@@ -162,11 +168,3 @@ def _block(call: Callable[[], object], seconds: float) -> list[float]:
 
 def _bound(run: Callable[[Sequence[Array]], object], inputs: Sequence[Array]) -> Callable[[], object]:
     return lambda: run(inputs)
-
-
-def _difference(found: Sequence[Array], expected: Sequence[Array]) -> float:
-    errors = [
-        float(np.abs(a.reshape(b.shape) - b).max() / max(float(np.abs(b).max()), 1e-12))
-        for a, b in zip(found, expected, strict=True)
-    ]
-    return max(errors)

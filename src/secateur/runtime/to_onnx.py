@@ -101,7 +101,7 @@ class _Writer:
 
     def _constant(self, numbers: NDArray[Any]) -> str:
         name = f"c{len(self._weights)}"
-        self._weights.append(self._onnx.numpy_helper.from_array(np.ascontiguousarray(numbers), name))
+        self._weights.append(self._onnx.numpy_helper.from_array(np.asarray(numbers, order="C"), name))
         return name
 
     def _number(self, x: float) -> str:
@@ -227,6 +227,11 @@ class _Writer:
             pooled = self._node("GlobalAveragePool", inputs)
             return pooled if keep else self._node("Flatten", [pooled])
         return self._node("ReduceMean", inputs, axes=dims, keepdims=int(keep))
+
+    def _write_sum(self, op: Op, inputs: list[str]) -> str:
+        return self._node(
+            "ReduceSum", [*inputs, self._integers(op.attributes["dims"])], keepdims=int(op.attributes["keep"])
+        )
 
     def _write_softmax(self, op: Op, inputs: list[str]) -> str:
         return self._node("Softmax", inputs, axis=op.attributes["dim"])

@@ -157,6 +157,7 @@ _STEPS: Mapping[str, _Step] = {
     "avg_pool": _avg_pool,
     "adaptive_avg_pool": lambda op, x, w: F.adaptive_avg_pool2d(x[0], op.attributes["size"]),
     "mean": lambda op, x, w: x[0].mean(op.attributes["dims"], op.attributes["keep"]),
+    "sum": lambda op, x, w: x[0].sum(op.attributes["dims"], op.attributes["keep"]),
     "softmax": lambda op, x, w: torch.softmax(x[0], op.attributes["dim"]),
     "layer_norm": _layer_norm,
     "matmul": lambda op, x, w: x[0] @ x[1],

@@ -71,7 +71,7 @@ def make_weight(numbers: NDArray[Any], precision: str = "fp32") -> Weight:
         precision: Type to store floats in, a key of `PRECISIONS`; rounded to nearest, ties to even.
     """
     dtype = "i64" if numbers.dtype == np.int64 else PRECISIONS[precision]
-    stored = np.ascontiguousarray(_narrowed(numbers, dtype))
+    stored = np.asarray(_narrowed(numbers, dtype), order="C")
     if stored.dtype.kind != "i" and np.count_nonzero(stored) < DENSE_FROM * stored.size:
         flat = stored.reshape(-1)
         positions = np.flatnonzero(flat)
@@ -146,7 +146,7 @@ def _widened(numbers: NDArray[Any], dtype: str) -> NDArray[Any]:
 
 def _narrowed(numbers: NDArray[Any], dtype: str) -> NDArray[Any]:
     if dtype == "bf16":
-        bits = np.ascontiguousarray(numbers, np.float32).view(np.uint32)
+        bits = np.asarray(numbers, np.float32, order="C").view(np.uint32)
         rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
         rounded[rounded == 0x8000] = 0  # −0, which is not worth storing
         # A NaN whose upper half is zero would round to infinity; keep it a NaN.

@@ -34,8 +34,9 @@ class Activation:
     is_condition: bool = False
 
 
-BATCHES = (2, 3)
-"""Batch sizes for which it is computed what depends on nothing else."""
+BATCHES = (2, 3, 5, 33)
+"""Batch sizes for which it is computed what depends on nothing else: an even and an odd one, one that is
+beyond small numbers that a model may compare it with, or divide it by, and one that is beyond larger ones."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,6 +130,8 @@ class Lowering:
         dtypes: Types of what the operator returns.
         entered: Name in the graph of each constant already in it, by the id of its tensor; with the
             tensor, so that the id stays taken.
+        turned: Each constant that has been transposed and what came out, by the id of its tensor, so that
+            a layer that is run again has one weight.
         filled: The constant that a value is made of throughout, by the id of the value.
         repeated: The value of what depends on the batch size.
     """
@@ -139,6 +142,7 @@ class Lowering:
     shapes: Sequence[Shape] = ()
     dtypes: Sequence[torch.dtype] = ()
     entered: dict[int, tuple[str, Tensor]] = field(default_factory=dict[int, tuple[str, Tensor]])
+    turned: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict[int, tuple[Tensor, Tensor]])
     filled: dict[int, Tensor] = field(default_factory=dict[int, Tensor])
     repeated: dict[Sized, Activation] = field(default_factory=dict[Sized, Activation])
 
@@ -252,6 +256,12 @@ class Lowering:
             self.entered[key] = (self.graph.add_weight(name, as_numbers(tensor)), tensor)
         return self.entered[key][0]
 
+    def transposed(self, matrix: Tensor) -> Tensor:
+        """A constant matrix with rows for columns, the same tensor each time."""
+        if id(matrix) not in self.turned:
+            self.turned[id(matrix)] = (matrix, matrix.t())
+        return self.turned[id(matrix)][1]
+
     def activate(self, x: Activation, activation: str) -> Activation:
         """Add an activation function, of floats as in torch."""
         return self.add("activate", [self.to(x, torch.float32)], activation=activation)
@@ -270,7 +280,7 @@ def as_numbers(tensor: Tensor) -> NDArray[Any]:
     if tensor.dtype.is_complex or tensor.is_quantized:
         raise Unsupported(f"it uses a constant of type {tensor.dtype}")
     wide = torch.int64 if kept_as(tensor.dtype) == torch.int64 else torch.float32
-    return np.ascontiguousarray(tensor.detach().to("cpu", wide).numpy())
+    return np.asarray(tensor.detach().to("cpu", wide).numpy(), order="C")
 
 
 def constant(x: object, what: str) -> Tensor:

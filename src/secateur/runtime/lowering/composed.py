@@ -106,7 +106,7 @@ def softplus(low: Lowering, x: Activation, beta: float = 1.0, threshold: float =
     Past its threshold torch returns x, which differs from this by less than the last digit if that is high.
     """
     if threshold < _EXACT_THRESHOLD:
-        raise Unsupported(f"only a threshold of at least {_EXACT_THRESHOLD:g} is, not {threshold:g}")
+        raise Unsupported(f"its threshold must be at least {_EXACT_THRESHOLD:g}, not {threshold:g}")
     e = low.activate(mul(low, absolute(low, x), -beta), "exp")
     rest = mul(low, low.activate(e, "log1p"), 1 / beta)
     return add(low, low.activate(x, "relu"), rest, 1)

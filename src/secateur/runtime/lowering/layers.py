@@ -97,8 +97,9 @@ def addmm(low: Lowering, x: Operand, mat1: Operand, mat2: Operand, beta: float, 
     """A linear layer written as bias + input · weight."""
     weight, bias = constant(mat2, "second matrix"), constant(x, "bias")
     if beta != 1 or alpha != 1 or bias.ndim != 1:
-        raise Unsupported("only bias + input · weight is")
-    return low.add_layer("linear", mat1, weight.t(), bias.expand(weight.shape[1]))
+        raise Unsupported("it is more than a bias for each output + input · weight")
+    n = weight.shape[1]
+    return low.add_layer("linear", mat1, low.transposed(weight), bias if len(bias) == n else bias.expand(n))
 
 
 @lowers("_native_batch_norm_legit_no_training.default")

@@ -86,7 +86,7 @@ def only_one(low: Lowering, x: Operand, other: Operand) -> Activation:
 def _bitwise(function: Callable[..., Activation], *names: str) -> None:
     def apply(low: Lowering, **operands: Operand) -> Activation:
         if low.dtypes[0] != torch.bool:
-            raise Unsupported("bits of whole numbers are")
+            raise Unsupported("it works on the bits of whole numbers")
         return function(low, **operands)
 
     for name in names:

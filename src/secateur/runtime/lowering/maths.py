@@ -84,7 +84,7 @@ def clamp(
     if (bottom, top) == (-math.inf, math.inf):
         return x
     if not (bottom < math.inf and top > -math.inf):
-        raise Unsupported(f"a range from {bottom:g} to {top:g} is")
+        raise Unsupported(f"its range is from {bottom:g} to {top:g}")
     return low.add("clip", [x], low=_open(bottom), high=_open(top))
 
 
@@ -145,9 +145,13 @@ def mul(low: Lowering, x: Operand, other: Operand) -> Activation:
 
 @lowers("div.Tensor", "div.Scalar")
 def div(low: Lowering, x: Operand, other: Operand) -> Activation:
-    """Quotient; by a number it is a product, where that and its inverse are normal floats."""
+    """Quotient; by a power of two it is a product, which is the same to the last bit."""
     x, other = low.to(x, torch.float32), low.to(other, torch.float32)
-    if isinstance(other, int | float) and 2**-126 <= abs(other) <= 2**126:
+    if (
+        isinstance(other, int | float)
+        and abs(math.frexp(other)[0]) == 0.5
+        and 2**-126 <= abs(other) <= 2**126
+    ):
         return _binary(low, "mul", x, 1 / other)
     return _binary(low, "div", x, other)
 
@@ -180,7 +184,7 @@ def power(low: Lowering, x: Activation, exponent: float) -> Activation:
     if exponent != int(exponent):
         return low.activate(_binary(low, "mul", low.activate(x, "log"), exponent), "exp")
     if exponent == 0:
-        raise Unsupported("a power of 0 is")
+        raise Unsupported("its exponent is 0")
     if exponent == 1:
         return x
     half = power(low, x, exponent // 2)
@@ -192,7 +196,7 @@ def power(low: Lowering, x: Activation, exponent: float) -> Activation:
 def power_of(low: Lowering, x: float, exponent: Activation) -> Activation:
     """A power of a number above 0."""
     if x <= 0:
-        raise Unsupported(f"a power of {x:g} is")
+        raise Unsupported(f"it is a power of {x:g}")
     return low.activate(_binary(low, "mul", low.to(exponent, torch.float32), math.log(x)), "exp")
 
 
@@ -207,7 +211,7 @@ def mean(low: Lowering, x: Activation, dim: Sequence[int] | None, keepdim: bool,
 def total(
     low: Lowering, x: Activation, dim: Sequence[int] | None, keepdim: bool, dtype: object
 ) -> Activation:
-    """Sum over dimensions other than the batch: their mean times their size, of whole numbers one by one."""
+    """Sum over dimensions other than the batch; of whole numbers one by one."""
     dims = [dimension(d, x.shape) for d in (dim or range(len(x.shape)))]
     if low.dtype(x) != torch.float32:
         found = low.as_activation(low.to(x, torch.int64))
@@ -216,8 +220,7 @@ def total(
             found = low.add("slice", [sums], dim=d, start=x.shape[d] - 1, stop=x.shape[d], step=1)
         ones = [(d, 1 if d in dims else size) for d, size in enumerate(x.shape)]
         return low.reshape(found, tuple(size for d, size in ones if keepdim or d not in dims))
-    size = math.prod(x.shape[d] for d in dims)
-    return _binary(low, "mul", low.add("mean", [x], dims=dims, keep=keepdim), float(size))
+    return low.add("sum", [x], dims=dims, keep=keepdim)
 
 
 @lowers("cumsum.default")
@@ -240,7 +243,7 @@ def matmul(low: Lowering, x: Operand, other: Operand = 0.0, mat2: Operand | None
     """Matrix product; one with a constant on the right is a linear layer."""
     right = other if mat2 is None else mat2
     if not isinstance(right, Activation | int | float) and right.ndim == 2:
-        return low.add_layer("linear", x, right.t(), None)
+        return low.add_layer("linear", x, low.transposed(right), None)
     return low.add("matmul", [x, right])
 
 

@@ -54,7 +54,7 @@ def instance_norm(
 ) -> Activation:
     """GroupNorm with as many groups as channels."""
     if not use_input_stats:
-        raise Unsupported("with running statistics it is")
+        raise Unsupported("it uses running statistics")
     return group_norm(low, input, input.shape[1], weight, bias, eps, cudnn_enabled)
 
 
@@ -90,7 +90,7 @@ def vector_norm(
     if ord == math.inf:
         return largest(low, magnitudes, dim, keepdim)
     if ord <= 0:
-        raise Unsupported(f"a norm of order {ord:g} is")
+        raise Unsupported(f"its norm is of order {ord:g}")
     return power(low, total(low, power(low, magnitudes, ord), dim, keepdim, dtype), 1 / ord)
 
 
@@ -111,7 +111,7 @@ def corrected_variance(
     size = math.prod(x.shape[d] for d in dims)
     less = 1.0 if correction is None else float(correction)
     if size <= less:
-        raise Unsupported(f"{size} numbers with a correction of {less:g} are")
+        raise Unsupported(f"it is taken of {size} numbers with a correction of {less:g}")
     apart = sub(low, x, mean(low, x, dims, keepdim=True, dtype=None), 1)
     found = mean(low, mul(low, apart, apart), dims, keepdim=keepdim, dtype=None)
     return mul(low, found, size / (size - less))

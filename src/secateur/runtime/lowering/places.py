@@ -38,7 +38,7 @@ def index_select(low: Lowering, x: Operand, dim: int, index: Operand) -> Activat
     dim = dimension(dim, x.shape)
     places = [int(p) % x.shape[dim] for p in constant(index, "index").flatten()]
     if not places:
-        raise Unsupported("an empty index is")
+        raise Unsupported("its index is empty")
     return low.reshape(taken(low, x, dim, places), low.shapes[0])
 
 
@@ -53,7 +53,7 @@ def only_index(indices: Sequence[_Index | None]) -> tuple[int, _Index]:
     """
     given = [(dim, index) for dim, index in enumerate(indices) if index is not None]
     if len(given) != 1:
-        raise Unsupported(f"only an index of one dimension is, not of {len(given)}")
+        raise Unsupported(f"its index must be of one dimension, not of {len(given)}")
     return given[0]
 
 
@@ -66,7 +66,7 @@ def index(low: Lowering, x: Operand, indices: Sequence[Operand | Sized | None]) 
     if isinstance(places, Sized):
         raise Unsupported("its index depends on the batch size")
     if isinstance(places, Tensor) and places.dtype == torch.bool:
-        raise Unsupported("an index by a mask is")
+        raise Unsupported("its index is a mask")
     return index_select(low, x, dim, places)
 
 
@@ -82,7 +82,7 @@ def _of_each_image(
     # The images must have a dimension to themselves, the first of the result.
     n = batch.at[0].ndim
     if any(p.dtype == torch.bool or p.ndim > n or (p.ndim == n and p.shape[0] != 1) for p in places):
-        raise Unsupported("an index of this kind is")
+        raise Unsupported("its indices are not of a kind that a plan knows")
     sizes = x.shape[1 : 1 + len(places)]
     flat = torch.zeros((), dtype=torch.int64)
     for place, size in zip(places, sizes, strict=True):
@@ -95,7 +95,7 @@ def _found_place(low: Lowering, x: Activation, place: Activation) -> Activation:
     """x[b, i], i found at run time: all of x hidden but that place, and the largest of it taken."""
     n = x.shape[1]
     if low.dtype(place) != torch.int64 or place.shape != (-1,):
-        raise Unsupported("an index of this kind is")
+        raise Unsupported("its indices are not of a kind that a plan knows")
     from_start = low.choose(low.compare("less", place, 0), add(low, place, n, 1), place)
     # Rows of an identity: an engine refuses places outside.
     row = low.add("embedding", [from_start], weight=low.weight(torch.eye(n), "places"))
@@ -110,14 +110,14 @@ def gather(low: Lowering, x: Operand, dim: int, index: Operand, sparse_grad: boo
     table = low.filled.get(x.value) if isinstance(x, Activation) else x
     is_vector = isinstance(table, Tensor) and table.numel() == table.shape[dim]
     if not is_vector or not isinstance(index, Activation):
-        raise Unsupported("only places of a constant vector can be gathered, it")
+        raise Unsupported("it gathers places of what is no constant vector")
     return _rows(low, constant(table, "table").flatten(), 0, index)
 
 
 def _rows(low: Lowering, table: Tensor, dim: int, indices: Operand) -> Activation:
     """Rows of a constant at indices that are given at run time: an embedding."""
     if dim % table.ndim != 0:
-        raise Unsupported("only the first dimension of a constant can be looked up, it")
+        raise Unsupported("it looks up in another dimension of a constant than the first")
     numbers = table if table.dtype.is_floating_point else table.float()
     if not table.dtype.is_floating_point and not torch.equal(numbers.to(table.dtype), table):
         raise Unsupported("its numbers are too large to be looked up as floats")
@@ -173,7 +173,7 @@ def windows(low: Lowering, x: Activation, size: int, step: int, **where: int) ->
 def largest_few(low: Lowering, x: Activation, k: int, dim: int, **options: bool) -> list[Activation]:
     """The largest numbers along a dimension, or the smallest, and their places, found one after the other."""
     if k > _MOST_ROUNDS or low.dtype(x) != torch.float32:
-        raise Unsupported(f"only the first {_MOST_ROUNDS} of floats are, not {k}")
+        raise Unsupported(f"it takes {k} numbers; at most {_MOST_ROUNDS}, of floats, can be taken")
     dim = dimension(dim, x.shape)
     extreme, worst = (largest, -math.inf) if options["largest"] else (smallest, math.inf)
     places = torch.arange(x.shape[dim]).reshape(-1, *(1 for _ in x.shape[dim + 1 :]))
@@ -204,7 +204,7 @@ def _place_of(
     extreme: Callable[..., Activation], low: Lowering, x: Activation, dim: int | None, *, keepdim: bool
 ) -> Activation:
     if dim is None:
-        raise Unsupported("a place among all numbers is")
+        raise Unsupported("it gives a place among all numbers")
     dim = dimension(dim, x.shape)
     size = x.shape[dim]
     here = low.compare("equal", x, extreme(low, x, [dim], keepdim=True))

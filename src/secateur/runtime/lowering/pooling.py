@@ -107,7 +107,7 @@ def avg_pool_of_volumes(
     """Mean of windows along the first of three dimensions, as those of channels in LocalResponseNorm."""
     steps = stride or kernel_size
     if [*kernel_size[1:], *steps[1:], *padding[1:]] != [1, 1, 1, 1, 0, 0]:
-        raise Unsupported("a window of more than one of the three dimensions is")
+        raise Unsupported("its window is of more than one of the three dimensions")
     shape, flat = low.shapes[0], low.reshape(x, (*x.shape[:3], math.prod(x.shape[3:])))
     low.shapes = [(*shape[:3], math.prod(shape[3:]))]
     window = ([kernel_size[0], 1], [steps[0], 1], [padding[0], 0])
@@ -141,6 +141,8 @@ def _windows(
     shape = low.shapes[0]
     if x.shape[0] > 0:
         raise Unsupported("its input has no batch dimension")
+    if len(kernel_size) > len(shape) - 2:
+        raise Unsupported("its input has no dimension of channels")
     if len(shape) == 4:
         return x, list(shape[2:]), pair(kernel_size), pair(stride or kernel_size), pair(padding)
     row = low.reshape(x, (*x.shape[:2], 1, x.shape[2]))

@@ -221,7 +221,7 @@ def repeat_interleave(
 ) -> Activation:
     """Each place of a dimension so many times, one behind the other."""
     if dim is None:
-        raise Unsupported("without a dimension it runs over the batch and")
+        raise Unsupported("without a dimension it runs over the batch")
     dim = dimension(dim, x.shape)
     return repeated(low, x, {dim: repeats})
 
@@ -296,7 +296,7 @@ def pad(
         return x
     fill = float(value or 0)
     if fill == math.inf or math.isnan(fill):
-        raise Unsupported(f"padding with {fill:g} is")
+        raise Unsupported(f"it pads with {fill:g}")
     return low.add("pad", [x], padding=grown, value=None if fill == -math.inf else fill)
 
 
@@ -306,7 +306,7 @@ def _padded_by_itself(
     """A dimension continued by its own places: mirrored, repeated at the edge, or from the other end."""
     size = x.shape[dim]
     if min(before, after) < 0:
-        raise Unsupported(f"padding by {mode} that cuts off as well is")
+        raise Unsupported(f"it pads by {mode} and cuts off as well")
     return taken(low, x, dim, [_source(place, size, mode) for place in range(-before, size + after)])
 
 

@@ -60,11 +60,11 @@ def index_put(
     if isinstance(index, Activation) and index.is_condition and dim == 0 and not accumulate:
         return _where(low, whole, index, values)
     if not isinstance(index, Tensor) or index.dtype == torch.bool or index.ndim != 1:
-        raise Unsupported("an index of this kind is")
+        raise Unsupported("its indices are not of a kind that a plan knows")
     dim = dimension(dim, whole.shape)
     places = [int(p) % whole.shape[dim] for p in index]
     if accumulate and len(set(places)) < len(places):
-        raise Unsupported("adding to one place several times is")
+        raise Unsupported("it adds to one place several times")
     if accumulate:
         values = add(low, taken(low, whole, dim, places), low.to(values, low.dtypes[0]), 1)
     return _written(low, whole, dim, places, values)
@@ -74,7 +74,7 @@ def _where(low: Lowering, x: Activation, mask: Activation, value: Operand) -> Ac
     """`x[mask] = value`, the mask along the first dimensions."""
     size = math.prod(value.shape) if isinstance(value, Activation | Tensor) else 1
     if size != 1:
-        raise Unsupported("only one number for all places of a mask is, not one for each")
+        raise Unsupported("it writes to the places of a mask one number for each, not one for all")
     one = low.to(value, low.dtypes[0])
     if isinstance(one, Activation):
         one = low.reshape(one, (1,) * len(x.shape))
