@@ -13,8 +13,7 @@ namespace {
 
 constexpr size_t most_ops = 100000, most_dims = 32;
 constexpr double infinity = std::numeric_limits<double>::infinity();
-constexpr int64_t most_weights = (int64_t(1) << 31) - 1, largest = int64_t(1) << 40,
-                  most_pixels = int64_t(1) << 24;
+constexpr int64_t most_weights = (int64_t(1) << 31) - 1, largest = int64_t(1) << 40, most_pixels = int64_t(1) << 24;
 
 const std::pair<const char*, OpKind> op_kinds[] = {
     {"conv", OpKind::conv},

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import nn
 
 from secateur.data import Data
 from secateur.errors import DataError, InvalidArgument
+from secateur.evaluate import evaluate
 from secateur.losses import logits_for
 from secateur.modules import device_of, modes_kept, share_weights
 from secateur.naming import length_of, split_batches
@@ -32,15 +34,19 @@ def check_fits(network: nn.Module, data: Data, role: str) -> None:
         )
 
 
-def check_labelled(data: Data) -> None:
-    """Refuse validation data without labels, by which the epoch is chosen.
+def check_evaluable(student: nn.Module, data: Data, splits: Sequence[Literal["val", "test"]]) -> None:
+    """Refuse splits whose first batch cannot be evaluated: without samples, or without labels of its classes.
 
     Raises:
-        DataError: saying so.
+        DataError: naming the split, and what is wrong.
     """
-    _, labels = next(split_batches(data.val, torch.device("cpu")))
-    if labels is None:
-        raise DataError(f"the validation batches of {data.name!r} have no labels, which a recovery needs.")
+    for split in splits:
+        batches = data.val if split == "val" else data.test
+        first = next(iter(batches), None)
+        try:
+            evaluate(student, [] if first is None else [first])
+        except DataError as error:
+            raise DataError(f"the {split} batches of {data.name!r} cannot be used: {error}") from error
 
 
 def check_teachers(

@@ -15,6 +15,7 @@ from secateur.allocate import AbstractPattern, AbstractScope, Unstructured
 from secateur.calibration import CalibrationRecovery
 from secateur.errors import InvalidArgument
 from secateur.inputs import Inputs, joined
+from secateur.kinds import check_kind
 from secateur.masks import Masks, apply_masks
 from secateur.modules import share_weights
 from secateur.naming import Batches, Loss, Named, split_batches
@@ -85,6 +86,10 @@ def cut(
             without batches or with `regrow`.
         SecateurError: one of its kinds; `student` is as it was then, as after any exception.
     """
+    check_kind("criterion", criterion, AbstractCriterion, "Magnitude()")
+    check_kind("pattern", pattern, AbstractPattern, "NM(2, 4)")
+    if recovery is not None:
+        check_kind("recovery", recovery, CalibrationRecovery, "CalibrationRecovery()")
     for network in (teacher, *networks_of(criterion)):
         if network is not None and share_weights(network, student):
             raise InvalidArgument(

@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPriva
 from secateur.errors import DataError
 from secateur.inputs import Inputs, call
 from secateur.layout import laid_out
-from secateur.losses import logits_for
+from secateur.losses import data_faults, logits_for
 from secateur.modules import device_of, modes_kept
 from secateur.naming import Batches, Loss, split_batches
 
@@ -47,6 +47,7 @@ def evaluate(model: nn.Module, batches: Batches, *, task_loss: Loss = F.cross_en
             missing, not of theirs, or not in [0, classes).
     """
     hits: list[Tensor] = []
+    lowest: list[Tensor] = []
     losses: list[Tensor] = []
     sizes: list[int] = []
     with modes_kept(model), torch.no_grad():
@@ -56,6 +57,8 @@ def evaluate(model: nn.Module, batches: Batches, *, task_loss: Loss = F.cross_en
                 raise DataError("evaluation needs labels, got a batch without.")
             if y.ndim != 1:
                 raise DataError(f"labels must have shape (batch,), got {tuple(y.shape)}.")
+            if y.dtype.is_floating_point:
+                raise DataError(f"labels must be whole numbers, got {y.dtype}.")
             logits = logits_for(model, x)
             if logits.ndim != 2 or len(logits) != len(y) or logits.shape[1] < 2:
                 raise DataError(
@@ -64,23 +67,19 @@ def evaluate(model: nn.Module, batches: Batches, *, task_loss: Loss = F.cross_en
                 )
             # All stays on the device until the end: no batch waits for the one before.
             hits.append((logits.argmax(dim=1) == y).sum())
-            losses.append(_loss(task_loss, logits, y))
+            lowest += [y.min()] if len(y) else []
+            with data_faults(y):
+                losses.append(task_loss(logits, y).reshape(()))
             sizes.append(len(y))
     n = sum(sizes)
     if not n:
         raise DataError("the loader yielded batches without a sample; check that the data set is not empty.")
+    if (low := int(torch.stack(lowest).min())) < 0:
+        raise DataError(
+            f"every sample needs a class to be counted, got the label {low}. Leave such samples out."
+        )
     total = sum(loss * size for loss, size in zip(torch.stack(losses).tolist(), sizes, strict=True))
     return Metrics(accuracy=int(torch.stack(hits).sum()) / n, loss=total / n, n_samples=n)
-
-
-def _loss(task_loss: Loss, logits: Tensor, labels: Tensor) -> Tensor:
-    try:
-        return task_loss(logits, labels).reshape(())
-    except IndexError as error:
-        low, high = labels.aminmax()
-        raise DataError(
-            f"labels go from {low} to {high}, but the network has {logits.shape[1]} classes: {error}"
-        ) from error
 
 
 def reestimate_batchnorm(model: nn.Module, batches: Batches) -> int:

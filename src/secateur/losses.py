@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import Literal, TypeAlias
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from secateur.counts import check_fraction
-from secateur.errors import InvalidArgument, ScoreError
+from secateur.errors import DataError, InvalidArgument, ScoreError
 from secateur.inputs import Inputs, call
 from secateur.naming import Loss
 
@@ -28,6 +29,33 @@ def check_temperature(temperature: float) -> float:
     if not (math.isfinite(temperature) and temperature > 0):
         raise InvalidArgument(f"temperature must be a finite number above 0, got {temperature!r}.")
     return temperature
+
+
+@contextmanager
+def data_faults(labels: Tensor) -> Generator[None]:
+    """What a batch does wrong in a loss or a layer is told as the fault of the data.
+
+    Args:
+        labels: Those of the batch.
+
+    Raises:
+        DataError: if a label is not one of the network's classes or no whole number, or a BatchNorm layer in
+            training sees one value a channel.
+    """
+    try:
+        yield
+    except IndexError as error:
+        low, high = labels.aminmax()
+        raise DataError(
+            f"labels go from {low} to {high}; with C classes they must be 0 … C − 1. {error}"
+        ) from error
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise DataError(
+            f"BatchNorm cannot train on a batch of {len(labels)}: a layer sees one value a channel. "
+            "Choose a batch size that leaves no single sample over, or drop the last batch (drop_last=True)."
+        ) from error
 
 
 def check_outputs(student: Tensor, teacher: Tensor) -> None:
@@ -102,7 +130,8 @@ def kd_loss(
     if student.ndim < 2 or student.shape[1] < 2:
         raise ScoreError(
             f"logits must have shape (batch, classes, …) with 2 classes or more, got {tuple(student.shape)}. "
-            "Outputs that are not logits need another distance, such as kd='mse'."
+            "Outputs that are not logits need another distance: kd='mse' of TeacherGuided. The distillation "
+            "of a recovery has none."
         )
     teacher = teacher.detach()
     if standardize:

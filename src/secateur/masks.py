@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.errors import MaskError
+from secateur.kinds import check_kind
 from secateur.naming import Named
 from secateur.targets import parameters_by_name
 
@@ -144,6 +145,7 @@ def apply_masks(model: nn.Module, masks: Masks) -> None:
     Raises:
         MaskError: if the masks do not fit; the model is untouched then.
     """
+    check_kind("masks", masks, Masks, "what allocate or cut returns, or Masks({name: mask})")
     with torch.no_grad():
         for name, parameter in masks.match(model).items():
             local_part(parameter).masked_fill_(~local_mask(masks[name], parameter), 0.0)

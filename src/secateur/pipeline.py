@@ -17,12 +17,13 @@ from secateur import provenance
 from secateur.allocate import SCOPES, AbstractPattern, AbstractScope, Groups, Unstructured
 from secateur.calibration import CalibrationRecovery
 from secateur.checkpoint import inspect_checkpoint, save_sparse
-from secateur.checks import check_fits, check_labelled, check_teachers, resolve_batchnorm
+from secateur.checks import check_evaluable, check_fits, check_teachers, resolve_batchnorm
 from secateur.cutting import check_no_regrow, cut, moves_weights
 from secateur.data import Data, DataOptions, load_data
 from secateur.diagnostics import describe_scores, mask_overlap, split_half_overlap
 from secateur.errors import InvalidArgument, SecateurWarning
 from secateur.evaluate import evaluate, reestimate_batchnorm
+from secateur.kinds import check_kind
 from secateur.masks import Masks, apply_masks
 from secateur.modules import device_of
 from secateur.naming import count_batches
@@ -31,7 +32,8 @@ from secateur.recovery import Recovery
 from secateur.result import Result, describe, describe_network, sparsities
 from secateur.runs import RunFolder
 from secateur.scores import CRITERIA, AbstractCriterion, TeacherGuided
-from secateur.stages import Stage, StageLog, check_stages, fitting_targets, staged_masks
+from secateur.stages import Stage, StageLog, check_repeatable, check_stages, fitting_targets, staged_masks
+from secateur.statistics import random_jaccard
 from secateur.steps import Execution
 from secateur.train import check_trainable
 from secateur.training import augmented_batches, recovery_name, train_stage
@@ -92,6 +94,17 @@ def prune(
     Raises:
         SecateurError: one of its kinds; arguments are checked before any work.
     """
+    for name, value, kind, example in (
+        ("criterion", criterion, AbstractCriterion, "Magnitude()"),
+        ("calibration_recovery", calibration_recovery, CalibrationRecovery, "CalibrationRecovery()"),
+    ):
+        if value is not None:
+            check_kind(name, value, kind, example)
+    check_kind("pattern", pattern, AbstractPattern, "NM(2, 4)")
+    if not isinstance(data, str):
+        check_kind(
+            "data", data, Data, 'what load_data gives, Data(...) of your own loaders, or the name "digits"'
+        )
     recipes = [recovery] if isinstance(recovery, Recovery) else list(recovery or ())
     recipes = [recipe for recipe in recipes if recipe.epochs > 0]
     sparsity, scope = pattern.sparsity_for(sparsity), pattern.scope_for(scope)
@@ -104,13 +117,13 @@ def prune(
         check_no_regrow(regrow=regrow)
     loaded = load_data(DataOptions(data=data), seed=seed) if isinstance(data, str) else data
     loaded = loaded.near(device_of(student))
+    check_repeatable(loaded.calibration, stages + 1)
     for role, network in (("student", student), ("teacher", teacher)):
         if network is not None:
             check_fits(network, loaded, role)
     for recipe in recipes:
         check_trainable(student, loaded.train, recipe, teacher, execution=execution)
-    if recipes:
-        check_labelled(loaded)
+    check_evaluable(student, loaded, ("val", "test") if recipes else ("test",))
     watcher = watcher or Watcher()
     job = _Job(
         student,
@@ -307,7 +320,7 @@ class _Job:
         n_samples = self.data.describe()["n_calibration"]
         return {
             "mask_overlap": overlap,
-            "expected_random": density / (2 - density),
+            "expected_random": random_jaccard(density, density),
             "n_samples_per_half": None if n_samples is None else n_samples // 2,
         }
 

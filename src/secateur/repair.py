@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from secateur.calibration import CalibrationRecovery, answers_of, distil_on_inputs, noise_of
 from secateur.evaluate import reestimate_batchnorm
 from secateur.inputs import Inputs
-from secateur.losses import kd_loss, logits_for
+from secateur.losses import kd_loss, logits_for, mse_loss
 from secateur.modules import modes_kept
 from secateur.naming import Named
 from secateur.stages import Stage
@@ -130,12 +130,18 @@ class _Measure:
         self._temperature = 4.0 if recovery is None else recovery.temperature
         self._taught = answers_of(teacher, self.inputs, CalibrationRecovery(precision="fp32"))
 
+    def _distance(self, outputs: Tensor, taught: Tensor) -> Tensor:
+        """The KD loss; outputs that cannot be logits are compared as they are."""
+        if taught.ndim > 1 and taught.shape[1] > 1:
+            return kd_loss(outputs, taught, temperature=self._temperature)
+        return mse_loss(outputs, taught)
+
     def __call__(self, student: nn.Module) -> float:
         total = 0.0
         with modes_kept(student), torch.no_grad():
             student.eval()
             parts = zip(self.inputs.split(_CHUNK), self._taught.split(_CHUNK), strict=True)
             for x, taught in parts:
-                loss = kd_loss(logits_for(student, x).float(), taught, temperature=self._temperature)
+                loss = self._distance(logits_for(student, x).float(), taught)
                 total += float(loss) * len(x) / len(self.inputs)
         return total

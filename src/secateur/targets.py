@@ -22,8 +22,10 @@ PRUNABLE_MODULES: tuple[type[nn.Module], ...] = (
 """Modules whose ``weight`` is pruned by default: never biases, norms or embeddings."""
 
 MAKE_PARAMETERS = (
-    "Make them parameters first: torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight'), or "
-    "torch.nn.utils.prune.remove(layer, 'weight')."
+    "Make them parameters first, by what undoes how they were made: "
+    "torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight'), "
+    "torch.nn.utils.remove_weight_norm(layer), "
+    "or torch.nn.utils.prune.remove(layer, 'weight') after import torch.nn.utils.prune."
 )
 """How weights that are `computed_weights` can be pruned."""
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +19,7 @@ from secateur.enforce import keep_masks
 from secateur.errors import TrainingError
 from secateur.evaluate import Metrics, evaluate
 from secateur.layout import arranged, image_layout
-from secateur.losses import kd_loss, logits_for
+from secateur.losses import data_faults, kd_loss, logits_for
 from secateur.masks import Masks
 from secateur.modules import device_of, modes_kept, share_weights
 from secateur.naming import Batches, IndexedBatch, IndexedLoader, Loss, length_of, split_batches
@@ -40,9 +42,9 @@ class TrainState:
     """
 
     epochs_done: int = 0
-    model: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    model: dict[str, Any] = field(default_factory=dict[str, Any])
     momentum: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
-    selected: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
+    selected: dict[str, Any] = field(default_factory=dict[str, Any])
     selected_epoch: int = 0
     best_accuracy: float = -1.0
 
@@ -108,6 +110,7 @@ def fit(
     Raises:
         TrainingError: if the teacher is missing, all parameters are frozen, the loader has no length, a
             batch has no labels, or the loss is not finite.
+        DataError: if a label is not one of the network's classes, or a batch of one meets BatchNorm.
         ScoreError: if student and teacher outputs cannot be compared.
         InvalidArgument: if `execution` is unknown, or impossible here.
     """
@@ -265,7 +268,8 @@ def _train_epoch(
         if n_batches > len(rates):
             break
         # The sum stays on the device: no synchronisation within the epoch.
-        total = total + steps(batch, rates[n_batches - 1])
+        with data_faults(batch.labels):
+            total = total + steps(batch, rates[n_batches - 1])
         on_step()
     if n_batches != len(rates):
         raise TrainingError(
@@ -339,8 +343,12 @@ def _set_layout(model: nn.Module, layout: torch.memory_format) -> None:
                 parameter.data = parameter.data.contiguous(memory_format=layout)
 
 
-def _snapshot(model: nn.Module) -> dict[str, Tensor]:
-    return {name: _kept(value) for name, value in model.state_dict().items()}
+def _snapshot(model: nn.Module) -> dict[str, Any]:
+    """The model's state, which may hold more than tensors (`torch.nn.Module.get_extra_state`)."""
+    return {
+        name: _kept(value) if isinstance(value, Tensor) else copy.deepcopy(value)
+        for name, value in model.state_dict().items()
+    }
 
 
 def _kept(tensor: Tensor) -> Tensor:

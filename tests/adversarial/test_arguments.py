@@ -22,6 +22,7 @@ from secateur.errors import (
     LeftDenseWarning,
     ScoreError,
     SecateurError,
+    SecateurWarning,
     TargetError,
 )
 from secateur.naming import split_batches
@@ -305,6 +306,28 @@ def test_scoring_refuses_and_changes_nothing(case: str) -> None:
     if teacher is not None:
         assert same_state(teacher.state_dict(), teacher_before)
         assert teacher.training
+
+
+def test_a_teacher_that_is_the_student_gives_nothing_to_rank_by_alone() -> None:
+    student, teacher = make_mlp(), make_mlp()
+    with pytest.warns(
+        SecateurWarning, match=r"the same outputs .* at alpha=0 scores are nothing but rounding"
+    ):
+        score(student, vectors(), TeacherGuided(teacher, alpha=0))
+    score(student, vectors(), TeacherGuided(teacher))  # with the labels there is no need to say so
+
+
+def test_a_name_or_class_for_a_criterion_is_told() -> None:
+    for wrong in ("magnitude", Magnitude):
+        with pytest.raises(InvalidArgument, match=r"criterion must be .*, such as Magnitude\(\), got"):
+            score(make_mlp(), vectors(), wrong)  # type: ignore[arg-type]
+        with pytest.raises(InvalidArgument, match=r"criterion must be .*, such as Magnitude\(\), got"):
+            cut(make_mlp(), vectors(), wrong, sparsity=0.5)  # type: ignore[arg-type]
+
+
+def test_labels_that_are_no_classes_are_told_by_scores() -> None:
+    with pytest.raises(DataError, match=r"labels go from \d+ to 9; .* Target"):
+        score(make_mlp(), [(x, y * 0 + 9) for x, y in vectors()], TaskGradient())
 
 
 def test_a_task_loss_of_many_numbers_is_refused() -> None:

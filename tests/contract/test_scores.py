@@ -56,6 +56,29 @@ def test_a_compiled_model_is_scored_under_its_bare_names(key: str) -> None:
     assert all(torch.allclose(scores[name], expected[name], rtol=1e-4, atol=1e-7) for name in expected)
 
 
+def test_two_losses_over_one_pass_of_a_compiled_model() -> None:
+    """What AOTAutograd makes of a model frees its buffers in the first backward pass."""
+    student, teacher = make_cnn(), make_cnn(1)
+    compiled = torch.compile(student, backend="aot_eager")
+    compiled(images()[0][0])
+    scores = score(compiled, images(), TeacherGuided(teacher))  # type: ignore[arg-type]
+    expected = score(student, images(), TeacherGuided(teacher))
+    assert all(torch.allclose(scores[name], expected[name], rtol=1e-4, atol=1e-7) for name in expected)
+
+
+@pytest.mark.parametrize("key", ["random", "teacher-curvature"])
+def test_the_default_type_of_new_tensors_changes_nothing(key: str) -> None:
+    student, teacher = make_mlp(), make_mlp(1)
+    criterion, batches = build(CRITERIA[key], teacher), vectors()
+    expected = score(student, batches, criterion)
+    torch.set_default_dtype(torch.float64)
+    try:
+        scores = score(student, batches, criterion)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert all(torch.equal(scores[name], expected[name]) for name in expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("key", CRITERIA)
 def test_a_half_precision_model_is_not_refused_and_is_scored_in_float32(key: str, dtype: torch.dtype) -> None:

@@ -108,11 +108,13 @@ def test_the_device_of_a_model() -> None:
     ("outputs", "labels", "message"),
     [
         (1, [0, 1, 0], r"2 classes or more, got \(3, 1\) for 3 labels. Give a binary classifier two outputs"),
-        (4, [0, 3, 4], "labels go from 0 to 4, but the network has 4 classes"),
+        (4, [0, 3, 4], r"labels go from 0 to 4; .* Target 4 is out of bounds"),
+        (4, [0, 3, -100], "every sample needs a class to be counted, got the label -100"),
+        (4, [0.0, 1.0, 2.0], r"whole numbers, got torch\.float32"),
         (4, [0, 1], r"got \(3, 4\) for 2 labels"),
     ],
 )
-def test_what_has_no_accuracy_is_refused(outputs: int, labels: list[int], message: str) -> None:
+def test_what_has_no_accuracy_is_refused(outputs: int, labels: list[float], message: str) -> None:
     with pytest.raises(DataError, match=message):
         evaluate(nn.Linear(2, outputs), [(torch.randn(3, 2), torch.tensor(labels))])
     with pytest.raises(DataError, match=r"got \(3,\) for 3 labels"):

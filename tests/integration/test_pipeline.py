@@ -113,6 +113,13 @@ def test_magnitude_needs_no_teacher_and_has_no_agreement(student, data):
     assert result.diagnostics["split_half"]["mask_overlap"] == 1.0
 
 
+def test_the_overlap_of_two_halves_is_held_against_that_of_random_masks(student, data):
+    """Two random masks that keep 1/5 share 1/25 of the weights and hold 9/25 together: 1/9."""
+    result = sc.prune(student, data=data, sparsity=0.8, criterion=sc.Snip())
+    found = result.diagnostics["split_half"]["expected_random"]
+    assert found == pytest.approx(1 / 9, abs=1 / result.masks.numel)
+
+
 def test_batchnorm_can_be_left_alone(student, data):
     running = {n: b.clone() for n, b in student.named_buffers()}
     result = sc.prune(student, data=data, sparsity=0.5, criterion=sc.Magnitude(), batchnorm="off")
@@ -148,6 +155,15 @@ def test_an_emptied_layer_is_warned_of_and_recorded(data):
         ({"regrow": True}, "regrow needs at least 2 stages"),
         ({"recovery": [sc.Recovery(), sc.Recovery(epochs=3)]}, "at most one"),
         ({"teacher": None}, "needs a teacher"),
+        (
+            {"criterion": "magnitude"},
+            r"criterion must be a AbstractCriterion, such as Magnitude\(\), got 'magn",
+        ),
+        ({"criterion": sc.Magnitude}, "criterion must be .* got the class Magnitude"),
+        ({"scope": "erk"}, r"scope must be a AbstractScope, such as ERK\(\), got 'erk'"),
+        ({"pattern": "2:4"}, r"pattern must be a AbstractPattern, such as NM\(2, 4\), got '2:4'"),
+        ({"calibration_recovery": sc.Recovery()}, "calibration_recovery must be a CalibrationRecovery"),
+        ({"data": []}, r"data must be a Data, such as .*, got \[\]"),
         ({"teacher": None, "criterion": sc.Magnitude(), "recovery": sc.Recovery()}, "needs a teacher"),
     ],
 )
@@ -174,7 +190,7 @@ def test_a_student_cannot_be_its_own_teacher(student, data):
             {},
             {"val": [torch.randn(4, 1, 8, 8)]},
             sc.DataError,
-            "validation batches .* have no labels",
+            "the val batches .* cannot be used: evaluation needs labels",
         ),
     ],
 )
@@ -193,6 +209,26 @@ def test_a_recovery_that_cannot_begin_is_refused_before_the_cut(
             **options,
         )
     assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("test", "says"),
+    [
+        ([], "the test batches of 'blobs' cannot be used: the loader yielded no batch"),
+        ([torch.randn(4, 1, 8, 8)], "the test batches .* evaluation needs labels"),
+        ([(torch.randn(2, 1, 8, 8), torch.tensor([3, 99]))], "the test batches .* labels go from 3 to 99"),
+    ],
+)
+def test_what_cannot_be_tested_on_is_refused_before_the_cut(student, data, monkeypatch, test, says):
+    monkeypatch.setattr("secateur.pipeline.staged_masks", None)
+    with pytest.raises(sc.DataError, match=says):
+        sc.prune(student, data=replace(data, test=test), sparsity=0.5, criterion=sc.Magnitude())
+
+
+def test_calibration_batches_that_can_be_gone_through_once_are_refused(student, data):
+    once = replace(data, calibration=iter(list(data.calibration)))
+    with pytest.raises(sc.InvalidArgument, match="can be gone through once"):
+        sc.prune(student, data=once, sparsity=0.5, criterion=sc.TaskGradient())
 
 
 def test_what_stays_dense_is_told_once(student, data):

@@ -9,6 +9,7 @@ from secateur.allocate.patterns import NM, AbstractPattern, Groups, Unstructured
 from secateur.allocate.per_tensor import PerTensor
 from secateur.allocate.scopes import AbstractBudgets, AbstractScope, Global, Layerwise
 from secateur.errors import EmptiedLayerWarning, ScoreError
+from secateur.kinds import check_kind
 from secateur.masks import Masks
 from secateur.naming import Named
 
@@ -70,6 +71,7 @@ def allocate(
         EmptiedLayerWarning: if a tensor keeps nothing.
         LeftDenseWarning: if the pattern does not fit a tensor, which then has no mask.
     """
+    check_kind("pattern", pattern, AbstractPattern, "NM(2, 4)")
     sparsity = pattern.sparsity_for(sparsity)
     scope = pattern.scope_for(scope)
     scores = pattern.fitting(scores)

@@ -15,6 +15,7 @@ from secateur.allocate.scopes import AbstractScope, Global
 from secateur.allocate.select import refuse_non_finite, without_lowest
 from secateur.counts import check_fraction, n_prune
 from secateur.errors import InvalidArgument, LeftDenseWarning
+from secateur.kinds import check_kind
 from secateur.naming import Named
 
 T = TypeVar("T", bound=Tensor)
@@ -70,7 +71,10 @@ class Unstructured(AbstractPattern):
 
     def scope_for(self, scope: AbstractScope | None) -> AbstractScope:
         """The one asked for, or `Global()`."""
-        return scope or Global()
+        if scope is None:
+            return Global()
+        check_kind("scope", scope, AbstractScope, "ERK()")
+        return scope
 
     def fitting(self, tensors: Mapping[str, T], model: nn.Module | None = None) -> Mapping[str, T]:
         """All of them."""
@@ -105,7 +109,7 @@ class NM(AbstractPattern):
     m: int
 
     def __post_init__(self) -> None:
-        if not 1 <= self.n < self.m:
+        if type(self.n) is not int or type(self.m) is not int or not 1 <= self.n < self.m:
             raise InvalidArgument(
                 f"a pattern n:m keeps n of m weights with 1 ≤ n < m, got {self}. The usual one is 2:4."
             )

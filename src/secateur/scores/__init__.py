@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from secateur.errors import ScoreError
+from secateur.kinds import check_kind
+from secateur.losses import data_faults
 from secateur.naming import Batches, Loss, Named
 from secateur.scores.base import AbstractCriterion, ScoreInputs, Solution, SolvingScores, preserving
 from secateur.scores.controls import Inverted, Shuffled
@@ -112,6 +114,7 @@ def score(
         ScoreError: if the criterion cannot work with what it was given, or `weights` does not fit.
         DataError: if the batches are empty or not usable.
     """
+    check_kind("criterion", criterion, AbstractCriterion, "Magnitude()")
     targets = select_targets(model, include=include, exclude=exclude)
     values = {name: p.detach() for name, p in targets.items()} if weights is None else weights
     for name, target in targets.items():
@@ -125,7 +128,9 @@ def score(
     if squared_gradients is not None and (missing := sorted(targets.keys() - squared_gradients.keys())):
         raise ScoreError(f"squared_gradients has nothing for {missing[0]!r}. Give those of every weight.")
     with preserving(model), torch.enable_grad():
-        scores = criterion(ScoreInputs(model, targets, batches, task_loss, values, squared_gradients))
+        scores = criterion(
+            ScoreInputs(model, targets, batches, _explained(task_loss), values, squared_gradients)
+        )
     for name, weight in targets.items():
         got = tuple(scores[name].shape) if name in scores else "nothing"
         if got != tuple(weight.shape):
@@ -139,3 +144,13 @@ def score(
             "Return a score for each of inputs.targets and nothing else."
         )
     return scores
+
+
+def _explained(task_loss: Loss) -> Loss:
+    """A loss that says what is wrong with the labels that it cannot take."""
+
+    def explained(outputs: Tensor, labels: Tensor) -> Tensor:
+        with data_faults(labels):
+            return task_loss(outputs, labels)
+
+    return explained

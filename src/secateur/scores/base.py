@@ -105,7 +105,8 @@ class Solution:
 class SolvingScores(Mapping[str, Tensor], abc.ABC):
     """Scores of a criterion that can also say what the weights that stay should become.
 
-    `secateur.cut` asks for that in each of its stages; `score` and `staged_masks` only rank.
+    `secateur.cut` asks for that in each of its stages if the criterion has a field `update_weights` that is
+    true; `score` and `staged_masks` only rank.
 
     Args:
         scores: The scores by name.

@@ -61,6 +61,6 @@ class Random(AbstractCriterion):
         """Uniform numbers, drawn on the CPU so that they do not depend on the device."""
         generator = torch.Generator().manual_seed(self.seed)
         return {
-            name: torch.rand(weight.shape, generator=generator).to(weight.device)
+            name: torch.rand(weight.shape, generator=generator, dtype=torch.float32).to(weight.device)
             for name, weight in inputs.targets.items()
         }

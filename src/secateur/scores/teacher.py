@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,11 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from secateur.counts import check_fraction
-from secateur.errors import InvalidArgument, ScoreError
+from secateur.errors import InvalidArgument, ScoreError, SecateurWarning
 from secateur.losses import KDKind, check_finite, distillation, logits_for
 from secateur.naming import Loss, Named
 from secateur.scores.base import AbstractCriterion, ScoreInputs, preserving
 from secateur.scores.gradient import Accumulate, Accumulation, Accumulator, Saliency, backward_to, check_used
+
+_ROUNDING = 1e-6
+"""A KD loss between equal outputs is as large as this at most."""
 
 
 class GuidedScores(Mapping[str, Tensor]):
@@ -127,10 +130,12 @@ class TeacherGuided(AbstractCriterion):
             ScoreError: if alpha > 0 and a batch has no labels, if some batches have labels and others
                 not, if teacher and student outputs cannot be compared, or if a loss is not finite.
         """
-        with ExitStack() as stack:
-            if self.teacher is not inputs.model:
-                stack.enter_context(preserving(self.teacher))
-            return self._joint(inputs) if self.form == "joint" else self._separate(inputs)
+        with preserving(self.teacher):
+            if self.form == "joint":
+                return self._joint(inputs)
+            # What torch.compile makes of a model frees its buffers with the first of the two losses.
+            with torch.compiler.set_stance("force_eager"):
+                return self._separate(inputs)
 
     def _rule(self) -> Accumulation:
         return Accumulation(self.saliency, self.accumulate, self.momentum)
@@ -142,7 +147,7 @@ class TeacherGuided(AbstractCriterion):
 
     def _losses(self, inputs: ScoreInputs) -> Iterator[tuple[Tensor | None, Tensor]]:
         """Task loss (None without labels) and KD loss of each batch, over one shared forward pass."""
-        kd_loss = self._kd_loss()
+        kd_loss, most = self._kd_loss(), 0.0
         for index, (x, y) in enumerate(inputs.stream(self.teacher)):
             if y is None and self.alpha > 0:
                 raise ScoreError(
@@ -157,7 +162,15 @@ class TeacherGuided(AbstractCriterion):
             task = None if y is None else inputs.task_loss(outputs, y)
             if task is not None:
                 check_finite("task", task, index)
+            most = max(most, float(kd.detach()))
             yield task, kd
+        if most <= _ROUNDING and self.alpha == 0:
+            warnings.warn(
+                f"student and teacher give the same outputs (KD loss at most {most:.1g}), so that at alpha=0 "
+                "scores are nothing but rounding. Pass another teacher, or an alpha above 0.",
+                SecateurWarning,
+                stacklevel=2,
+            )
 
     def _separate(self, inputs: ScoreInputs) -> GuidedScores:
         kd_term = Accumulator(inputs.weights, self._rule())

@@ -179,7 +179,10 @@ class TeacherCurvature(AbstractCriterion):
                 f"and memory_gb={self.memory_gb:g}. Raise it."
             )
         n_rows, gradients = self._gradients(network, targets, x, taught, most)
-        found = {n: torch.empty((n_rows, w.numel()), device=x.device) for n, w in targets.items()}
+        found = {
+            n: torch.empty((n_rows, w.numel()), dtype=torch.float32, device=x.device)
+            for n, w in targets.items()
+        }
         start = 0
         for some in gradients:
             for name, gradient in some.items():
@@ -202,7 +205,7 @@ class TeacherCurvature(AbstractCriterion):
                 f"blocks of {self.block} weights need {needed:.3g} GB, and memory_gb={self.memory_gb:g}. "
                 "Raise it, or lower block."
             )
-        found = {n: torch.zeros(shape, device=x.device) for n, shape in shapes.items()}
+        found = {n: torch.zeros(shape, dtype=torch.float32, device=x.device) for n, shape in shapes.items()}
         for some in self._gradients(network, targets, x, taught, self.rows)[1]:
             for name, gradient in some.items():
                 add_outer(found[name], gradient)
