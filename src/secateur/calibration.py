@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from secateur.augment import mirrored, shifted
 from secateur.counts import check_fraction
 from secateur.enforce import keep_masks
 from secateur.errors import InvalidArgument, TrainingError
@@ -22,7 +23,7 @@ from secateur.losses import check_temperature, kd_loss, logits_for
 from secateur.masks import Masks
 from secateur.modules import modes_kept
 from secateur.naming import Named
-from secateur.recovery import resolve_precision
+from secateur.recovery import autocast_for
 from secateur.schedules import cosine_with_warmup
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
@@ -117,11 +118,11 @@ class CalibrationRecovery:
         return (stages - 1) * self.steps + self.final_steps
 
 
-def answers_of(teacher: nn.Module, inputs: Inputs, recipe: CalibrationRecovery) -> Tensor:
-    """The teacher's outputs for all `inputs`, shape (N, classes), float32 by the precision of `recipe`."""
+def answers_of(teacher: nn.Module, inputs: Inputs, precision: str) -> Tensor:
+    """The teacher's outputs for all `inputs`, shape (N, classes), float32; computed in `precision`."""
     layout = image_layout(inputs, teacher)
     answers: list[Tensor] = []
-    with modes_kept(teacher), torch.no_grad(), _autocast(recipe, inputs.device):
+    with modes_kept(teacher), torch.no_grad(), autocast_for(precision, inputs.device):
         teacher.eval()
         for x in inputs.split(_CHUNK):
             answers.append(logits_for(teacher, arranged(x, layout)).float())
@@ -197,7 +198,7 @@ def distil_on_inputs(
             chosen = batches.next().to(device)
             x = inputs[chosen]
             x = arranged(x if look is None else _another_look(look, x, looks), layout)
-            with _autocast(recipe, device):
+            with autocast_for(recipe.precision, device):
                 with torch.no_grad():
                     taught = teacher[chosen] if isinstance(teacher, Tensor) else logits_for(teacher, x)
                 logits = logits_for(student, x)
@@ -228,10 +229,10 @@ def noise_of(network: nn.Module, inputs: Inputs, recipe: CalibrationRecovery) ->
     if recipe.batchnorm == "fixed" or len(inputs) < 2:
         return 0.0
     own = copy.deepcopy(network)  # its running statistics move
-    answers = answers_of(own, inputs, recipe)
+    answers = answers_of(own, inputs, recipe.precision)
     size = min(recipe.batch_size, len(inputs))
     losses: list[float] = []
-    with _drawn(recipe, inputs.device, 0), torch.no_grad(), _autocast(recipe, inputs.device):
+    with _drawn(recipe, inputs.device, 0), torch.no_grad(), autocast_for(recipe.precision, inputs.device):
         own.train()
         for first in range(0, len(inputs) - size + 1, size):
             x, answered = inputs[first : first + size], answers[first : first + size]
@@ -263,11 +264,6 @@ def _add_squares(squares: dict[str, Tensor], weights: Mapping[str, nn.Parameter]
         if weight.grad is not None:
             gradient = weight.grad.float()
             squares[name].addcmul_(gradient, gradient, value=share)
-
-
-def _autocast(recipe: CalibrationRecovery, device: torch.device) -> torch.autocast:
-    bf16 = resolve_precision(recipe.precision, device) == "bf16"
-    return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
 
 
 class _Batches:
@@ -312,14 +308,10 @@ class FlipShift:
                 f"flip-shift moves images of shape (batch, C, H, W), got inputs of {tuple(images.shape)}. "
                 "Set augment='none' or 'mix'."
             )
-        n, _, height, width = images.shape
-        corner = torch.randint(0, 2 * self.pixels + 1, (2, n), generator=generator).to(images.device)
-        mirrored = (torch.rand(n, generator=generator) < 0.5).to(images.device)
-        if self.flip:
-            images = torch.where(mirrored[:, None, None, None], images.flip(-1), images)
-        padded = torch.nn.functional.pad(images, (self.pixels,) * 4)
-        windows = padded.unfold(2, height, 1).unfold(3, width, 1)
-        return windows[torch.arange(n, device=images.device), :, corner[0], corner[1]]
+        n = len(images)
+        top, left = torch.randint(0, 2 * self.pixels + 1, (2, n), generator=generator).to(images.device)
+        turned = (torch.rand(n, generator=generator) < 0.5).to(images.device)
+        return shifted(mirrored(images, turned) if self.flip else images, top, left, self.pixels)
 
 
 def mix(images: Tensor, generator: torch.Generator) -> Tensor:

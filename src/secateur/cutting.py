@@ -17,9 +17,9 @@ from secateur.errors import InvalidArgument
 from secateur.inputs import Inputs, joined
 from secateur.kinds import check_kind
 from secateur.masks import Masks, apply_masks
-from secateur.modules import share_weights
+from secateur.modules import remembered, share_weights
 from secateur.naming import Batches, Loss, Named, split_batches
-from secateur.repair import Repair, remembered
+from secateur.repair import Repair
 from secateur.schedules import geometric_sparsities
 from secateur.scores import AbstractCriterion, SolvingScores, score
 from secateur.stages import (

@@ -1,12 +1,16 @@
-"""Small facts about a network: where it is, and which mode each part is in."""
+"""Small facts about a network: where it is, which mode each part is in, and whether all of it is there."""
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
+from itertools import chain
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from secateur.errors import SecateurError
 
 
 @contextmanager
@@ -20,9 +24,41 @@ def modes_kept(model: nn.Module) -> Generator[None]:
             module.training = mode
 
 
+def remembered(tensors: Iterable[Tensor]) -> Callable[[], None]:
+    """Copy `tensors`; what comes back gives them, bit for bit, the values that they have now."""
+    state = [(tensor, tensor.detach().clone()) for tensor in tensors]
+
+    def put_back() -> None:
+        with torch.no_grad():
+            for tensor, value in state:
+                tensor.copy_(value)
+
+    return put_back
+
+
 def device_of(model: nn.Module) -> torch.device:
     """Where the first parameter of `model` lives; the CPU for a model without any."""
     return next((p.device for p in model.parameters()), torch.device("cpu"))
+
+
+def without_shape(model: nn.Module) -> str | None:
+    """A parameter or buffer that a lazy layer makes when it sees its first input; None if all are there."""
+    tensors = chain(model.named_parameters(), model.named_buffers())
+    return next((name for name, tensor in tensors if is_lazy(tensor)), None)
+
+
+def check_has_shapes(model: nn.Module, error: type[SecateurError]) -> None:
+    """Refuse to fill a model with a lazy layer that has seen no input yet.
+
+    Raises:
+        SecateurError: of the kind `error`, naming a parameter.
+    """
+    name = without_shape(model)
+    if name is not None:
+        raise error(
+            f"{name!r} of {type(model).__name__} has no shape yet: its lazy layer has seen no input. "
+            "Run one batch through the model first, or use the layer with its sizes given."
+        )
 
 
 def share_weights(one: nn.Module, other: nn.Module) -> bool:

@@ -67,6 +67,12 @@ def resolve_precision(precision: str, device: torch.device) -> Literal["fp32", "
     return "fp32"
 
 
+def autocast_for(precision: str, device: torch.device) -> torch.autocast:
+    """The context of forward passes in `precision`, which does nothing for fp32."""
+    bf16 = resolve_precision(precision, device) == "bf16"
+    return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+
+
 def _has_fast_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)

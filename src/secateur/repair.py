@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -14,7 +14,7 @@ from secateur.calibration import CalibrationRecovery, answers_of, distil_on_inpu
 from secateur.evaluate import reestimate_batchnorm
 from secateur.inputs import Inputs
 from secateur.losses import kd_loss, logits_for, mse_loss
-from secateur.modules import modes_kept
+from secateur.modules import modes_kept, remembered
 from secateur.naming import Named
 from secateur.stages import Stage
 
@@ -52,7 +52,8 @@ class Repair:
         self._measure = _Measure(teacher, inputs, recovery)
         self._teaching: nn.Module | Tensor = teacher
         if recovery is not None and recovery.look is None:
-            self._teaching = answers_of(teacher, inputs, recovery)  # once for all steps of all stages
+            # once for all steps of all stages
+            self._teaching = answers_of(teacher, inputs, recovery.precision)
         self._loss = self._measure(student)
         self._noise = 0.0
         if recovery is not None and recovery.cautious:
@@ -110,25 +111,13 @@ def _share_of_rate(harm: float, noise: float) -> float:
     return harm / both if math.isfinite(both) and both > 0 else 1.0
 
 
-def remembered(tensors: Iterable[Tensor]) -> Callable[[], None]:
-    """Copy `tensors`; what comes back gives them, bit for bit, the values that they have now."""
-    state = [(tensor, tensor.detach().clone()) for tensor in tensors]
-
-    def put_back() -> None:
-        with torch.no_grad():
-            for tensor, value in state:
-                tensor.copy_(value)
-
-    return put_back
-
-
 class _Measure:
     """The teacher's loss in eval mode, on some of the inputs; the teacher is asked once."""
 
     def __init__(self, teacher: nn.Module, inputs: Inputs, recovery: CalibrationRecovery | None) -> None:
         self.inputs = inputs[:: math.ceil(len(inputs) / _MEASURED)]
         self._temperature = 4.0 if recovery is None else recovery.temperature
-        self._taught = answers_of(teacher, self.inputs, CalibrationRecovery(precision="fp32"))
+        self._taught = answers_of(teacher, self.inputs, "fp32")
 
     def _distance(self, outputs: Tensor, taught: Tensor) -> Tensor:
         """The KD loss; outputs that cannot be logits are compared as they are."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from secateur.errors import InvalidArgument, SecateurWarning
 from secateur.inputs import Arguments, Inputs, filled, tensors_of
+from secateur.modules import remembered
 
 Execution: TypeAlias = Literal["auto", "eager", "graph", "compile"]
 """How training steps are run. Results differ by rounding only.
@@ -192,7 +193,7 @@ class CompiledBackward:
         return (self._compiled if _shapes(batch) == self._shapes else self._plain)(batch)
 
     def _first(self, batch: StepInputs) -> Tensor:
-        before = [(buffer, buffer.clone()) for buffer in self._model.buffers()]
+        undo = remembered(self._model.buffers())
         try:
             # Static shapes: the last batch of an epoch is often smaller, and not worth a program of its own.
             compiled = torch.compile(self._model, dynamic=False)
@@ -205,9 +206,7 @@ class CompiledBackward:
                 stacklevel=2,
             )
             self._compiled = self._plain
-            with torch.no_grad():
-                for buffer, value in before:
-                    buffer.copy_(value)
+            undo()
             return self._plain(batch)
 
 

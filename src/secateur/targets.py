@@ -21,6 +21,9 @@ PRUNABLE_MODULES: tuple[type[nn.Module], ...] = (
 )
 """Modules whose ``weight`` is pruned by default: never biases, norms or embeddings."""
 
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+"""Those of them whose weight has inputs first, outputs second."""
+
 MAKE_PARAMETERS = (
     "Make them parameters first, by what undoes how they were made: "
     "torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight'), "

@@ -1,4 +1,4 @@
-"""The one training loop: from scratch, or as recovery after a cut, with or without a teacher."""
+"""Training on labelled batches: from scratch, or as recovery after a cut, with or without a teacher."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from secateur.losses import data_faults, kd_loss, logits_for
 from secateur.masks import Masks
 from secateur.modules import device_of, modes_kept, share_weights
 from secateur.naming import Batches, IndexedBatch, IndexedLoader, Loss, length_of, split_batches
-from secateur.recovery import Recovery, learning_rate, resolve_precision
+from secateur.recovery import Recovery, autocast_for, learning_rate
 from secateur.steps import Execution, LossOf, StepInputs, Steps, make_steps, resolve_execution
 from secateur.teacher_cache import TeacherLogits
 
@@ -118,8 +118,7 @@ def fit(
     guide = _guide(train, recipe, teacher)
     state = TrainState() if state is None else state
     device = device_of(model)
-    bf16 = resolve_precision(recipe.precision, device) == "bf16"
-    autocast = torch.autocast(device.type, torch.bfloat16, enabled=bf16)
+    autocast = autocast_for(recipe.precision, device)
 
     with ExitStack() as stack:
         with _seeded(device, seed, 0):

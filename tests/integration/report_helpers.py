@@ -9,7 +9,12 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
+
+from secateur.allocate import allocate
 from secateur.counts import n_prune
+from secateur.errors import EmptiedLayerWarning
 from secateur.report import render_comparison, render_run, render_sweep
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "report"
@@ -66,6 +71,13 @@ class Reader(HTMLParser):
 def drawn(html: str) -> set[str]:
     """Keys of the figures that hold a drawing."""
     return set(re.findall(r'<figure[^>]* id="fig-([\w-]+)">(?:(?!</figure>).)*<svg', html, flags=re.S))
+
+
+def emptying(name: str, sparsity: float = 0.9) -> str:
+    """What a cut says of scores that leave nothing of a tensor."""
+    with pytest.warns(EmptiedLayerWarning) as caught:
+        allocate({name: torch.zeros(1), "others": torch.ones(99)}, sparsity=sparsity)
+    return str(caught[0].message)
 
 
 def variants(result: Any) -> list[Any]:

@@ -8,6 +8,7 @@ import math
 import random
 from typing import Any
 
+from integration.report_helpers import emptying
 from secateur.statistics import random_jaccard
 
 SPARSITIES = (0.5, 0.8, 0.9, 0.95, 0.98, 0.99)
@@ -144,7 +145,7 @@ def _cell(rng: random.Random, key: str, sparsity: float, seed: int, shift: float
             "total_s": score_s + epochs * 2.1 + 3.0,
             "epochs": epochs,
         },
-        "warnings": [f"layer {LAYERS[-1]} was emptied"] if 0.0 in densities else [],
+        "warnings": [emptying(LAYERS[-1], sparsity)] if 0.0 in densities else [],
         "versions": {"secateur": "0.1.0", "torch": "2.13.0", "python": "3.11.7"},
         "hardware": {"cpu": "AMD EPYC", "cores": 16, "threads": 16, "device": "NVIDIA H100"},
         "commit": "f444038efdc1b3594bcd605b21d115084a2b331c",

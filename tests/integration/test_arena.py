@@ -19,6 +19,7 @@ from secateur.data import ImageLoader
 from secateur.errors import DataError, InvalidArgument, RunError
 from secateur.models import build_model
 from secateur.progress import Watcher
+from secateur.runs import RunFolder
 from secateur.scores import CRITERIA
 from secateur.strategies import STRATEGIES
 
@@ -126,6 +127,22 @@ def test_a_stopped_grid_goes_on_with_the_same_results(
         assert first["mask_digest"] == second["mask_digest"]
         assert first["accuracy"] == second["accuracy"]
         assert second["cost"]["total_s"] >= second["cost"]["train_s"]  # also of what was trained before
+
+
+def test_a_cell_that_scores_nothing_anew_has_the_seconds_of_the_scores(
+    finished: tuple[Suite, SuiteFolder], tmp_path: Path
+) -> None:
+    suite, folder = finished
+    suite = replace(suite, recovery=None)
+    bench = Bench(suite, Networks.prepare(suite, 0, folder.networks(0), "cpu", Watcher()))
+    first, second = (cell for cell in plan(suite) if cell.method == "magnitude")
+    bench.run(first, RunFolder(tmp_path))
+    assert bench._scored is not None
+    criterion = bench._scored[1].criterion  # type: ignore[attr-defined]
+    assert criterion.seconds > 0
+    criterion.seconds = 1000.0  # as if they had taken long
+    cost = bench.run(second, RunFolder(tmp_path))[0]["cost"]
+    assert 1000 < cost["score_s"] < cost["total_s"] < 2000
 
 
 def test_shards_share_the_grid_and_merge(finished: tuple[Suite, SuiteFolder], tmp_path: Path) -> None:
@@ -264,6 +281,19 @@ def test_mistakes_in_a_suite_are_named(tmp_path: Path) -> None:
     shuffled = "\n  shuffled: {of: teacher-guided, criterion: teacher-guided, control: shuffled}\n"
     with pytest.raises(InvalidArgument, match="'shuffled' is a control of 'teacher-guided', which is not"):
         narrowed(suite_of(SMALL.rstrip() + shuffled, tmp_path), methods=["magnitude", "shuffled"])
+
+
+def test_a_two_by_two_is_of_methods_of_the_suite(tmp_path: Path) -> None:
+    said = SMALL + "two_by_two: [[magnitude, imp], [teacher-guided, imp]]\n"
+    suite = suite_of(said, tmp_path)
+    assert suite.two_by_two == (("magnitude", "imp"), ("teacher-guided", "imp"))
+    assert narrowed(suite, sparsities=[0.9]).two_by_two == suite.two_by_two
+    assert narrowed(suite, methods=["magnitude", "imp"]).two_by_two is None
+    with pytest.raises(InvalidArgument, match=r"two_by_two names 'ipm', .* correct its name: magnitude, "):
+        suite_of(said.replace("imp]]", "ipm]]"), tmp_path)
+    for shape in ("[[magnitude, imp]]", "[[magnitude], [imp, magnitude]]", "[]"):
+        with pytest.raises(InvalidArgument, match="two_by_two must be two rows of two methods"):
+            suite_of(f"{SMALL}two_by_two: {shape}\n", tmp_path)
 
 
 def test_the_command_runs_lists_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import matplotlib
 import pytest
 
-from integration.report_helpers import PAGES, Reader, drawn, load
+from integration.report_helpers import PAGES, Reader, drawn, emptying, load, variants
 from secateur.errors import RunError
 from secateur.report import render_comparison, render_run, render_sweep
 from secateur.report.notices import notices
@@ -92,9 +92,9 @@ def test_headline_and_provenance(pages: dict[str, str], result: Any) -> None:
     ):
         assert part in text
     assert result["mask_digest"] in text
-    assert "secateur inspect student.safetensors" in text
-    assert "secateur verify student.safetensors" in text
-    assert "secateur sweep --data digits --alpha 0:1:0.1 --sparsity 0.8,0.9,0.95" in text
+    assert "secateur inspect RUN" in text
+    assert "secateur verify RUN" in text
+    assert "secateur sweep" not in text  # which takes the configuration, see secateur.suggestions
 
 
 def test_what_was_not_run_is_said_and_not_drawn(pages: dict[str, str]) -> None:
@@ -121,6 +121,17 @@ def test_all_null_accuracy_times_and_layers(result: Any) -> None:
     assert drawn(html) == set()
     assert {f"fig-{key}" for key in RUN_FIGURES} <= set(Reader(html).ids)
     assert Reader(render_comparison([result])).text.count("not shown, because") == 7
+
+
+def test_a_file_that_grew_is_not_called_smaller(result: Any) -> None:
+    result["size_bytes"] = {"dense": 1000, "sparse": 1200}
+    text = Reader(render_run(result)).text
+    assert "1.2× larger" in text
+    assert "larger on disk" in text
+    runs = variants(result)
+    for number, run in enumerate(runs):
+        run["size_bytes"] = {"dense": 1000, "sparse": 2000 - 100 * number}
+    assert "The smallest file is 1.3× larger than the dense one" in render_comparison(runs)
 
 
 def test_a_score_without_terms_or_threshold_is_drawn(result: Any) -> None:
@@ -190,6 +201,16 @@ def test_trouble_is_noticed(result: Any, change: Any, told: str) -> None:
     assert any(told in text for text in found)
 
 
+def test_stability_is_judged_from_chance_up(result: Any) -> None:
+    """An overlap of 55 % lies 50.5 % of the way up from a chance of 1/11, and 47.5 % from one of 1/7."""
+    result["selected_epoch"] = {"recovered": 10, "recovered_kd": 10}
+    result["diagnostics"]["split_half"].update(mask_overlap=0.55, expected_random=1 / 11)
+    assert notices(read_run(result)) == ()
+    result["diagnostics"]["split_half"]["expected_random"] = 1 / 7
+    (notice,) = notices(read_run(result))
+    assert "agree on only 55 % of what they keep (chance: 14 %)" in notice.text.replace("\u00a0", " ")
+
+
 def test_a_difference_within_chance_is_no_trouble(result: Any) -> None:
     result["selected_epoch"] = {"recovered": 10, "recovered_kd": 10}
     result["accuracy"]["recovered_kd"] = result["accuracy"]["recovered"] - 1 / result["data"]["n_test"]
@@ -205,9 +226,10 @@ def test_notices_come_first_and_warnings_before_notes(pages: dict[str, str]) -> 
 
 def test_an_emptied_layer_is_told_once(result: Any) -> None:
     result["layers"][2].update(n_keep=0, density=0.0)
-    result["warnings"] = ["layer conv3.weight was emptied"]
-    titles = [notice.title for notice in notices(read_run(result)) if notice.level == "warning"]
-    assert titles == ["A layer was emptied"]
+    result["warnings"] = [emptying("conv3.weight"), emptying("conv2.weight")]
+    told = [(notice.title, notice.text) for notice in notices(read_run(result)) if notice.level == "warning"]
+    assert [title for title, _ in told] == ["A layer was emptied", "The run warned"]
+    assert told[1][1] == emptying("conv2.weight")  # of which something is left
 
 
 def test_rounding_layer_by_layer_is_no_trouble(result: Any) -> None:

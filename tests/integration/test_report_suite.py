@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from integration.report_helpers import Reader, drawn
+from integration.report_helpers import Reader, drawn, emptying
 from integration.suite_helpers import METHODS, make_suite
 from secateur.report import render_suite
 from secateur.report.arena.controls import contradicts, controls_section, held_against, promise
@@ -233,7 +233,7 @@ class TestUnequalTerms:
             (lambda c: c["accuracy"].update(dense=0.9), "Not the same dense network"),
             (lambda c: c["data"].update(name="cifar100"), "Not the same data"),
             (lambda c: c["models"]["student"].update(name="vgg"), "Not the same networks"),
-            (lambda c: c["warnings"].append("layer x was emptied"), "Said by 9 cells: layer x was emptied"),
+            (lambda c: c["warnings"].append(emptying("x")), f"Said by 9 cells: {emptying('x')}"),
             (lambda c: c["hardware"].update(device="cpu"), "Cells were run on different machines"),
             (lambda c: c.update(commit="abc"), "Cells were run at 2 different commits"),
         ],

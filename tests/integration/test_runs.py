@@ -1,14 +1,19 @@
-"""Run folders: one run at a time, whole after a kill, and an error where a disk is full."""
+"""Runs: one at a time in a folder, whole after a kill, an error where a disk is full, and what they took."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from secateur.config import RunConfig, ScoreOptions, Setup
 from secateur.errors import RunError
+from secateur.launch import Prepared, launch, prepare
+from secateur.progress import Watcher
+from secateur.recovery import Recovery
 from secateur.runs import RunFolder
 from secateur.train import TrainState
 
@@ -90,3 +95,22 @@ def test_a_checkpoint_without_a_folder_to_be_in_is_named(tmp_path: Path) -> None
     (tmp_path / "checkpoint").write_text("in the way")
     with pytest.raises(RunError, match=r"cannot write .*dense\.safetensors'"):
         RunFolder(tmp_path).save_training("dense", TrainState(), [])
+
+
+def test_the_seconds_of_a_run_count_the_training_of_its_networks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if the networks had been trained for 1,500 seconds; the rest is over in one or two."""
+
+    def long_prepared(*args: Any, **options: Any) -> Prepared:
+        ready = prepare(*args, **options)
+        ready.seconds.update(teacher=1000.0, dense=500.0)
+        return ready
+
+    monkeypatch.setattr("secateur.launch.prepare", long_prepared)
+    untrained = Recovery(epochs=0, kd_weight=0.0)
+    setup = Setup(score=ScoreOptions(criterion="magnitude"), pretrain=untrained, device="cpu")
+    config = RunConfig(setup=setup, sparsity=0.5, recover="none")
+    seconds = launch(config, RunFolder(tmp_path), Watcher())["seconds"]
+    assert (seconds["teacher"], seconds["dense"]) == (1000.0, 500.0)
+    assert 1500 < seconds["total"] < 2000

@@ -12,17 +12,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.collections import LineCollection
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from integration.suite_helpers import METHODS, make_suite
 from secateur.errors import RunError
 from secateur.report import render_suite, suite_table
 from secateur.report.arena.axes import spread_out
 from secateur.report.arena.cost import cost, frontier
-from secateur.report.arena.grid import Grid
+from secateur.report.arena.curves import draw_curve
+from secateur.report.arena.differences import Differences, forest
+from secateur.report.arena.grid import Grid, Method
+from secateur.report.arena.masks import density_panel, overlap_panel
 from secateur.report.arena.schema import read_suite
 from secateur.report.arena.square import effect
 from secateur.report.arena.tables import accuracy_table, difference_table
 from secateur.report.arena.words import verdict
+from secateur.report.canvas import BLUE, MUTED, ORANGE
+from secateur.statistics import Estimate
 
 ROOT = Path(__file__).parents[2]
 PLAIN = {
@@ -68,6 +77,16 @@ class TestTables:
         marked = {table.rows[y][0]: mark for (y, x), mark in table.marks.items() if x == 2}
         assert marked == {"LAMP": "best", "SNIP": "above"}
 
+    def test_an_ablation_with_the_highest_mean_is_not_the_best(self) -> None:
+        accuracies = {"magnitude": 0.8, "lamp": 0.81, "task-gradient-no-kd": 0.9}
+        content = make_suite({key: METHODS[key] for key in accuracies}, (0.9,))
+        for key, accuracy in accuracies.items():
+            put(content, key, 0.9, dict.fromkeys(range(3), accuracy))
+        grid = Grid(read_suite(content))
+        table = accuracy_table(grid, "recovered", grid.methods)
+        assert "highest mean of all that compete, which ablations and controls do not" in table.caption
+        assert [table.rows[y][0] for (y, _), mark in table.marks.items() if mark == "best"] == ["LAMP"]
+
     def test_paired_differences_by_hand(self) -> None:
         """LAMP: 1, 1, 2 points: mean 1.3333, deviation 0.57735, half width 4.302653·0.57735/√3 = 1.4342.
 
@@ -79,6 +98,16 @@ class TestTables:
         assert rows["SNIP"][1] == "+1.10 [+0.85, +1.35] ▲"
         assert rows["IMP, LR rewinding"][1] == "−1.00 (no spread)"
         assert "magnitude" not in rows
+
+    def test_the_tally_is_of_above_level_and_below(self) -> None:
+        content = make_suite({key: METHODS[key] for key in ("magnitude", "lamp")}, (0.5, 0.8, 0.9))
+        for sparsity, gain in ((0.5, 0.01), (0.8, 0.02), (0.9, -0.01)):
+            put(content, "magnitude", sparsity, dict.fromkeys(range(3), 0.8))
+            put(content, "lamp", sparsity, {seed: 0.8 + gain + 0.001 * seed for seed in range(3)})
+        grid = Grid(read_suite(content))
+        table = difference_table(grid, grid.competitors)
+        assert table.head[-1] == "▲ / · / ▼"
+        assert rows_of(table)["LAMP"][-1] == "2 / 0 / 1"
 
     def test_a_difference_over_all_sparsities_counts_a_seed_once(self) -> None:
         content = make_suite({key: METHODS[key] for key in ("magnitude", "lamp")}, (0.5, 0.9))
@@ -140,6 +169,71 @@ class TestTables:
         grid = Grid(read_suite(content))
         assert rows_of(accuracy_table(grid, "recovered", grid.competitors))["LAMP"][1].startswith(
             "90.50 ± 0.71 (n = 2)"
+        )
+
+
+def painted(monkeypatch: pytest.MonkeyPatch, module: str) -> Figure:
+    """What the next drawing of a module is painted on."""
+    figure = Figure()
+
+    def paint_there(key: str, label: str, height: float, paint: Callable[[Figure], None], **_: Any) -> None:
+        paint(figure)
+
+    monkeypatch.setattr(f"secateur.report.arena.{module}.draw", paint_there)
+    return figure
+
+
+class TestFigures:
+    def test_bars_of_differences_are_their_intervals_in_points(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        figure = painted(monkeypatch, "differences")
+        found = Estimate(0.011, 0.001, 3, (0.0085, 0.0135))
+        forest("x", "x", [Differences(Method("lamp", "LAMP", "baseline"), (found,))], ["90 %"])
+        _, bar, mark = figure.axes[0].lines  # after the line at 0
+        assert list(bar.get_xdata()) == pytest.approx([0.85, 1.35])
+        assert list(mark.get_xdata()) == pytest.approx([1.1])
+        assert [*bar.get_ydata(), *mark.get_ydata()] == [0, 0, 0]
+
+    def test_the_band_of_a_curve_is_a_deviation_below_and_above(self) -> None:
+        """90 and 99 % zeros stand at 1 and 2; a curve of a single point has a bar."""
+        curve = [(0.9, Estimate(0.9, 0.02, 3, None)), (0.99, Estimate(0.8, 0.05, 3, None))]
+        band, bar = Figure().add_subplot(), Figure().add_subplot()
+        draw_curve(band, curve, BLUE, "o", dashed=False)
+        draw_curve(bar, curve[:1], BLUE, "o", dashed=False)
+        edges = {(round(x, 6), round(y, 6)) for x, y in band.collections[0].get_paths()[0].vertices}
+        assert edges == {(1.0, 0.88), (1.0, 0.92), (2.0, 0.75), (2.0, 0.85)}
+        (lines,) = bar.collections
+        assert isinstance(lines, LineCollection)
+        assert lines.get_segments()[0].tolist() == [pytest.approx([1, 0.88]), pytest.approx([1, 0.92])]
+
+    def test_layers_are_coloured_by_their_ratio_to_the_whole_network(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """At 90 % zeros the network keeps 0.1; twice and half of it are a third of the way to 8 times."""
+        figure = painted(monkeypatch, "masks")
+        content = make_suite({"magnitude": METHODS["magnitude"]}, (0.9,))
+        for cell in content["cells"]:
+            cell["layers"] = [{"name": str(d), "n_weights": 10, "density": d} for d in (0.2, 0.1, 0.05)]
+        panel = density_panel(Grid(read_suite(content)))
+        assert "more than the whole network (10 %)" in panel.how.replace("\u00a0", " ")
+        tiles = [tile for tile in figure.axes[0].patches if isinstance(tile, Rectangle)]
+        assert [to_hex(tile.get_facecolor()) for tile in tiles] == [BLUE, MUTED, ORANGE]
+        fullness = [tile.get_alpha() for tile in tiles]
+        assert fullness == pytest.approx([0.04 + 0.8 / 3, 0.04, 0.04 + 0.8 / 3])
+
+    def test_overlaps_and_their_chance_are_means_of_one_sparsity(self) -> None:
+        content = make_suite({key: METHODS[key] for key in ("magnitude", "lamp")}, (0.5, 0.9))
+        content["overlaps"] = [
+            {"sparsity": s, "seed": seed, "a": a, "b": "lamp", "jaccard": j, "expected_random": chance}
+            for s, seed, a, j, chance in (
+                (0.9, 0, "magnitude", 0.4, 0.05),
+                (0.9, 1, "magnitude", 0.7, 0.07),
+                (0.9, 0, "lamp", 1.0, 1.0),
+                (0.5, 0, "magnitude", 0.9, 0.3),
+            )
+        ]
+        panel = overlap_panel(Grid(read_suite(content)))
+        assert panel.finding.replace("\u00a0", " ") == (
+            "At 90 % zeros two random masks would share 6.0 %. Most alike are magnitude and LAMP (55.0 %)."
         )
 
 

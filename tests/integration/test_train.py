@@ -316,31 +316,6 @@ def test_labels_that_are_no_classes_and_a_batch_of_one_are_told() -> None:
         list(fit(model, batches, PLAIN))
 
 
-def test_a_model_may_keep_more_than_tensors_in_its_state() -> None:
-    class Counting(nn.Linear):
-        seen = 0
-
-        def forward(self, input: Tensor) -> Tensor:  # noqa: A002
-            self.seen += self.training
-            return super().forward(input)
-
-        def get_extra_state(self) -> dict[str, list[int]]:
-            return {"seen": [self.seen]}
-
-        def set_extra_state(self, state: dict[str, list[int]]) -> None:
-            self.seen = state["seen"][0]
-
-    model, state = Counting(6, CLASSES), TrainState()
-    run = fit(model, vectors(), replace(PLAIN, epochs=2), state=state)
-    next(run)
-    one_epoch = len(vectors())
-    assert state.model["_extra_state"] == {"seen": [one_epoch]}
-    next(run)
-    other = Counting(6, CLASSES)
-    list(fit(other, vectors(), replace(PLAIN, epochs=2), state=state))
-    assert other.seen == model.seen == 2 * one_epoch
-
-
 class Stream(IterableDataset[tuple[Tensor, int]]):
     """Samples without a number."""
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from helpers import (
+    CLASSES,
     Indexed,
     Snapshot,
     indexed_images,
@@ -273,3 +274,28 @@ def test_the_teacher_is_left_as_it_was() -> None:
     list(fit(student_cnn(), indexed_images(), replace(GUIDED, precision="bf16"), teacher=teacher))
     before.rng = torch.get_rng_state()
     before.assert_unchanged(teacher)
+
+
+def test_a_model_may_keep_more_than_tensors_in_its_state() -> None:
+    class Counting(nn.Linear):
+        seen = 0
+
+        def forward(self, input: Tensor) -> Tensor:  # noqa: A002
+            self.seen += self.training
+            return super().forward(input)
+
+        def get_extra_state(self) -> dict[str, list[int]]:
+            return {"seen": [self.seen]}
+
+        def set_extra_state(self, state: dict[str, list[int]]) -> None:
+            self.seen = state["seen"][0]
+
+    model, state = Counting(6, CLASSES), TrainState()
+    run = fit(model, vectors(), replace(PLAIN, epochs=2), state=state)
+    next(run)
+    one_epoch = len(vectors())
+    assert state.model["_extra_state"] == {"seen": [one_epoch]}
+    next(run)
+    other = Counting(6, CLASSES)
+    list(fit(other, vectors(), replace(PLAIN, epochs=2), state=state))
+    assert other.seen == model.seen == 2 * one_epoch

@@ -14,6 +14,7 @@ from secateur.allocate import allocate
 from secateur.errors import InvalidArgument, ScoreError
 from secateur.losses import kd_loss
 from secateur.scores import SolvingScores, TeacherCurvature, score
+from secateur.scores.gauss_newton import Quadratic
 from secateur.testing import check_criterion
 
 T = 3.0
@@ -86,6 +87,13 @@ def test_scores_are_those_of_optimal_brain_surgeon_on_the_dense_matrix(linear: b
     expected = Dense(student, teacher, x, linear=linear).saliency()
     scores = score(student, [x[:5], x[5:]], criterion(teacher, linear=linear))
     assert torch.allclose(flat(scores), expected, rtol=1e-3, atol=1e-5 * float(expected.max()))
+
+
+def test_saliency_by_hand_where_rows_explain_almost_all() -> None:
+    """G = I and λ = 1/1000, so H = 1.001·I, [H⁻¹]_ww = 1/1.001, and S = 1.001·w²/2."""
+    weights = {"w": torch.tensor([2.0, -3.0])}
+    model = Quadratic({"w": torch.eye(2)}, {"w": torch.zeros(2)}, weights)
+    assert model.saliency(1e-3)["w"].tolist() == pytest.approx([2.002, 4.5045], rel=1e-3)
 
 
 @pytest.mark.parametrize("linear", [True, False])

@@ -110,7 +110,7 @@ def test_fisher_is_the_mean_of_every_samples_square(chunk: int, monkeypatch: pyt
     batches = [(x.double(), y) for x, y in images(2)]
     batches.append((batches[0][0][:3], batches[0][1][:3]))
     n_weights = sum(p.numel() for p in model.parameters() if p.ndim > 1)
-    monkeypatch.setattr("secateur.scores.curvature._MOST_GRADIENTS", chunk * n_weights)
+    monkeypatch.setattr("secateur.scores.functional._MOST_GRADIENTS", chunk * n_weights)
     scores = score(model, batches, Fisher())
     for name, expected in fisher_by_loops(model, batches).items():
         assert torch.allclose(scores[name], expected, rtol=1e-9, atol=0)
@@ -239,6 +239,13 @@ def test_steps_that_diverge_are_named() -> None:
         ScoreError, match=r"ProsPr: the loss after [123] of its steps is nan.*lower inner_lr=1e"
     ):
         score(make_cnn(), images(4), ProsPr(inner_lr=1e30))
+
+
+def test_a_batch_without_a_loss_is_named_by_its_place_in_the_loader() -> None:
+    batches = images(7)
+    batches[6] = (batches[6][0], torch.full_like(batches[6][1], -100))  # a label that is not counted
+    with pytest.raises(ScoreError, match="the task loss of batch 6 is nan"):
+        score(make_cnn(), batches, ProsPr(steps=2))
 
 
 @pytest.mark.parametrize("weight", [0.5, 2.0])

@@ -17,9 +17,9 @@ from secateur.counts import check_fraction, n_prune
 from secateur.errors import InvalidArgument, LeftDenseWarning
 from secateur.kinds import check_kind
 from secateur.naming import Named
+from secateur.targets import TRANSPOSED
 
 T = TypeVar("T", bound=Tensor)
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 class AbstractPattern(abc.ABC):
@@ -139,7 +139,7 @@ class NM(AbstractPattern):
     def fitting(self, tensors: Mapping[str, T], model: nn.Module | None = None) -> Mapping[str, T]:
         """Those that groups of m fill and that are not of a transposed convolution."""
         modules = () if model is None else model.modules()
-        turned = {id(module.weight) for module in modules if isinstance(module, _TRANSPOSED)}
+        turned = {id(module.weight) for module in modules if isinstance(module, TRANSPOSED)}
         fitting = {
             name: tensor
             for name, tensor in tensors.items()
@@ -189,7 +189,7 @@ class Groups(AbstractScope):
         masks: dict[str, Tensor] = {}
         removable: dict[str, Tensor] = {}
         for name, tensor in scores.items():
-            values = tensor.detach().float() + 0.0  # −0.0 ties with 0.0
+            values = tensor.detach().float()
             refuse_non_finite(name, int((~values.isfinite()).sum()))
             masks[name] = self._highest(values)
             removable[name] = values[~masks[name]]

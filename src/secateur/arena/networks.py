@@ -12,6 +12,7 @@ from torch import nn
 
 from secateur.arena.suite import Method, Suite
 from secateur.config import Setup
+from secateur.counts import n_prune
 from secateur.data import Data, ImageLoader, ImageSplit
 from secateur.errors import DataError, ModelError
 from secateur.evaluate import evaluate
@@ -19,12 +20,13 @@ from secateur.launch import Prepared, prepare
 from secateur.models import build_model, widest_within
 from secateur.modules import device_of
 from secateur.naming import IndexedLoader
-from secateur.pipeline import train_stage
 from secateur.progress import Watcher
 from secateur.recovery import Recovery
+from secateur.result import describe_network
 from secateur.runs import RunFolder
 from secateur.targets import select_targets
 from secateur.teacher_cache import TeacherLogits
+from secateur.training import train_stage
 
 _CACHE_BYTES = 2**31
 """Most memory that remembered teacher logits may take."""
@@ -115,7 +117,7 @@ class Networks:
             return self._fresh("student", self.suite.student)
         n_parameters = sum(p.numel() for p in self.ready.student.parameters())
         prunable = sum(w.numel() for w in self._targets().values())
-        n_allowed = n_parameters - round(sparsity * prunable)
+        n_allowed = n_parameters - n_prune(prunable, sparsity)
         small = widest_within(lambda width: self._fresh("small", self.suite.student, width), n_allowed)
         n_small = sum(p.numel() for p in small.parameters())
         if not 0.5 * n_allowed <= n_small <= n_allowed:
@@ -151,12 +153,10 @@ class Networks:
 
     def about(self) -> dict[str, Any]:
         """Names and sizes of both networks."""
-        sizes = {
-            "student": sum(p.numel() for p in self.ready.student.parameters()),
-            "teacher": sum(p.numel() for p in self.teacher.parameters()),
+        return {
+            "student": {**describe_network(self.ready.student), "name": self.suite.student},
+            "teacher": {**describe_network(self.teacher), "name": self.suite.teacher},
         }
-        names = {"student": self.suite.student, "teacher": self.suite.teacher}
-        return {role: {"name": names[role], "n_parameters": sizes[role]} for role in names}
 
     def _targets(self) -> dict[str, nn.Parameter]:
         return select_targets(self.ready.student, include=self.suite.include, exclude=self.suite.exclude)

@@ -15,7 +15,7 @@ from secateur.counts import check_fraction
 from secateur.data import DataOptions
 from secateur.errors import InvalidArgument
 from secateur.recovery import Recovery
-from secateur.values import from_mapping, unknown, without_defaults
+from secateur.values import from_mapping, plain, unknown, without_defaults
 
 _CELL_VERSION = 1
 
@@ -135,6 +135,23 @@ class Suite:
                     f"method {key!r} is a control of {method.of!r}, which is not among the methods chosen; "
                     f"choose it too, or correct its name: {', '.join(self.methods)}."
                 )
+        self._check_square()
+
+    def _check_square(self) -> None:
+        square = self.two_by_two
+        if square is None:
+            return
+        if len(square) != 2 or any(len(row) != 2 for row in square):
+            raise InvalidArgument(
+                "two_by_two must be two rows of two methods, [[A, B], [C, D]]: rows without and with the "
+                f"teacher in the score, columns without and with it in the recovery; got {plain(square)}."
+            )
+        for key in (*square[0], *square[1]):
+            if key not in self.methods:
+                raise InvalidArgument(
+                    f"two_by_two names {key!r}, which is not among the methods; "
+                    f"correct its name: {', '.join(self.methods)}."
+                )
 
 
 @dataclass(frozen=True)
@@ -206,6 +223,8 @@ def narrowed(
 ) -> Suite:
     """The part of a suite with some methods, sparsities and seeds only; empty = all of them.
 
+    Without one of its four methods there is no two by two.
+
     Raises:
         InvalidArgument: if the suite has no such method.
     """
@@ -217,7 +236,14 @@ def narrowed(
     for key, method in kept.items():
         if method.sparsities is not None:
             kept[key] = replace(method, sparsities=tuple(s for s in method.sparsities if s in wanted))
-    return replace(suite, methods=kept, sparsities=wanted, seeds=tuple(seeds) or suite.seeds)
+    whole = all(key in kept for row in suite.two_by_two or () for key in row)
+    return replace(
+        suite,
+        methods=kept,
+        sparsities=wanted,
+        seeds=tuple(seeds) or suite.seeds,
+        two_by_two=suite.two_by_two if whole else None,
+    )
 
 
 def plan(suite: Suite) -> list[Cell]:

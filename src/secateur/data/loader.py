@@ -8,9 +8,9 @@ from dataclasses import KW_ONLY, dataclass, replace
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from secateur.augment import mirrored, shifted
 from secateur.data.images import ImageSplit, seeded
 from secateur.errors import InvalidArgument
 from secateur.naming import IndexedBatch
@@ -49,15 +49,10 @@ class Augmentation:
 
     def apply(self, images: Tensor, choices: Tensor) -> Tensor:
         """Crop and mirror uint8 `images` (B, C, H, W) as `choices` (B, 3) from `draw` says."""
-        height, width = images.shape[2:]
-        top, left, mirrored = choices.unbind(1)
+        top, left, turned = choices.unbind(1)
         if self.crop_padding:
-            padded = F.pad(images, (self.crop_padding,) * 4)
-            windows = padded.unfold(2, height, 1).unfold(3, width, 1)  # (B, C, tops, lefts, H, W), a view
-            images = windows[torch.arange(len(images), device=images.device), :, top, left]
-        if self.flip:
-            images = torch.where(mirrored.bool()[:, None, None, None], images.flip(-1), images)
-        return images
+            images = shifted(images, top, left, self.crop_padding)
+        return mirrored(images, turned.bool()) if self.flip else images
 
 
 @dataclass(frozen=True, eq=False)

@@ -55,7 +55,7 @@ def _recorded(run: Run) -> Iterator[Notice]:
     """What the run itself warned of, unless it is said already."""
     emptied = _emptied_names(run)
     for text in run["warnings"]:
-        if not ("emptied" in str(text) and any(name in str(text) for name in emptied)):
+        if not ("leaves no weight in" in str(text) and any(name in str(text) for name in emptied)):
             yield Notice("warning", "The run warned", str(text))
 
 

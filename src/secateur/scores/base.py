@@ -14,6 +14,7 @@ from secateur.errors import ScoreError
 from secateur.inputs import Inputs
 from secateur.layout import laid_out
 from secateur.losses import logits_for
+from secateur.modules import modes_kept, remembered
 from secateur.naming import Batches, Loss, Named, split_batches
 
 
@@ -135,29 +136,24 @@ def preserving(model: nn.Module) -> Generator[None]:
 
     Also after an exception. Parameters are never written by scoring, so they are not copied.
     """
-    modes = {module: module.training for module in model.modules()}
     grads = {p: p.grad for p in model.parameters()}
     # By module, places without a tensor included: a forward pass may fill them.
     buffers = [(held, dict(held)) for held in (module._buffers for module in model.modules())]  # pyright: ignore[reportPrivateUsage]
-    values = [(buffer, buffer.detach().clone()) for buffer in model.buffers()]
+    put_back = remembered(model.buffers())
     cuda = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
-    with torch.random.fork_rng(devices=cuda):
+    with torch.random.fork_rng(devices=cuda), modes_kept(model):
         try:
             for parameter in grads:
                 parameter.grad = None
             model.eval()
             yield
         finally:
-            for module, mode in modes.items():
-                module.training = mode
             for parameter, grad in grads.items():
                 parameter.grad = grad
             for held, before in buffers:
                 held.clear()
                 held.update(before)
-            with torch.no_grad():
-                for buffer, value in values:
-                    buffer.copy_(value)
+            put_back()
 
 
 @contextmanager

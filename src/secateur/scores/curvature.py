@@ -15,13 +15,14 @@ from secateur.inputs import Inputs, filled, tensors_of
 from secateur.losses import check_finite, check_scalar, check_temperature
 from secateur.naming import Named
 from secateur.scores.base import AbstractCriterion, ScoreInputs
-from secateur.scores.functional import Functional, gradients_of, hessian_product, sample_by_sample
-from secateur.scores.gradient import backward_to, each_task_loss, zero_scores
-
-_MOST_SAMPLES = 32
-"""Samples whose gradients are taken at a time; more are not faster, and their activations need memory."""
-_MOST_GRADIENTS = 1 << 26
-"""Numbers in these gradients: 256 MB of float32."""
+from secateur.scores.functional import (
+    Functional,
+    gradients_of,
+    hessian_product,
+    sample_by_sample,
+    samples_at_once,
+)
+from secateur.scores.gradient import Accumulation, Accumulator, backward_to, each_task_loss, zero_scores
 
 
 @dataclass(frozen=True)
@@ -113,24 +114,19 @@ class Fisher(AbstractCriterion):
         Raises:
             ScoreError: if a batch has no labels, or a loss is not finite.
         """
-        squares, n = self._of_samples(inputs) if self.per == "sample" else self._of_batches(inputs)
-        for name, total in squares.items():
-            total.mul_(inputs.weights[name]).mul_(inputs.weights[name]).div_(2 * n)
+        squares = self._of_samples(inputs) if self.per == "sample" else self._of_batches(inputs)
+        for name, mean in squares.items():
+            mean.mul_(inputs.weights[name]).mul_(inputs.weights[name]).div_(2)
         return squares
 
-    def _of_batches(self, inputs: ScoreInputs) -> tuple[dict[str, Tensor], int]:
-        squares = zero_scores(inputs.weights)
-        n_batches = 0
-
-        def add(name: str, gradient: Tensor) -> None:
-            squares[name].add_(gradient.to(squares[name].dtype).square())
-
+    def _of_batches(self, inputs: ScoreInputs) -> dict[str, Tensor]:
+        squares = Accumulator(inputs.weights, Accumulation("grad^2", "mean", 0.0))
         for loss, _ in each_task_loss(self, inputs):
-            backward_to(add, inputs.targets, loss)
-            n_batches += 1
-        return squares, n_batches
+            backward_to(squares.add, inputs.targets, loss)
+            squares.end_batch()
+        return squares.result()
 
-    def _of_samples(self, inputs: ScoreInputs) -> tuple[dict[str, Tensor], int]:
+    def _of_samples(self, inputs: ScoreInputs) -> dict[str, Tensor]:
         network = Functional.of(inputs.model)
         targets = {name: network.parameters[name].detach() for name in inputs.targets}
 
@@ -144,8 +140,7 @@ class Fisher(AbstractCriterion):
             "Callable[[Named, Inputs, tuple[Tensor, ...], Tensor], tuple[dict[str, Tensor], Tensor]]",
             vmap(grad_and_value(loss_of), in_dims=(None, None, 0, 0), randomness="different"),
         )
-        fitting = _MOST_GRADIENTS // sum(weight.numel() for weight in targets.values())
-        chunk = max(1, min(_MOST_SAMPLES, fitting))
+        chunk = samples_at_once(sum(weight.numel() for weight in targets.values()))
         squares = zero_scores(inputs.weights)
         n_samples = 0
         for index, (x, y) in enumerate(inputs.stream_labelled(self)):
@@ -157,4 +152,6 @@ class Fisher(AbstractCriterion):
                 for name, gradient in gradients.items():
                     squares[name].add_(gradient.square().sum(0))
             n_samples += len(x)
-        return squares, n_samples
+        for total in squares.values():
+            total.div_(n_samples)
+        return squares

@@ -19,6 +19,11 @@ from secateur.naming import Named
 from secateur.scores.gradient import check_depends
 from secateur.targets import unwrap
 
+_MOST_SAMPLES = 32
+"""Samples whose gradients are taken at a time; more are not faster, and their activations need memory."""
+_MOST_GRADIENTS = 1 << 26
+"""Numbers in these gradients: 256 MB of float32."""
+
 
 @dataclass(frozen=True)
 class Functional:
@@ -165,3 +170,8 @@ def hessian_product(loss: Tensor, wanted: Named, vector: Named) -> dict[str, Ten
         materialize_grads=True,
     )
     return dict(zip(wanted, found, strict=True))
+
+
+def samples_at_once(n_weights: int, *, of: int = 1) -> int:
+    """How many gradients of `n_weights` numbers are taken at a time, each of a group of `of` samples; ≥ 1."""
+    return max(1, min(_MOST_SAMPLES // of, _MOST_GRADIENTS // n_weights))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, TypeAlias
 
 import torch
@@ -146,6 +147,28 @@ def check_depends(loss: Tensor) -> None:
             "the loss does not depend on the model's weights; "
             "the model may run under no_grad or detach its outputs."
         )
+
+
+def mean_gradient(criterion: AbstractCriterion, inputs: ScoreInputs) -> dict[str, Tensor]:
+    """The gradient of the task loss over all calibration samples, by name, in at least float32.
+
+    Each batch counts as many times as it has samples, so it does not depend on how the data is batched.
+
+    Raises:
+        ScoreError: naming `criterion` if a batch has no labels; if a loss is not finite.
+    """
+    sums = zero_scores(inputs.weights)
+    n_samples = 0
+
+    def add(size: int, name: str, gradient: Tensor) -> None:
+        sums[name].add_(gradient, alpha=size)
+
+    for loss, size in each_task_loss(criterion, inputs):
+        backward_to(partial(add, size), inputs.targets, loss)
+        n_samples += size
+    for total in sums.values():
+        total.div_(n_samples)
+    return sums
 
 
 def each_task_loss(criterion: AbstractCriterion, inputs: ScoreInputs) -> Iterator[tuple[Tensor, int]]:

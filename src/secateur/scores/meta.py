@@ -81,9 +81,11 @@ class AbstractMeta(AbstractCriterion):
         """
         network = Functional.of(inputs.model)
         sums = zero_scores(inputs.weights)
-        for group in _groups(inputs.stream_labelled(self), self.steps + 1):
-            objective = partial(self._checked, self._objective(network, inputs.task_loss, group))
-            found = meta_gradient(objective, network.parameters, steps=self.steps, lr=self.inner_lr)
+        size = self.steps + 1
+        for number, group in enumerate(_groups(inputs.stream_labelled(self), size)):
+            objective = self._objective(network, inputs.task_loss, group)
+            checked = partial(self._checked, objective, number * size)
+            found = meta_gradient(checked, network.parameters, steps=self.steps, lr=self.inner_lr)
             for name, total in sums.items():
                 total.add_(found[name])
         return {name: total.mul_(inputs.weights[name]).abs_() for name, total in sums.items()}
@@ -92,14 +94,15 @@ class AbstractMeta(AbstractCriterion):
     def _objective(self, network: Functional, task_loss: Loss, group: Sequence[Batch]) -> Objective:
         """The loss of each step on its batch of `group`."""
 
-    def _checked(self, objective: Objective, k: int, parameters: Named) -> Tensor:
+    def _checked(self, objective: Objective, first: int, k: int, parameters: Named) -> Tensor:
+        """A loss that is finite; `first` is the number in the loader of the group's first batch."""
         loss = objective(k, parameters)
         if k > 0 and not bool(torch.isfinite(loss).all()):
             raise ScoreError(
                 f"{type(self).__name__}: the loss after {k} of its steps is {float(loss.detach())}. "
                 f"They diverge; lower inner_lr={self.inner_lr:g}."
             )
-        check_finite("task", loss, k)
+        check_finite("task", loss, first + k)
         return loss
 
 

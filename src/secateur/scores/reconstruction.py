@@ -17,8 +17,8 @@ from secateur.naming import Named
 from secateur.scores.base import AbstractCriterion, ScoreInputs, Solution, SolvingScores, preserving
 from secateur.scores.functional import call_with, promoted, slots_of
 from secateur.scores.least_squares import Moments
-from secateur.scores.unfolding import TRANSPOSED, Convolution, as_rows, input_of, layers_of
-from secateur.targets import PRUNABLE_MODULES, unwrap
+from secateur.scores.unfolding import Convolution, as_rows, input_of, layers_of
+from secateur.targets import PRUNABLE_MODULES, TRANSPOSED, unwrap
 
 _SAMPLES = 32
 """Inputs of a forward pass: the outputs of all layers of the teacher are held for so many."""

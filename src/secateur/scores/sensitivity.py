@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 from torch import Tensor
 
 from secateur.counts import check_fraction
 from secateur.naming import Named
 from secateur.scores.base import AbstractCriterion, ScoreInputs
-from secateur.scores.gradient import backward_to, each_task_loss, zero_scores
+from secateur.scores.gradient import backward_to, each_task_loss, mean_gradient, zero_scores
 
 
 @dataclass(frozen=True)
@@ -30,18 +29,8 @@ class Snip(AbstractCriterion):
         Raises:
             ScoreError: if a batch has no labels, or its loss is not finite.
         """
-        sums = zero_scores(inputs.weights)
-        n_samples = 0
-
-        def add(size: int, name: str, gradient: Tensor) -> None:
-            sums[name].add_(gradient, alpha=size)
-
-        for loss, size in each_task_loss(self, inputs):
-            backward_to(partial(add, size), inputs.targets, loss)
-            n_samples += size
-        for name, total in sums.items():
-            total.div_(n_samples).mul_(inputs.weights[name]).abs_()
-        return sums
+        gradient = mean_gradient(self, inputs)
+        return {name: g.mul_(inputs.weights[name]).abs_() for name, g in gradient.items()}
 
 
 @dataclass(frozen=True)

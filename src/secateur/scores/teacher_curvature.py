@@ -18,7 +18,7 @@ from secateur.losses import check_finite, check_outputs, check_temperature, kd_l
 from secateur.naming import Named
 from secateur.scores.base import AbstractCriterion, ScoreInputs, Solution, SolvingScores, preserving
 from secateur.scores.block_curvature import BlockQuadratic, add_outer
-from secateur.scores.functional import Functional, gradients_of, sample_by_sample
+from secateur.scores.functional import Functional, gradients_of, sample_by_sample, samples_at_once
 from secateur.scores.gauss_newton import Quadratic
 from secateur.scores.teacher_fisher import draw_classes
 
@@ -26,10 +26,6 @@ _DAMPINGS = (1.0, 10.0, 100.0, 1e3, 1e4)
 """What is tried, in units of the mean curvature of a weight."""
 _PROBE = 0.2
 """Fraction of the weights that are there which a trial cut removes."""
-_MOST_SAMPLES = 32
-"""Samples whose gradients are taken at a time."""
-_MOST_GRADIENTS = 1 << 26
-"""Numbers in these gradients: 256 MB of float32."""
 
 
 @dataclass(frozen=True)
@@ -225,7 +221,7 @@ class TeacherCurvature(AbstractCriterion):
             "Callable[[dict[str, Tensor], tuple[Tensor, ...], Tensor], dict[str, Tensor]]",
             vmap(grad(pulled), in_dims=(None, 0, 0), randomness="different"),
         )
-        chunk = max(1, min(_MOST_SAMPLES // pulls.shape[1], _MOST_GRADIENTS // n_weights))
+        chunk = samples_at_once(n_weights, of=pulls.shape[1])
 
         def rows() -> Iterator[dict[str, Tensor]]:
             for start in range(0, len(pulls), chunk):

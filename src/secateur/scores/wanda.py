@@ -16,8 +16,8 @@ from secateur.errors import InvalidArgument, ScoreError
 from secateur.inputs import call
 from secateur.naming import Named
 from secateur.scores.base import AbstractCriterion, ScoreInputs
-from secateur.scores.unfolding import TRANSPOSED, Convolution, Transposed, input_of, layers_of, under_kernel
-from secateur.targets import unwrap
+from secateur.scores.unfolding import Convolution, Transposed, input_of, layers_of, under_kernel
+from secateur.targets import TRANSPOSED, unwrap
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from secateur.masks import Masks
 from secateur.naming import Named
 from secateur.schedules import cosine_decay
 from secateur.scores import AbstractCriterion, Magnitude, ScoreInputs, score
-from secateur.scores.gradient import backward_to, each_task_loss, zero_scores
+from secateur.scores.gradient import mean_gradient
 from secateur.strategies.base import AbstractStrategy, Problem, Round
 from secateur.strategies.cutting import cut_further
 from secateur.strategies.parts import place_in
@@ -118,14 +118,7 @@ class _DenseGradient(AbstractCriterion):
 
     def __call__(self, inputs: ScoreInputs) -> Named:
         """Scores from labelled batches."""
-        totals = zero_scores(inputs.weights)
-        for loss, n_samples in each_task_loss(self, inputs):
-
-            def add(name: str, gradient: Tensor, n_samples: int = n_samples) -> None:
-                totals[name].add_(gradient, alpha=n_samples)
-
-            backward_to(add, inputs.targets, loss)
-        return {name: total.abs_() for name, total in totals.items()}
+        return {name: gradient.abs_() for name, gradient in mean_gradient(self, inputs).items()}
 
 
 def swap(masks: Masks, weights: Named, growth: Named, *, fraction: float) -> Masks:

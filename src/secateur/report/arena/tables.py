@@ -17,7 +17,7 @@ Mark = Literal["best", "above", "below"]
 
 LEGEND = (
     "▲ ▼: above or below {reference} with a 95 % interval of the paired difference that excludes 0; "
-    "bold: the highest mean of all methods"
+    "bold: the highest mean of all that compete, which ablations and controls do not"
 )
 
 
