@@ -8,14 +8,33 @@ from typing import Literal
 import torch
 from torch import nn
 
+from secateur.allocate import AbstractPattern
+from secateur.calibration import CalibrationRecovery
 from secateur.data import Data
 from secateur.errors import DataError, InvalidArgument
 from secateur.evaluate import evaluate
+from secateur.kinds import check_kind
 from secateur.losses import logits_for
 from secateur.modules import device_of, modes_kept, share_weights
 from secateur.naming import length_of, split_batches
 from secateur.recovery import Recovery
+from secateur.scores import AbstractCriterion
 from secateur.training import recovery_name
+
+
+def check_kinds(data: object, criterion: object, pattern: object, calibration_recovery: object) -> None:
+    """Refuse a name, a class or another object where one of ours is wanted.
+
+    Raises:
+        InvalidArgument: naming the argument.
+    """
+    if not isinstance(data, str):
+        check_kind("data", data, Data, "Data(...) of your own loaders, or the name of a data set")
+    if criterion is not None:
+        check_kind("criterion", criterion, AbstractCriterion, "Magnitude()")
+    check_kind("pattern", pattern, AbstractPattern, "NM(2, 4)")
+    if calibration_recovery is not None:
+        check_kind("calibration_recovery", calibration_recovery, CalibrationRecovery, "CalibrationRecovery()")
 
 
 def check_fits(network: nn.Module, data: Data, role: str) -> None:

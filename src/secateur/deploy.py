@@ -19,6 +19,7 @@ from secateur.files import read_json
 from secateur.inputs import Inputs, call
 from secateur.losses import logits_for
 from secateur.models import build_model
+from secateur.modules import without_shape
 from secateur.naming import Batches, split_batches
 from secateur.runtime import Engine, Plan
 from secateur.runtime import compile as compile_model
@@ -115,6 +116,9 @@ def load_student(folder: Path) -> tuple[nn.Module, tuple[int, ...]]:
             "secateur.runtime.compile(model, example)."
         ) from error
     student = build_model(spec, num_classes=n_classes, in_channels=shape[0] if shape else 1).eval()
+    if shape and without_shape(student) is not None:
+        with torch.no_grad():
+            student(torch.zeros(1, *shape))
     checkpoint = folder / "student.safetensors"
     if not checkpoint.is_file():
         raise CheckpointError(f"there is no checkpoint {str(checkpoint)!r}; was the run stopped?")

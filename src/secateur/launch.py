@@ -46,6 +46,7 @@ from secateur.scores import (
     score,
 )
 from secateur.stages import fitting_targets, mask_warnings_ignored, staged_masks
+from secateur.suggestions import after_run, after_sweep
 from secateur.targets import select_targets
 from secateur.training import augmented_batches, train_stage
 
@@ -121,7 +122,7 @@ def launch(config: RunConfig, folder: RunFolder, watcher: Watcher) -> dict[str, 
     result.seconds["total"] = (result.seconds["total"] or 0.0) + trained
     content = {"format": "secateur-result", "run_id": run_id(config), **result.to_json()}
     content["models"] = _name_networks(config.setup, ready)
-    folder.write("report.html", render_run(content))
+    folder.write("report.html", render_run(content, after_run(config, content, folder.path)))
     folder.finish("result.json", content)
     return content
 
@@ -181,7 +182,7 @@ def launch_sweep(config: SweepConfig, folder: RunFolder, watcher: Watcher) -> di
         "hardware": provenance.hardware(_device(setup)),
         "commit": provenance.commit(),
     }
-    folder.write("report.html", render_sweep(content))
+    folder.write("report.html", render_sweep(content, after_sweep(config, content, folder.path)))
     folder.finish("sweep.json", content)
     return content
 
@@ -284,11 +285,11 @@ def _build(setup: Setup, role: str, data: Data, device: torch.device) -> nn.Modu
         torch.manual_seed(2 * setup.seed + (role == "teacher"))
         spec = _spec(setup, role, data)
         network = build_model(spec, num_classes=data.n_classes, in_channels=data.in_channels)
-    network.to(device).eval()
+        network.to(device).eval()
+        check_fits(network, data, role)  # here, as the batch that it takes also makes what lazy layers lack
     weights = setup.teacher_weights if role == "teacher" else setup.student_weights
     if weights is not None:
         load_weights(network, weights)
-    check_fits(network, data, role)
     return network
 
 

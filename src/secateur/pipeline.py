@@ -17,13 +17,13 @@ from secateur import provenance
 from secateur.allocate import SCOPES, AbstractPattern, AbstractScope, Groups, Unstructured
 from secateur.calibration import CalibrationRecovery
 from secateur.checkpoint import inspect_checkpoint, save_sparse
-from secateur.checks import check_evaluable, check_fits, check_teachers, resolve_batchnorm
+from secateur.checkpoint.saving import storable_state
+from secateur.checks import check_evaluable, check_fits, check_kinds, check_teachers, resolve_batchnorm
 from secateur.cutting import check_no_regrow, cut, moves_weights
 from secateur.data import Data, DataOptions, load_data
 from secateur.diagnostics import describe_scores, mask_overlap, split_half_overlap
 from secateur.errors import InvalidArgument, SecateurWarning
 from secateur.evaluate import evaluate, reestimate_batchnorm
-from secateur.kinds import check_kind
 from secateur.masks import Masks, apply_masks
 from secateur.modules import device_of
 from secateur.naming import count_batches
@@ -35,6 +35,7 @@ from secateur.scores import CRITERIA, AbstractCriterion, TeacherGuided
 from secateur.stages import Stage, StageLog, check_repeatable, check_stages, fitting_targets, staged_masks
 from secateur.statistics import random_jaccard
 from secateur.steps import Execution
+from secateur.targets import unwrap
 from secateur.train import check_trainable
 from secateur.training import augmented_batches, recovery_name, train_stage
 
@@ -94,17 +95,7 @@ def prune(
     Raises:
         SecateurError: one of its kinds; arguments are checked before any work.
     """
-    for name, value, kind, example in (
-        ("criterion", criterion, AbstractCriterion, "Magnitude()"),
-        ("calibration_recovery", calibration_recovery, CalibrationRecovery, "CalibrationRecovery()"),
-    ):
-        if value is not None:
-            check_kind(name, value, kind, example)
-    check_kind("pattern", pattern, AbstractPattern, "NM(2, 4)")
-    if not isinstance(data, str):
-        check_kind(
-            "data", data, Data, 'what load_data gives, Data(...) of your own loaders, or the name "digits"'
-        )
+    check_kinds(data, criterion, pattern, calibration_recovery)
     recipes = [recovery] if isinstance(recovery, Recovery) else list(recovery or ())
     recipes = [recipe for recipe in recipes if recipe.epochs > 0]
     sparsity, scope = pattern.sparsity_for(sparsity), pattern.scope_for(scope)
@@ -123,6 +114,7 @@ def prune(
             check_fits(network, loaded, role)
     for recipe in recipes:
         check_trainable(student, loaded.train, recipe, teacher, execution=execution)
+    storable_state(unwrap(student))  # what cannot be saved is found out now, not after the training
     check_evaluable(student, loaded, ("val", "test") if recipes else ("test",))
     watcher = watcher or Watcher()
     job = _Job(

@@ -67,21 +67,18 @@ def estimate(values: Sequence[float], *, confidence: float = 0.95) -> Estimate:
     return Estimate(mean, std, n, (mean - half, mean + half))
 
 
-def paired_difference(
-    a: Mapping[Key, float], b: Mapping[Key, float], *, confidence: float = 0.95
-) -> Estimate | None:
+def paired_difference(a: Mapping[Key, float], b: Mapping[Key, float]) -> Estimate | None:
     """`a` − `b`, pair by pair: what both share (a seed, say) drops out of the error.
 
     Args:
         a: Measurements by what pairs them.
         b: Likewise; keys that only one of the two has are left out.
-        confidence: As in `estimate`.
 
     Returns:
         The estimate over all pairs; None if there is no pair.
     """
     shared = [key for key in a if key in b]
-    return estimate([a[key] - b[key] for key in shared], confidence=confidence) if shared else None
+    return estimate([a[key] - b[key] for key in shared]) if shared else None
 
 
 def t_quantile(confidence: float, degrees: int) -> float:

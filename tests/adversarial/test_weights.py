@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save
 from torch import nn
 
-from secateur.errors import ModelError
+from secateur.checkpoint import save_sparse
+from secateur.errors import CheckpointError, ModelError
 from secateur.models import load_weights
 
 
@@ -60,3 +62,18 @@ def test_a_damaged_file_is_read_whole_or_refused(tmp_path: Path, as_zip: bool) -
             before = network().state_dict()
             assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert n_refused > 100
+
+
+def test_a_lazy_layer_that_has_seen_no_input_is_not_filled(tmp_path: Path) -> None:
+    made = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8))
+    torch.save(made.state_dict(), tmp_path / "dense.pt")
+    save_sparse(made, tmp_path / "sparse.safetensors")
+    (tmp_path / "dense.safetensors").write_bytes(save(made.state_dict()))
+    for name in ("dense.pt", "dense.safetensors", "sparse.safetensors"):
+        for lazy, missing in (
+            (nn.Sequential(nn.LazyLinear(8), nn.BatchNorm1d(8)), "0.weight"),
+            (nn.Sequential(nn.Linear(3, 8), nn.LazyBatchNorm1d(affine=False)), "1.running_mean"),
+        ):
+            says = f"'{missing}' of Sequential has no shape yet.*Run one batch through the model first"
+            with pytest.raises((ModelError, CheckpointError), match=says):
+                load_weights(lazy, tmp_path / name)

@@ -225,6 +225,20 @@ def test_what_cannot_be_tested_on_is_refused_before_the_cut(student, data, monke
         sc.prune(student, data=replace(data, test=test), sparsity=0.5, criterion=sc.Magnitude())
 
 
+def test_a_state_that_no_file_holds_is_refused_before_the_cut(data, monkeypatch):
+    class Noted(nn.Flatten):
+        def get_extra_state(self):
+            return {"seen": 1}
+
+        def set_extra_state(self, state):
+            pass
+
+    monkeypatch.setattr("secateur.pipeline.staged_masks", None)
+    student = nn.Sequential(Noted(), nn.Linear(64, N_CLASSES))
+    with pytest.raises(sc.CheckpointError, match=r"'0\._extra_state' is a dict, not a tensor"):
+        sc.prune(student, data=data, sparsity=0.5, criterion=sc.Magnitude())
+
+
 def test_calibration_batches_that_can_be_gone_through_once_are_refused(student, data):
     once = replace(data, calibration=iter(list(data.calibration)))
     with pytest.raises(sc.InvalidArgument, match="can be gone through once"):

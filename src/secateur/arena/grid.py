@@ -15,7 +15,7 @@ from torch import nn
 from secateur.arena.cell import Bench, build_method
 from secateur.arena.folder import SuiteFolder
 from secateur.arena.networks import Networks
-from secateur.arena.suite import Suite, plan
+from secateur.arena.suite import Cell, Suite, plan
 from secateur.errors import InvalidArgument, RunError, SecateurError
 from secateur.progress import Watcher
 
@@ -43,12 +43,9 @@ def run_suite(
     Raises:
         SecateurError: from a cell; what other cells found stays.
     """
-    first, step = shard
-    if not 1 <= first <= step:
-        raise InvalidArgument(f"a shard is I/N with 1 ≤ I ≤ N, got {first}/{step}.")
+    cells = _cells_of(suite, shard)
     for method in suite.methods.values():
         build_method(method, nn.Identity(), seed=0)  # a wrong option is refused before anything runs
-    cells = plan(suite)[first - 1 :: step]
     n_run = 0
     bench: Bench | None = None
     for number, cell in enumerate(cells, start=1):
@@ -81,17 +78,17 @@ def run_in_parallel(
     """`run_suite` in `jobs` processes at once, each with its share of the cores.
 
     Raises:
-        InvalidArgument: if `jobs` is below 1.
+        InvalidArgument: if `jobs` is below 1, or there is no such shard.
         RunError: if one of them fails; the others go on to their end.
     """
     if jobs < 1:
         raise InvalidArgument(f"jobs must be at least 1, got {jobs}.")
+    cells = _cells_of(suite, shard)
     context = multiprocessing.get_context("spawn")  # a forked process cannot use CUDA or OpenMP again
     n_threads = max(1, len(os.sched_getaffinity(0)) // jobs)
     workers = [
         context.Process(target=_work, args=(suite, folder, device, shard, n_threads)) for _ in range(jobs)
     ]
-    cells = plan(suite)[shard[0] - 1 :: shard[1]]
     seen = sum(map(folder.finished, cells))
     try:
         for worker in workers:
@@ -110,6 +107,14 @@ def run_in_parallel(
     failed = [worker.exitcode for worker in workers if worker.exitcode]
     if failed:
         raise RunError(f"{len(failed)} of {jobs} processes failed (exit codes {failed}), see above.")
+
+
+def _cells_of(suite: Suite, shard: tuple[int, int]) -> list[Cell]:
+    """Every n-th cell of a suite, beginning with the i-th."""
+    first, step = shard
+    if not 1 <= first <= step:
+        raise InvalidArgument(f"a shard is I/N with 1 ≤ I ≤ N, got {first}/{step}.")
+    return plan(suite)[first - 1 :: step]
 
 
 def _work(suite: Suite, folder: SuiteFolder, device: str, shard: tuple[int, int], n_threads: int) -> None:

@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from secateur.checkpoint.container import DIGEST, Container, read
-from secateur.checkpoint.loading import SparseCheckpoint, decode, decode_checked, is_sparse
+from secateur.checkpoint.loading import SparseCheckpoint, decode, decode_checked, is_sparse, refuse_plan
 from secateur.counts import n_prune
 from secateur.errors import CheckpointError
 
@@ -113,9 +113,10 @@ def inspect_checkpoint(path: str | os.PathLike[str]) -> Inspection:
     """What a sparse checkpoint or a plain safetensors file holds.
 
     Raises:
-        CheckpointError: if the file is missing or damaged.
+        CheckpointError: if the file is missing or damaged, or is a plan.
     """
     container = read(Path(path))
+    refuse_plan(container, path)
     if not is_sparse(container):
         return _inspect_dense(container, path)
     checkpoint = decode_checked(container, path)
@@ -143,8 +144,9 @@ def verify_checkpoint(path: str | os.PathLike[str]) -> Verification:
     """Check everything that a sparse checkpoint claims.
 
     The questions: can it be decoded, is the content what was written, do the masks have the
-    recorded digest, are pruned weights zero, are all numbers finite, and is exactly as much pruned
-    as was asked for (over all weights, or in each tensor).
+    recorded digest, are all numbers finite (but for −∞ in buffers, with which attention masks forbid
+    places), and is exactly as much pruned as was asked for (over all weights, or in each tensor). That
+    pruned weights are zero is no question: they are not stored.
 
     Returns:
         The answers. A file that is missing, cannot be decoded, or is no sparse checkpoint, has the
@@ -162,7 +164,7 @@ def verify_checkpoint(path: str | os.PathLike[str]) -> Verification:
     ]
     checks.append(_compare("content digest", container.content_digest, container.metadata[DIGEST]))
     checks.append(_compare("mask digest", checkpoint.masks.digest, checkpoint.metadata.mask_digest))
-    questions: list[Callable[[SparseCheckpoint], Check]] = [_check_zeros, _check_finite, _check_sparsity]
+    questions: list[Callable[[SparseCheckpoint], Check]] = [_check_finite, _check_sparsity]
     return Verification(str(path), (*checks, *(question(checkpoint) for question in questions)))
 
 
@@ -215,32 +217,36 @@ def _compare(name: str, found: str, recorded: str) -> Check:
     return Check(name, same, found if same else f"recomputed {found}, recorded {recorded[:80]}")
 
 
-def _check_zeros(checkpoint: SparseCheckpoint) -> Check:
-    revived = kept_zeros = 0
-    for name, mask in checkpoint.masks.items():
-        nonzero = checkpoint.state_dict[name] != 0
-        revived += int((nonzero & ~mask).sum())
-        kept_zeros += int((~nonzero & mask).sum())
-    pruned = checkpoint.masks.n_prune
-    detail = f"{pruned - revived} of {pruned} pruned weights are zero; {kept_zeros} kept weights are zero too"
-    return Check("zeros", revived == 0, detail)
-
-
 def _check_finite(checkpoint: SparseCheckpoint) -> Check:
-    bad = [name for name, tensor in checkpoint.state_dict.items() if not _is_finite(tensor)]
-    return Check("finite", not bad, f"NaN or infinity in {', '.join(bad)}" if bad else "no NaN, no infinity")
+    metadata = checkpoint.metadata
+    state = {name: t for name, t in checkpoint.state_dict.items() if name not in metadata.aliases}
+    floats = {name: _as_float(t) for name, t in state.items() if t.is_floating_point() or t.is_complex()}
+    bad = sorted(name for name, tensor in floats.items() if not torch.isfinite(tensor).all())
+    if not bad:
+        return Check("finite", True, "no NaN, no infinity")
+    # The file does not name its buffers; how large they are together is what its parameters leave.
+    n_in_buffers = sum(tensor.numel() for tensor in state.values()) - metadata.n_parameters
+    fitting = sum(floats[name].numel() for name in bad) <= n_in_buffers
+    if fitting and all(name not in checkpoint.masks and _forbids(floats[name]) for name in bad):
+        return Check("finite", True, f"no NaN; −∞ in {', '.join(bad)}, as in a buffer that forbids places")
+    return Check("finite", False, f"NaN or infinity in {', '.join(bad)}")
 
 
-def _is_finite(tensor: Tensor) -> bool:
-    if not (tensor.is_floating_point() or tensor.is_complex()):
-        return True
-    # The 8-bit floats know few operations of their own.
-    return bool(torch.isfinite(tensor.float() if tensor.element_size() == 1 else tensor).all())
+def _forbids(tensor: Tensor) -> bool:
+    """Whether all that is not finite is −∞, as in what is added to attention to forbid places."""
+    return not tensor.is_complex() and bool((torch.isfinite(tensor) | torch.isneginf(tensor)).all())
+
+
+def _as_float(tensor: Tensor) -> Tensor:
+    """The 8-bit floats, which know few operations of their own, as wider ones."""
+    return tensor.float() if tensor.element_size() == 1 else tensor
 
 
 def _check_sparsity(checkpoint: SparseCheckpoint) -> Check:
     masks, asked = checkpoint.masks, checkpoint.metadata.sparsity_asked
-    achieved = f"{masks.n_prune} of {masks.numel} weights pruned"
+    n_zeros = sum(int((mask & (checkpoint.state_dict[name] == 0)).sum()) for name, mask in masks.items())
+    too = f" ({n_zeros} of those kept are zero too)" if n_zeros else ""
+    achieved = f"{masks.n_prune} of {masks.numel} weights pruned{too}"
     if asked is None:
         return Check("sparsity", True, f"{achieved}; what was asked is not recorded")
     wanted = n_prune(masks.numel, asked)

@@ -23,6 +23,8 @@ from secateur.checkpoint.metadata import (
 from secateur.checkpoint.saving import identity
 from secateur.errors import CheckpointError
 from secateur.masks import Masks
+from secateur.modules import check_has_shapes
+from secateur.runtime.container import FORMAT as PLAN
 from secateur.targets import unwrap
 
 
@@ -71,6 +73,24 @@ def is_sparse(container: Container) -> bool:
     return container.metadata.get("format") == FORMAT
 
 
+def is_plan(container: Container) -> bool:
+    """Whether a file is a plan of `secateur.runtime`, which is a safetensors file too."""
+    return container.metadata.get("format") == PLAN
+
+
+def refuse_plan(container: Container, path: str | os.PathLike[str]) -> None:
+    """Refuse a plan, which holds a program and the weights as it wants them.
+
+    Raises:
+        CheckpointError: naming what reads plans.
+    """
+    if is_plan(container):
+        raise CheckpointError(
+            f"{str(path)!r} is a plan, not a checkpoint. Read it with secateur.runtime.read_plan, "
+            "or run it with secateur time."
+        )
+
+
 def decode_checked(container: Container, path: str | os.PathLike[str]) -> SparseCheckpoint:
     """The checkpoint in a container, if its content and its masks are what was written.
 
@@ -97,6 +117,7 @@ def decode(container: Container, path: str | os.PathLike[str]) -> SparseCheckpoi
     Raises:
         CheckpointError: if it is of another format or version, or malformed.
     """
+    refuse_plan(container, path)
     if not is_sparse(container):
         raise CheckpointError(
             f"{str(path)!r} is a plain safetensors file, not a sparse checkpoint. "
@@ -157,6 +178,7 @@ def _decode_entry(container: Container, name: str, layout: SparseLayout) -> tupl
 def _fill(model: nn.Module, state: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
     """Load a state dict that fits in every respect; check all before the first write."""
     bare = unwrap(model)
+    check_has_shapes(bare, CheckpointError)
     own: dict[str, Tensor] = bare.state_dict()
     names = sorted(own.keys() ^ state.keys())
     if names:

@@ -65,7 +65,6 @@ class Metadata:
         aliases: Further names of shared tensors, each with the name that the tensor is stored under.
         sparsity_asked: Sparsity that was asked for, in [0, 1); None if not recorded.
         recipe: How the model was made; None if not recorded.
-        version: Version of the format.
     """
 
     layouts: Mapping[str, SparseLayout]
@@ -74,7 +73,6 @@ class Metadata:
     aliases: Mapping[str, str] = field(default_factory=dict[str, str])
     sparsity_asked: float | None = None
     recipe: Mapping[str, Any] | None = None
-    version: str = VERSION
 
 
 def to_strings(metadata: Metadata) -> dict[str, str]:

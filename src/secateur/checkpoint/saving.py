@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from secateur.checkpoint.coding import encode_tensor
 from secateur.checkpoint.container import pack
 from secateur.checkpoint.metadata import DTYPES, NARROW, Metadata, SparseLayout, to_strings
-from secateur.errors import CheckpointError, InvalidArgument
+from secateur.errors import CheckpointError, InvalidArgument, SecateurWarning
 from secateur.files import atomic_write
 from secateur.masks import Masks, masks_from_zeros
 from secateur.targets import parameters_by_name, select_targets, unwrap
@@ -51,6 +52,9 @@ def save_sparse(
             JSON, or `sparsity_asked` is out of range.
         CheckpointError: if the state dict holds what the format cannot.
         RunError: if the file cannot be written.
+
+    Warns:
+        SecateurWarning: naming a tensor whose kept weights become zeros in `value_dtype`.
     """
     if value_dtype is not None and _CODES.get(value_dtype) not in NARROW:
         raise InvalidArgument(
@@ -59,7 +63,7 @@ def save_sparse(
     bare = unwrap(model)
     masks = masks_from_zeros(bare, select_targets(bare)) if masks is None else masks
     masks.check(bare)
-    stored, aliases = _split_shared(_checked_state(bare), masks)
+    stored, aliases = _split_shared(storable_state(bare), masks)
     entries: dict[str, Tensor] = {}
     layouts: dict[str, SparseLayout] = {}
     for name, tensor in stored.items():
@@ -87,8 +91,12 @@ def save_sparse(
 _NOTHING = torch.empty(0, dtype=torch.uint8)
 
 
-def _checked_state(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict, if the format can hold every entry of it."""
+def storable_state(model: nn.Module) -> dict[str, Tensor]:
+    """The state dict of a bare model, if the format can hold every entry of it.
+
+    Raises:
+        CheckpointError: naming an entry that it cannot hold.
+    """
     state: dict[str, Any] = model.state_dict()
     for name, value in state.items():
         if not isinstance(value, Tensor):
@@ -141,5 +149,13 @@ def _convert(name: str, values: Tensor, dtype: torch.dtype | None) -> Tensor:
         raise InvalidArgument(
             f"a weight of {name!r} is beyond the range of {dtype} (±{torch.finfo(dtype).max:g}). "
             "Use torch.bfloat16, or leave value_dtype out."
+        )
+    n_lost = int(((converted == 0) & (values != 0)).sum())
+    if n_lost:
+        warnings.warn(
+            f"{n_lost} kept weights of {name!r} are too small for {dtype} and become zeros. "
+            "Use torch.bfloat16, or leave value_dtype out.",
+            SecateurWarning,
+            stacklevel=3,
         )
     return converted

@@ -58,6 +58,14 @@ commands:
 first try:  secateur prune --data digits --sparsity 0.9 --out runs/first
 """
 
+BENCH_USAGE = """usage: secateur bench accuracy [options]        secateur bench accuracy --help
+       secateur bench runtime [options]         secateur bench runtime --help
+
+commands:
+  accuracy  methods × sparsities × seeds under one budget, with its report
+  runtime   networks × batch sizes × sparsities, beside other engines
+"""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
@@ -76,6 +84,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         out.print(f"secateur {version('secateur')}")
         return 0
     name, flags = _split(arguments)
+    if name in ("bench", "bench -h", "bench --help"):
+        out.print(BENCH_USAGE)
+        return 2 if name == "bench" else 0
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning

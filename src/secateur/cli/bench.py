@@ -19,7 +19,7 @@ from secateur.arena import (
     run_suite,
     suite_names,
 )
-from secateur.cli.console import err, out, parse_values, percent, print_json
+from secateur.cli.console import err, out, parse_names, parse_sizes, parse_values, percent, print_json
 from secateur.errors import InvalidArgument
 from secateur.progress import Watcher
 from secateur.report.arena.grid import Grid
@@ -115,12 +115,16 @@ class BenchAccuracy:
         )
 
     def _part(self, suite: Suite) -> Suite:
-        seeds = () if self.seeds is None else tuple(int(seed) for seed in parse_values("seeds", self.seeds))
+        methods = () if self.methods is None else parse_names(self.methods)
+        if self.methods is not None and not methods:
+            raise InvalidArgument(
+                f"--methods takes keys such as a,b,c, got {self.methods!r}. Or leave it out."
+            )
         return narrowed(
             suite,
-            methods=() if self.methods is None else tuple(self.methods.split(",")),
+            methods=methods,
             sparsities=() if self.sparsity is None else parse_values("sparsity", self.sparsity),
-            seeds=seeds,
+            seeds=() if self.seeds is None else parse_sizes("seeds", self.seeds, least=0),
         )
 
 

@@ -41,6 +41,25 @@ def parse_values(name: str, text: str) -> tuple[float, ...]:
         ) from error
 
 
+def parse_names(text: str) -> tuple[str, ...]:
+    """Words between commas."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def parse_sizes(name: str, text: str, *, least: int = 1) -> tuple[int, ...]:
+    """Whole numbers of at least `least` between commas.
+
+    Raises:
+        InvalidArgument: if there is anything else.
+    """
+    parts = parse_names(text)
+    if not parts or not all(part.isdecimal() and int(part) >= least for part in parts):
+        raise InvalidArgument(
+            f"--{name} takes whole numbers of at least {least} such as {least},{least + 1}, got {text!r}."
+        )
+    return tuple(int(part) for part in parts)
+
+
 def percent(value: float | None) -> str:
     """A fraction as percent, empty for None."""
     return "" if value is None else f"{value:.2%}"

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import tyro
 from rich.table import Column, Table
 
 from secateur.checkpoint import inspect_checkpoint, verify_checkpoint
+from secateur.checkpoint.container import read
+from secateur.checkpoint.loading import is_plan
 from secateur.cli.console import compared, out, print_json
+from secateur.runtime import read_plan
 
 
 @dataclass(frozen=True)
 class Inspect:
-    """Show what a checkpoint holds: size, sparsity and coding of every tensor."""
+    """Show what a checkpoint holds: size, sparsity and coding of every tensor. Or the layers of a plan."""
 
     file: tyro.conf.Positional[Path]
-    """A checkpoint, or the run folder that holds one."""
+    """A checkpoint, the run folder that holds one, or a plan."""
     json: bool = False
     """Print JSON."""
 
     def run(self) -> int:
         """Print the table."""
-        found = inspect_checkpoint(_checkpoint(self.file))
+        path = _checkpoint(self.file)
+        if is_plan(read(path)):
+            self._show_plan(path)
+            return 0
+        found = inspect_checkpoint(path)
         if self.json:
             print_json(found.to_dict())
             return 0
@@ -45,10 +52,21 @@ class Inspect:
             out.print(f"mask digest {found.mask_digest}")
         return 0
 
+    def _show_plan(self, path: Path) -> None:
+        plan, size_bytes = read_plan(path), path.stat().st_size
+        if self.json:
+            counts = {"size_bytes": size_bytes, "n_weights": plan.n_weights, "n_nonzero": plan.n_nonzero}
+            layers = [asdict(layer) for layer in plan.layers()]
+            print_json({"path": str(path), "kind": "plan", **counts, "layers": layers})
+            return
+        out.print(str(plan))
+        out.print(f"a plan, no checkpoint; {size_bytes:,} bytes")
+        out.print(f"next  secateur time {path}")
+
 
 @dataclass(frozen=True)
 class Verify:
-    """Check a checkpoint: asked against achieved sparsity, digest, zeros really zero. Exit code 1 if not."""
+    """Check a checkpoint: digests, finite numbers, asked against achieved sparsity. Exit code 1 if not."""
 
     file: tyro.conf.Positional[Path]
     """A checkpoint, or the run folder that holds one."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +10,12 @@ from typing import Annotated
 import tyro
 from rich.table import Table
 
-from secateur.cli.console import err, out, parse_values, percent, print_json
+from secateur.cli.console import compared, err, out, parse_values, percent, print_json
 from secateur.config import RunConfig, Setup, SweepConfig, dump_config, run_id
 from secateur.launch import launch, launch_sweep
 from secateur.progress import Watcher
 from secateur.runs import RunFolder
+from secateur.suggestions import after_run
 
 LABELS = {
     "teacher": "teacher",
@@ -62,7 +62,7 @@ class Prune:
         out.print(
             f"sparsity {achieved['prunable']:.4f} of {result['n_prunable']:,} prunable weights "
             f"({achieved['all']:.4f} of all parameters); "
-            f"file {sizes['dense'] / sizes['sparse']:.1f} times smaller ({sizes['sparse'] / 1e3:,.0f} kB)"
+            f"file {compared(sizes['sparse'] / sizes['dense'], 1)} ({sizes['sparse'] / 1e3:,.0f} kB)"
         )
         n_steps, seconds = sum(row["n_steps"] for row in result["stages"]["rows"]), result["seconds"]
         if n_steps:
@@ -70,8 +70,8 @@ class Prune:
         out.print(f"report      {path / 'report.html'}")
         out.print(f"checkpoint  {path / 'student.safetensors'}")
         out.print(f"result      {path / 'result.json'}")
-        out.print(f"next        secateur verify {path}")
-        out.print(f"            {_suggested_sweep(self.config.setup, path)}")
+        for number, command in enumerate(after_run(config, result, path)):
+            out.print(f"{'' if number else 'next':<12}{command.text}")
         return 0
 
 
@@ -122,19 +122,6 @@ class Sweep:
         out.print(table)
         out.print(f"dense student {content['dense_accuracy']:.2%}; report {path / 'report.html'}")
         return 0
-
-
-def _suggested_sweep(setup: Setup, path: Path) -> str:
-    """A sweep over the networks of a finished run, with those that it trained read from its folder."""
-    flags = {"data": setup.dataset.data, "data-dir": setup.dataset.data_dir, "student": setup.student}
-    flags["student-weights"] = setup.student_weights or str(path / "dense.safetensors")
-    if setup.own_teacher:
-        flags["teacher"] = setup.teacher
-    elif (path / "teacher.safetensors").exists() or setup.teacher_weights:
-        flags["teacher"] = setup.teacher
-        flags["teacher-weights"] = setup.teacher_weights or str(path / "teacher.safetensors")
-    words = [f"--{name} {shlex.quote(value)}" for name, value in flags.items() if value is not None]
-    return " ".join(["secateur sweep", *words, "--alpha 0:1:0.1"])
 
 
 def _claimed(

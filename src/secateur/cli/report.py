@@ -9,9 +9,13 @@ from typing import Any
 import tyro
 
 from secateur.cli.console import out
+from secateur.config import RunConfig, SweepConfig, load_config
 from secateur.errors import InvalidArgument, RunError
 from secateur.files import atomic_write, read_json
 from secateur.report import render_comparison, render_run, render_suite, render_sweep
+from secateur.report.page import Command
+from secateur.report.schema import read_run, read_sweep
+from secateur.suggestions import after_run, after_sweep
 
 
 @dataclass(frozen=True)
@@ -28,17 +32,30 @@ class Report:
         contents = [_content(path) for path in self.runs]
         if not contents:
             raise InvalidArgument("report needs at least one run folder.")
+        path, content = self.runs[0], contents[0]
+        default = path / "report.html"
         if len(contents) > 1:
             page, default = render_comparison(contents), Path("comparison.html")
-        elif contents[0].get("format") == "secateur-suite":
-            page, default = render_suite(contents[0]), self.runs[0] / "report.html"
-        elif contents[0].get("format") == "secateur-sweep":
-            page, default = render_sweep(contents[0]), self.runs[0] / "report.html"
+        elif content.get("format") == "secateur-suite":
+            page = render_suite(content)
+        elif content.get("format") == "secateur-sweep":
+            page = render_sweep(content, _next(path, content))
         else:
-            page, default = render_run(contents[0]), self.runs[0] / "report.html"
+            page = render_run(content, _next(path, content))
         atomic_write(self.out or default, page)
         out.print(f"report {self.out or default}")
         return 0
+
+
+def _next(path: Path, content: dict[str, Any]) -> tuple[Command, ...]:
+    """What to do with a run or a sweep; nothing of their own for those without a configuration to go by."""
+    file = path / "config.yaml"
+    try:
+        if content.get("format") == "secateur-sweep":
+            return after_sweep(load_config(file, SweepConfig), read_sweep(content), path)
+        return after_run(load_config(file, RunConfig), read_run(content), path)
+    except InvalidArgument:  # copied without it, say, or made by another version
+        return ()
 
 
 def _content(path: Path) -> dict[str, Any]:

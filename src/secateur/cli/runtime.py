@@ -10,7 +10,7 @@ import tyro
 from rich.table import Table
 
 from secateur import deploy
-from secateur.cli.console import err, out, parse_values, print_json
+from secateur.cli.console import err, out, parse_names, parse_sizes, parse_values, print_json
 from secateur.errors import InvalidArgument
 from secateur.files import write_json
 from secateur.progress import Watcher
@@ -205,20 +205,3 @@ class BenchRuntime:
             out.print(table)
             out.print("× says how many times longer the other engine takes.")
         return 0 if all(row["agrees"] for row in rows) else 1
-
-
-def parse_names(text: str) -> tuple[str, ...]:
-    """Words between commas."""
-    return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
-def parse_sizes(name: str, text: str) -> tuple[int, ...]:
-    """Whole numbers of at least 1 between commas.
-
-    Raises:
-        InvalidArgument: if there is anything else.
-    """
-    parts = parse_names(text)
-    if not parts or not all(part.isdecimal() and int(part) >= 1 for part in parts):
-        raise InvalidArgument(f"--{name} takes whole numbers of at least 1 such as 1,16, got {text!r}.")
-    return tuple(int(part) for part in parts)

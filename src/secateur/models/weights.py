@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from secateur.errors import ModelError
+from secateur.modules import check_has_shapes
 
 _TORCH_SUFFIXES = (".pt", ".pth", ".th", ".bin")
 _SHOWN = 5
@@ -32,7 +33,8 @@ def load_weights(model: nn.Module, path: Path | str) -> None:
         path: The file.
 
     Raises:
-        ModelError: if the file is missing or unreadable, or names or shapes differ from the model's.
+        ModelError: if the file is missing or unreadable, or names or shapes differ from the model's,
+            or a lazy layer of it has seen no input yet.
         CheckpointError: if a sparse checkpoint is malformed or does not fit.
     """
     path = Path(path)
@@ -93,6 +95,7 @@ def _is_entry(name: object, value: object) -> bool:
 
 
 def _check(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
+    check_has_shapes(model, ModelError)
     own = model.state_dict()
     missing = [n for n in own if n not in state and n.rpartition(".")[2] != "num_batches_tracked"]
     unexpected = [n for n in state if n not in own]

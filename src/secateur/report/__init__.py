@@ -12,6 +12,7 @@ from secateur.report.arena.schema import read_suite
 from secateur.report.arena.tables import accuracy_markdown
 from secateur.report.comparison import comparison_page
 from secateur.report.html import render
+from secateur.report.page import Command
 from secateur.report.run import run_page
 from secateur.report.schema import read_run, read_sweep
 from secateur.report.sweep import sweep_page
@@ -19,13 +20,14 @@ from secateur.report.sweep import sweep_page
 __all__ = ["render_comparison", "render_run", "render_suite", "render_sweep", "suite_table"]
 
 
-def render_run(result: Mapping[str, Any]) -> str:
+def render_run(result: Mapping[str, Any], commands: Sequence[Command] = ()) -> str:
     """The report of one run as HTML.
 
-    The same result gives the same bytes.
+    The same result and commands give the same bytes.
 
     Args:
         result: A parsed ``result.json``. What was not run is null and is left out of the page.
+        commands: What to do next, see `secateur.suggestions`; by default what can be done with any run.
 
     Returns:
         A complete document: styles and figures inside, no scripts, nothing loaded.
@@ -33,7 +35,7 @@ def render_run(result: Mapping[str, Any]) -> str:
     Raises:
         RunError: naming the key, if it is missing, of the wrong type, or of another format.
     """
-    return render(run_page(read_run(result)))
+    return render(run_page(read_run(result), commands))
 
 
 def render_comparison(results: Sequence[Mapping[str, Any]]) -> str:
@@ -61,11 +63,12 @@ def render_comparison(results: Sequence[Mapping[str, Any]]) -> str:
     return render(comparison_page(runs))
 
 
-def render_sweep(sweep: Mapping[str, Any]) -> str:
+def render_sweep(sweep: Mapping[str, Any], commands: Sequence[Command] = ()) -> str:
     """The report of a sweep: accuracy of every cut over alpha and sparsity.
 
     Args:
         sweep: A parsed sweep file, ``"format": "secateur-sweep"``.
+        commands: What to do next with what it found, see `secateur.suggestions`.
 
     Returns:
         A complete document, as `render_run` gives it.
@@ -73,7 +76,7 @@ def render_sweep(sweep: Mapping[str, Any]) -> str:
     Raises:
         RunError: naming the key, if it is missing, of the wrong type, or of another format.
     """
-    return render(sweep_page(read_sweep(sweep)))
+    return render(sweep_page(read_sweep(sweep), commands))
 
 
 def render_suite(content: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ from secateur.report.facts import shared
 from secateur.report.grouping import Cell, grouped, labels
 from secateur.report.page import Command, Page, Panel, Section, Stat, Table
 from secateur.report.plots import Bar, Line, Mark, bars, lines
-from secateur.report.words import ABSENT, STAGES, duration, listing, percent, shorten, times, value
+from secateur.report.words import ABSENT, STAGES, compared, duration, listing, percent, shorten, times, value
 
 Run = Mapping[str, Any]
 Groups = Mapping[str, Sequence[Cell]]
@@ -83,7 +83,7 @@ def comparison_page(runs: Sequence[Run]) -> Page:
             Command("secateur report RUN", "one run in full: layers, scores, stability, curves"),
             Command(
                 "secateur verify RUN/student.safetensors",
-                "that a file is whole and its zeros are where the masks say",
+                "that a file is whole, and exactly as much pruned as was asked for",
             ),
         ),
     )
@@ -160,10 +160,10 @@ def _size_panel(groups: Groups) -> Panel:
         if places := [place for cell in cells if (place := _size_and_accuracy(cell, stage))]:
             x, y = zip(*sorted(places), strict=True)
             curves.append(Line(shorten(label, 44), x, y, SERIES[index % len(SERIES)], index))
-    ratios = {round(x, 1) for curve in curves for x in curve.x}
-    if len(ratios) < 2:
+    ratios = [x for curve in curves for x in curve.x]
+    if len({round(x, 1) for x in ratios}) < 2:
         return Panel(key, title, absent="the files are of one size" if ratios else "no file was written")
-    finding = f"The smallest file is {times(max(ratios))} smaller than the dense one."
+    finding = f"The smallest file is {' '.join(compared(1, max(ratios)))} than the dense one."
     how = f"Up and to the right is better; accuracy is that of the stage “{STAGES[stage]}”."
     svg = lines(key, finding, curves, x_label="times smaller on disk", y_label="test accuracy", fraction=True)
     return Panel(key, title, finding, how, svg)

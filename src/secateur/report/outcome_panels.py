@@ -12,12 +12,12 @@ from secateur.report.plots import Bar, Line, Mark, bars, lines
 from secateur.report.words import (
     FINAL_STAGES,
     STAGES,
+    compared,
     duration,
     number,
     percent,
     points,
     size,
-    times,
 )
 
 Run = Mapping[str, Any]
@@ -133,9 +133,8 @@ def size_panel(run: Run) -> Panel:
     dense, sparse = run["size_bytes"]["dense"], run["size_bytes"]["sparse"]
     if not dense or not sparse:
         return Panel("size", "Size on disk", absent="no sparse file was written")
-    finding = (
-        f"The sparse file takes {size(sparse)} instead of {size(dense)}: {times(dense / sparse)} smaller."
-    )
+    ratio, word = compared(sparse, dense)
+    finding = f"The sparse file takes {size(sparse)} instead of {size(dense)}: {ratio} {word}."
     rows = [Bar("dense file", dense, size(dense), colour=GREY), Bar("sparse file", sparse, size(sparse))]
     return Panel(
         "size",

@@ -190,7 +190,6 @@ def lines(
     fraction: bool = False,
     x_axis: Literal["whole", "number", "percent"] = "whole",
     mark: Mark | None = None,
-    height: float = 200.0,
 ) -> Markup:
     """Curves over a shared axis; colour, marker and dashes tell them apart.
 
@@ -203,7 +202,6 @@ def lines(
         fraction: The vertical axis shows percent.
         x_axis: The horizontal axis has ticks at whole numbers, or at every x that occurs (as percent).
         mark: A horizontal reference line.
-        height: In points, without the legend.
     """
 
     def paint(figure: Figure) -> None:
@@ -242,7 +240,7 @@ def lines(
     longest = max(len(curve.name) for curve in curves)
     columns = min(len(curves), 1 if longest > 19 else 2 if longest > 11 else 3)
     n_rows = math.ceil(len(curves) / columns)
-    return draw(key, label, height + 14.0 * n_rows, paint)
+    return draw(key, label, 200.0 + 14.0 * n_rows, paint)  # in points: the axes, and the rows of the legend
 
 
 def _line(axes: Axes, curve: Line, *, marked: bool) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from secateur.report.facts import provenance
@@ -19,16 +18,17 @@ from secateur.report.outcome_panels import (
 from secateur.report.page import Command, Page, Section, Stat
 from secateur.report.stage_losses_panel import stage_losses_panels
 from secateur.report.stages_panel import stages_panels
-from secateur.report.words import STAGES, duration, percent, times
+from secateur.report.words import STAGES, compared, duration, percent
 
 Run = Mapping[str, Any]
 
 
-def run_page(run: Run) -> Page:
+def run_page(run: Run, commands: Sequence[Command] = ()) -> Page:
     """What the report of one run says.
 
     Args:
         run: As `secateur.report.schema.read_run` returns it.
+        commands: What to do next; by default what can be done with any run.
     """
     return Page(
         title=f"secateur: {run['criterion']['name']} on {run['data']['name']}, run {run['run_id']}",
@@ -59,7 +59,7 @@ def run_page(run: Run) -> Page:
             Section("How it learned", "Training before the cut, and recovery after it.", curve_panels(run)),
         ),
         facts=provenance(run),
-        commands=_commands(run),
+        commands=tuple(commands) or _COMMANDS,
     )
 
 
@@ -71,7 +71,8 @@ def _headline(run: Run) -> tuple[Stat, ...]:
         stats.append(Stat(before + percent(run["accuracy"][stage]), "accuracy"))
     size = run["size_bytes"]
     if size["dense"] is not None and size["sparse"]:
-        stats.append(Stat(times(size["dense"] / size["sparse"]), "smaller on disk"))
+        ratio, word = compared(size["sparse"], size["dense"])
+        stats.append(Stat(ratio, f"{word} on disk"))
     return tuple(stats)
 
 
@@ -97,20 +98,7 @@ _PHRASES = {
     "recovered_kd": "recovered with distillation (KD)",
 }
 
-
-def _commands(run: Run) -> tuple[Command, ...]:
-    density = 1 - run["sparsity"]["asked"]
-    near = [1 - factor * density for factor in (2, 1, 0.5) if factor * density < 1]
-    alpha = " --alpha 0:1:0.1" if run["criterion"].get("alpha") is not None else ""
-    data = shlex.quote(run["data"]["name"])
-    return (
-        Command("secateur inspect student.safetensors", "what the sparse file holds, tensor by tensor"),
-        Command(
-            "secateur verify student.safetensors",
-            "that the file is whole and its zeros are where the masks say",
-        ),
-        Command(
-            f"secateur sweep --data {data}{alpha} --sparsity {','.join(f'{value:.4g}' for value in near)}",
-            "how the accuracy after the cut depends on " + ("alpha and sparsity" if alpha else "sparsity"),
-        ),
-    )
+_COMMANDS = (
+    Command("secateur inspect RUN", "what the sparse file holds, tensor by tensor"),
+    Command("secateur verify RUN", "that the file is whole, and exactly as much pruned as was asked for"),
+)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,11 +18,12 @@ Grid = Mapping[tuple[float | None, float], Mapping[str, Any]]
 _STAGES = {"cut": "Right after the cut", "batchnorm": "After BatchNorm re-estimation"}
 
 
-def sweep_page(sweep: Sweep) -> Page:
+def sweep_page(sweep: Sweep, commands: Sequence[Command] = ()) -> Page:
     """What the report of a sweep says.
 
     Args:
         sweep: As `secateur.report.schema.read_sweep` returns it.
+        commands: What to do next with what it found.
     """
     grid: Grid = {(row["alpha"], row["sparsity"]): row for row in sweep["rows"]}
     alphas = sorted({alpha for alpha, _ in grid if alpha is not None})
@@ -55,7 +55,10 @@ def sweep_page(sweep: Sweep) -> Page:
             Section("All cuts", "On the validation split, without any recovery.", (), (_table(sweep),)),
         ),
         facts=provenance(sweep),
-        commands=_commands(sweep, grid, sparsities),
+        commands=(
+            *commands,
+            Command("secateur report RUN RUN", "set the runs that you made side by side"),
+        ),
     )
 
 
@@ -201,18 +204,4 @@ def _table(sweep: Sweep) -> Table:
             )
             for row in rows
         ),
-    )
-
-
-def _commands(sweep: Sweep, grid: Grid, sparsities: Sequence[float]) -> tuple[Command, ...]:
-    sparsity = sparsities[len(sparsities) // 2]
-    ranked = _best(grid, "batchnorm", sparsity) or _best(grid, "cut", sparsity)
-    alpha = f" --alpha {ranked[0][1]:g}" if ranked and ranked[0][1] is not None else ""
-    data = shlex.quote(sweep["data"]["name"])
-    return (
-        Command(
-            f"secateur prune --data {data} --sparsity {sparsity:g}{alpha} --out runs/chosen",
-            "one of these cuts in full: recovered, saved and reported",
-        ),
-        Command("secateur report RUN RUN", "set the runs that you made side by side"),
     )

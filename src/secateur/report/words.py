@@ -51,6 +51,11 @@ def times(ratio: float) -> str:
     return f"{ratio:.0f}×" if ratio >= 100 else f"{ratio:.1f}×"
 
 
+def compared(size: float, other: float) -> tuple[str, str]:
+    """How `size` compares with `other`, both above 0: ``("7.1×", "smaller")``."""
+    return (times(size / other), "larger") if size > other else (times(other / size), "smaller")
+
+
 def number(n: int | None) -> str:
     """A whole number with thousands set apart: ``64,500``."""
     return ABSENT if n is None else f"{n:,}"
