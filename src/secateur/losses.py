@@ -39,12 +39,14 @@ def data_faults(labels: Tensor) -> Generator[None]:
         labels: Those of the batch.
 
     Raises:
-        DataError: if a label is not one of the network's classes or no whole number, or a BatchNorm layer in
-            training sees one value a channel.
+        DataError: if a label is not one of the network's classes, or a BatchNorm layer in training sees one
+            value a channel.
     """
     try:
         yield
     except IndexError as error:
+        if "Target" not in str(error):  # an embedding raises it too, of its inputs
+            raise
         low, high = labels.aminmax()
         raise DataError(
             f"labels go from {low} to {high}; with C classes they must be 0 … C − 1. {error}"

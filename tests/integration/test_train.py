@@ -307,9 +307,14 @@ def test_what_cannot_be_trained_is_refused(
     assert hooks_of(model) == {}
 
 
+FOREIGN = (torch.tensor([[1], [7]]), torch.zeros(2, dtype=torch.int64))
+
+
 def test_labels_that_are_no_classes_and_a_batch_of_one_are_told() -> None:
     with pytest.raises(DataError, match=rf"labels go from \d+ to {CLASSES}; .* must be 0 … C − 1"):
         list(fit(make_mlp(), [(x, y.clamp(max=0) + CLASSES) for x, y in vectors()], PLAIN))
+    with pytest.raises(IndexError, match="out of range in self"):  # of an embedding, not of the labels
+        list(fit(nn.Sequential(nn.Embedding(2, 6), nn.Flatten(), nn.Linear(6, CLASSES)), [FOREIGN], PLAIN))
     model = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, CLASSES))
     batches = [*vectors(), (torch.randn(1, 6), torch.zeros(1, dtype=torch.int64))]
     with pytest.raises(DataError, match=r"cannot train on a batch of 1: .*drop_last=True"):
