@@ -86,9 +86,9 @@ def reestimate_batchnorm(model: nn.Module, batches: Batches) -> int:
     """Replace BatchNorm running statistics by averages over `batches`, in place.
 
     After a cut the activations no longer have the mean and variance that were recorded before it;
-    this alone often brings back much of the accuracy. Only BatchNorm layers run in training mode;
-    no weight changes. A batch counts as much as it has samples. A layer that no batch reaches keeps its
-    statistics, and after an exception all do.
+    this alone often brings back much of the accuracy. Only BatchNorm layers run in training mode, those too
+    whose parameters are frozen; no weight changes. A batch counts as much as it has samples. A layer that no
+    batch reaches keeps its statistics, and after an exception all do.
 
     Args:
         model: Any module.

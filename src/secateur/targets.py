@@ -33,29 +33,28 @@ MAKE_PARAMETERS = (
 """How weights that are `computed_weights` can be pruned."""
 
 _WRAPPERS = ("_orig_mod", "module")
-"""Name components that torch.compile and DistributedDataParallel put in front of a model."""
+"""Name components that torch.compile and the data-parallel wrappers put in front of a model."""
+_KINDS = ("OptimizedModule", "DataParallel", "DistributedDataParallel")
+"""The classes of these wrappers."""
 
 
 def parameters_by_name(model: nn.Module) -> dict[str, nn.Parameter]:
     """Parameters keyed by the state-dict name of the bare model, a shared one once.
 
-    The prefixes of ``torch.compile`` (``_orig_mod.``) and of ``DistributedDataParallel``
-    (``module.``) are left out, so names do not change when a model is wrapped.
+    The prefixes of ``torch.compile`` (``_orig_mod.``) and of ``DataParallel`` and
+    ``DistributedDataParallel`` (``module.``) are left out, so names do not change when a model is wrapped.
     """
     return dict(unwrap(model).named_parameters())
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The bare model inside ``torch.compile`` and ``DistributedDataParallel`` wrappers."""
+    """The bare model inside ``torch.compile``, ``DataParallel`` and ``DistributedDataParallel`` wrappers."""
     while True:
         children = dict(model.named_children())
         if len(children) != 1 or any(True for _ in model.parameters(recurse=False)):
             return model
         (name, child) = next(iter(children.items()))
-        if name not in _WRAPPERS or type(model).__name__ not in (
-            "OptimizedModule",
-            "DistributedDataParallel",
-        ):
+        if name not in _WRAPPERS or type(model).__name__ not in _KINDS:
             return model
         model = child
 

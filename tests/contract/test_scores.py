@@ -56,6 +56,14 @@ def test_a_compiled_model_is_scored_under_its_bare_names(key: str) -> None:
     assert all(torch.allclose(scores[name], expected[name], rtol=1e-4, atol=1e-7) for name in expected)
 
 
+def test_a_data_parallel_model_is_scored_under_its_bare_names() -> None:
+    student = make_cnn()
+    scores = score(nn.DataParallel(student), images(), TaskGradient())
+    expected = score(student, images(), TaskGradient())
+    assert list(scores) == list(expected)
+    assert all(torch.equal(scores[name], expected[name]) for name in expected)
+
+
 def test_two_losses_over_one_pass_of_a_compiled_model() -> None:
     """What AOTAutograd makes of a model frees its buffers in the first backward pass."""
     student, teacher = make_cnn(), make_cnn(1)
