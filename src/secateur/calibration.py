@@ -41,7 +41,8 @@ class CalibrationRecovery:
     are the only target, ``T²·KL(softmax(z_T/T) ‖ softmax(z_S/T))``. SGD with momentum, its rate rising over
     a tenth of the steps and falling to 0 by half a cosine, anew after each stage. BatchNorm runs in training
     mode by default: a cut moves the statistics of the activations, and with the old ones held fixed such
-    steps get less far, or diverge (measured in ``docs/curvature.md``).
+    steps get less far, or diverge (measured in ``docs/curvature.md``). The outputs must be logits: those of a
+    regression, which a softmax takes to be the same with any offset, are not repaired by such steps.
 
     Batch statistics and dropout make noise, and a step cannot tell that from the harm that a cut has done.
     So a cautious recipe's rate is ``lr · h/(h + ν)``, with h the teacher's loss after the cut, in eval mode,
