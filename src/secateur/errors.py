@@ -28,6 +28,11 @@ A message names the thing, the value, what is allowed, and what to do next.
 from __future__ import annotations
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, up to the end of a line; its kind if it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 class SecateurError(Exception):
     """Base of all errors raised by secateur."""
 

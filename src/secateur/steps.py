@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple, Protocol, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from secateur.errors import InvalidArgument, SecateurWarning
+from secateur.errors import InvalidArgument, SecateurWarning, first_line
 from secateur.inputs import Arguments, Inputs, filled, tensors_of
 from secateur.modules import remembered
 
@@ -201,7 +201,7 @@ class CompiledBackward:
             return self._compiled(batch)
         except Exception as error:  # whatever it is: if the model is to blame, the plain run says so
             warnings.warn(
-                f"torch.compile failed, so the steps run uncompiled: {_first_line(error)}",
+                f"torch.compile failed, so the steps run uncompiled: {first_line(error)}",
                 SecateurWarning,
                 stacklevel=2,
             )
@@ -280,7 +280,7 @@ class RecordedSteps:
         try:
             self._loss, self._replay = self._record(lambda: self._steps.run(memory))
         except Exception as error:  # of a step that has just run three times: it is the recording
-            self._give_up(_first_line(error))
+            self._give_up(first_line(error))
         return self._possible
 
     def _give_up(self, reason: str) -> None:
@@ -360,8 +360,3 @@ def _filled(batch: StepInputs, tensors: Sequence[Tensor]) -> StepInputs:
     n = len(tensors_of(batch.inputs))
     guidance = None if batch.guidance is None else tensors[n + 1]
     return StepInputs(filled(batch.inputs, tensors[:n]), tensors[n], guidance)
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0]

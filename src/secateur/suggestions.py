@@ -17,6 +17,7 @@ from secateur.building import wants_teacher
 from secateur.config import RunConfig, Setup, SweepConfig, build_scope
 from secateur.errors import InvalidArgument
 from secateur.report.page import Command
+from secateur.report.run import looks
 from secateur.scores import CRITERIA
 from secateur.values import plain
 
@@ -31,10 +32,7 @@ def after_run(config: RunConfig, result: Mapping[str, Any], folder: Path) -> tup
     """
     where = shlex.quote(str(folder))
     return (
-        Command(f"secateur inspect {where}", "what the sparse file holds, tensor by tensor"),
-        Command(
-            f"secateur verify {where}", "that the file is whole, and exactly as much pruned as was asked for"
-        ),
+        *looks(where),
         _sweep(config, result, folder)
         or Command(f"secateur compile {where}", "the student as a plan, which runs fast and without torch"),
     )

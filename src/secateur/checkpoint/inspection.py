@@ -115,7 +115,15 @@ def inspect_checkpoint(path: str | os.PathLike[str]) -> Inspection:
     Raises:
         CheckpointError: if the file is missing or damaged, or is a plan.
     """
-    container = read(Path(path))
+    return inspect_container(read(Path(path)), path)
+
+
+def inspect_container(container: Container, path: str | os.PathLike[str]) -> Inspection:
+    """The same of a file that has been read already.
+
+    Raises:
+        CheckpointError: if it is damaged, or is a plan.
+    """
     refuse_plan(container, path)
     if not is_sparse(container):
         return _inspect_dense(container, path)

@@ -8,8 +8,9 @@ from pathlib import Path
 import tyro
 from rich.table import Column, Table
 
-from secateur.checkpoint import inspect_checkpoint, verify_checkpoint
+from secateur.checkpoint import verify_checkpoint
 from secateur.checkpoint.container import read
+from secateur.checkpoint.inspection import inspect_container
 from secateur.checkpoint.loading import is_plan
 from secateur.cli.console import compared, out, print_json
 from secateur.runtime import read_plan
@@ -27,10 +28,11 @@ class Inspect:
     def run(self) -> int:
         """Print the table."""
         path = _checkpoint(self.file)
-        if is_plan(read(path)):
+        container = read(path)
+        if is_plan(container):
             self._show_plan(path)
             return 0
-        found = inspect_checkpoint(path)
+        found = inspect_container(container, path)
         if self.json:
             print_json(found.to_dict())
             return 0

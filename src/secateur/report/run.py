@@ -59,7 +59,7 @@ def run_page(run: Run, commands: Sequence[Command] = ()) -> Page:
             Section("How it learned", "Training before the cut, and recovery after it.", curve_panels(run)),
         ),
         facts=provenance(run),
-        commands=tuple(commands) or _COMMANDS,
+        commands=tuple(commands) or looks("RUN"),
     )
 
 
@@ -98,7 +98,12 @@ _PHRASES = {
     "recovered_kd": "recovered with distillation (KD)",
 }
 
-_COMMANDS = (
-    Command("secateur inspect RUN", "what the sparse file holds, tensor by tensor"),
-    Command("secateur verify RUN", "that the file is whole, and exactly as much pruned as was asked for"),
-)
+
+def looks(folder: str) -> tuple[Command, Command]:
+    """The commands that look into what a run saved in `folder`, which a shell can read."""
+    return (
+        Command(f"secateur inspect {folder}", "what the sparse file holds, tensor by tensor"),
+        Command(
+            f"secateur verify {folder}", "that the file is whole, and exactly as much pruned as was asked for"
+        ),
+    )

@@ -36,7 +36,7 @@ _LEAST = 1e-3
 """Outputs smaller than this are nothing but what rounding left."""
 
 
-def check_batches(model: nn.Module, plan: Plan, example: Arguments, *, threads: int | None) -> None:
+def check_batches(model: nn.Module, plan: Plan, example: Arguments, *, threads: int) -> None:
     """Run a model and its plan with a few other batch sizes.
 
     A batch size with which the model itself fails is passed over. A network that amplifies rounding may

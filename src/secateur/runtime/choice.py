@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from secateur.runtime.engine import Engine, find_native, n_threads
+from secateur.runtime.engine import Engine, find_native
 from secateur.runtime.plan import Plan
 from secateur.runtime.program import Op, Program
 
@@ -31,7 +31,7 @@ _MOST_ROUNDS = 40
 
 
 def choose_kernels(
-    plan: Plan, inputs: Sequence[NDArray[Any]], *, batches: Iterable[int], threads: int | None
+    plan: Plan, inputs: Sequence[NDArray[Any]], *, batches: Iterable[int], threads: int
 ) -> Plan:
     """The plan with the fastest kernel for each layer and batch size, and what they were measured with.
 
@@ -44,9 +44,9 @@ def choose_kernels(
         plan: With any kernels.
         inputs: One array for each input of the network.
         batches: Batch sizes to measure; the inputs are repeated or cut to them.
-        threads: Threads that the engine will have; None for as many as there are cores.
+        threads: Threads that the engine will have.
     """
-    native, threads = find_native(), n_threads(threads)
+    native = find_native()
     plan = _with_ops(plan, [_by_density(op, plan) for op in plan.program.ops])
     if native is None:
         return plan
@@ -60,7 +60,7 @@ def choose_kernels(
     return _advised(chosen, provenance={**plan.program.provenance, "isa": native.isa(plan.program.precision)})
 
 
-def _working_set(plan: Plan, arrays: Sequence[NDArray[Any]], threads: int | None) -> int:
+def _working_set(plan: Plan, arrays: Sequence[NDArray[Any]], threads: int) -> int:
     """The smallest of `WORKING_SETS` with which calls take about the least time, all tried by turns.
 
     Of two that are about as fast the smaller one depends less on the third-level cache, which others use too.
@@ -70,7 +70,7 @@ def _working_set(plan: Plan, arrays: Sequence[NDArray[Any]], threads: int | None
     return next(size for size in WORKING_SETS if least[size] <= _ABOUT * min(least.values()))
 
 
-def _one_thread(plan: Plan, arrays: Mapping[int, Sequence[NDArray[Any]]], threads: int | None) -> int:
+def _one_thread(plan: Plan, arrays: Mapping[int, Sequence[NDArray[Any]]], threads: int) -> int:
     """The largest batch size for which, as for all smaller ones, one thread is faster than several.
 
     Threads that work on one image wait for each other, and for what the other has in its cache.
@@ -88,7 +88,7 @@ def _one_thread(plan: Plan, arrays: Mapping[int, Sequence[NDArray[Any]]], thread
 
 
 def _least_seconds(
-    plans: Mapping[int, Plan], arrays: Sequence[NDArray[Any]], threads: int | None, *, seconds: float
+    plans: Mapping[int, Plan], arrays: Sequence[NDArray[Any]], threads: int, *, seconds: float
 ) -> dict[int, float]:
     """The least time of a call of each plan, all called by turns."""
     engines = {key: Engine(plan, threads=threads) for key, plan in plans.items()}
@@ -110,7 +110,7 @@ def _measure(
     plan: Plan,
     arrays: Sequence[NDArray[Any]],
     kernels: Callable[[str], list[str]],
-    threads: int | None,
+    threads: int,
 ) -> list[dict[str, float]]:
     """Microseconds of each operation by kernel, all kernels tried by turns.
 

@@ -17,7 +17,7 @@ from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.export.graph_signature import OutputKind
 from torch.fx import Node
 
-from secateur.errors import CompileError
+from secateur.errors import CompileError, first_line
 from secateur.inputs import Arguments, call
 from secateur.runtime.lowering import LOWERINGS
 
@@ -51,8 +51,9 @@ def export(model: nn.Module, example: Arguments) -> ExportedProgram:
     # Export runs the model: whatever the model raises comes out of it.
     except Exception as error:
         _check_runs(model, inputs)
+        reason = first_line(error).rstrip(".")
         raise CompileError(
-            f"torch.export cannot capture this model with a batch of any size: {_first_line(error)}. "
+            f"torch.export cannot capture this model with a batch of any size: {reason}. "
             "Take out of forward what depends on values or on the batch size."
         ) from error
     # Of the model itself: what torch makes of an operator may depend on sizes only in how it gets there.
@@ -69,13 +70,9 @@ def _check_runs(model: nn.Module, inputs: Arguments) -> None:
     except Exception as error:
         shapes = ", ".join(str(tuple(x.shape)) for x in inputs.tensors)
         raise CompileError(
-            f"the model itself fails with inputs of shape {shapes}: {_first_line(error)}. "
+            f"the model itself fails with inputs of shape {shapes}: {first_line(error).rstrip('.')}. "
             "Give an example that it can be called with, in batches of any size."
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
 
 
 def _taken_apart(exported: ExportedProgram) -> ExportedProgram:

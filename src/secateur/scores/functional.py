@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from secateur.errors import ScoreError
+from secateur.errors import ScoreError, first_line
 from secateur.inputs import Inputs, call, filled, tensors_of
 from secateur.losses import logits_of
 from secateur.naming import Named
@@ -122,10 +122,9 @@ def sample_by_sample(criterion: object, advice: str) -> Generator[None]:
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:
-        text = str(error).strip() or type(error).__name__
         raise ScoreError(
             f"{type(criterion).__name__} takes the gradients of single samples with torch.func.vmap, which "
-            f"cannot follow this network: {text.splitlines()[0]} {advice}"
+            f"cannot follow this network: {first_line(error)} {advice}"
         ) from error
 
 

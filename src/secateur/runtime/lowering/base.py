@@ -266,6 +266,10 @@ class Lowering:
         """Add an activation function, of floats as in torch."""
         return self.add("activate", [self.to(x, torch.float32)], activation=activation)
 
+    def row_as_image(self, x: Activation) -> Activation:
+        """Rows of pixels, of shape (batch, channels, width), as images one pixel high."""
+        return self.reshape(x, (*x.shape[:2], 1, x.shape[2]))
+
     def reshape(self, x: Activation, shape: Shape) -> Activation:
         """The same numbers in another shape; nothing if it has that shape."""
         return x if x.shape == shape else self.add("reshape", [x], shape)

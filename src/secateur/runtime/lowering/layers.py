@@ -38,7 +38,7 @@ def conv(
     if x.shape[0] > 0 and len(x.shape) != weight.ndim:
         raise Unsupported("its input has no batch dimension")
     if weight.ndim == 3:
-        image = low.reshape(x, (*x.shape[:2], 1, x.shape[2]))
+        image = low.row_as_image(x)
         row = padding if isinstance(padding, str) else [0, *padding]
         found = conv(low, image, weight[:, :, None], bias, [1, *stride], row, [1, *dilation], groups)
         return low.reshape(found, (*found.shape[:2], found.shape[3]))

@@ -42,11 +42,11 @@ def max_pool_with_places(
     ceil_mode: bool,
 ) -> list[Activation]:
     """Maximum of windows; and its place, counted over the image, where they lie side by side."""
-    largest_of = max_pool(low, x, kernel_size, stride, padding, dilation, ceil_mode)
+    maxima = max_pool(low, x, kernel_size, stride, padding, dilation, ceil_mode)
     kernel, (rows, columns) = pair(kernel_size), low.shapes[0][2:]
     beside = pair(stride or kernel_size) == kernel and not any(padding) and all(d == 1 for d in dilation)
     if not beside or rows * kernel[0] > x.shape[2] or columns * kernel[1] > x.shape[3]:
-        return [largest_of]
+        return [maxima]
     numbered = torch.arange(x.shape[2] * x.shape[3]).reshape(1, 1, *x.shape[2:])
     offsets = list(itertools.product(*map(range, kernel)))
     places = [numbered[:, :, i :: kernel[0], j :: kernel[1]][:, :, :rows, :columns] for i, j in offsets]
@@ -56,7 +56,7 @@ def max_pool_with_places(
     for one, here in zip(numbers[1:], places[1:], strict=True):
         is_better = low.compare("less", best, one)
         best, place = low.choose(is_better, one, best), low.choose(is_better, here, place)
-    return [largest_of, place]
+    return [maxima, place]
 
 
 @lowers("max_unpool2d.default")
@@ -145,7 +145,7 @@ def _windows(
         raise Unsupported("its input has no dimension of channels")
     if len(shape) == 4:
         return x, list(shape[2:]), pair(kernel_size), pair(stride or kernel_size), pair(padding)
-    row = low.reshape(x, (*x.shape[:2], 1, x.shape[2]))
+    row = low.row_as_image(x)
     return row, [1, shape[2]], [1, *kernel_size], [1, *(stride or kernel_size)], [0, *padding]
 
 
@@ -179,7 +179,7 @@ def _dilated_max_pool(
 def adaptive_avg_pool(low: Lowering, x: Activation, output_size: Sequence[int]) -> Activation:
     """Mean of windows that cover the image in so many rows and columns."""
     shape = low.shapes[0]
-    image = low.reshape(x, (*x.shape[:2], 1, x.shape[2])) if len(shape) == 3 else x
+    image = low.row_as_image(x) if len(shape) == 3 else x
     wanted = (1, shape[2]) if len(shape) == 3 else shape[2:]
     if tuple(wanted) == (1, 1):
         return low.reshape(low.add("mean", [image], dims=[2, 3], keep=True), shape)

@@ -161,7 +161,7 @@ def conv_transpose(
     x, shape = input, low.shapes[0]
     weight, bias = constant(weight, "weight"), optional(bias, "bias")
     if weight.ndim == 3:  # one row of pixels
-        x, weight = low.reshape(x, (*x.shape[:2], 1, x.shape[2])), weight[:, :, None]
+        x, weight = low.row_as_image(x), weight[:, :, None]
         stride, padding, dilation = [1, *stride], [0, *padding], [1, *dilation]
     steps, cut, apart = pair(stride), pair(padding), pair(dilation)
     wanted = (1, shape[2]) if len(shape) == 3 else shape[2:]
