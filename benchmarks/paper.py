@@ -169,7 +169,11 @@ OUTCOMES: dict[str, Callable[[], str]] = {
         partial(difference, TRAINED, "teacher-guided-joint", "teacher-guided"),
         partial(difference, ONE_SHOT, "teacher-guided-printed", "random"),
     ),
-    "paper-ca-kld": lines(partial(difference, ONE_SHOT, "ca-kld", "teacher-guided")),
+    "paper-ca-kld": lines(
+        partial(difference, TRAINED, "teacher-guided-ca-kld", "teacher-guided"),
+        partial(difference, TRAINED, "magnitude-ca-kld", "magnitude"),
+        partial(difference, ONE_SHOT, "ca-kld", "teacher-guided"),
+    ),
     "paper-selection": lines(
         partial(ratio, "selection", "times_faster", "{:.0f}× faster than `torch.nn.utils.prune`, exact count")
     ),

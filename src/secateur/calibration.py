@@ -19,7 +19,7 @@ from secateur.enforce import keep_masks
 from secateur.errors import InvalidArgument, TrainingError
 from secateur.inputs import Inputs, filled, tensors_of
 from secateur.layout import arranged, image_layout
-from secateur.losses import check_temperature, kd_loss, logits_for
+from secateur.losses import KDKind, distillation, logits_for
 from secateur.masks import Masks
 from secateur.modules import modes_kept
 from secateur.naming import Named
@@ -38,11 +38,12 @@ class CalibrationRecovery:
     """Masked distillation steps on the calibration inputs, after each stage of a cut.
 
     For users without a training set: the teacher's outputs on a few hundred or thousand unlabelled inputs
-    are the only target, ``T²·KL(softmax(z_T/T) ‖ softmax(z_S/T))``. SGD with momentum, its rate rising over
-    a tenth of the steps and falling to 0 by half a cosine, anew after each stage. BatchNorm runs in training
-    mode by default: a cut moves the statistics of the activations, and with the old ones held fixed such
-    steps get less far, or diverge (measured in ``docs/curvature.md``). The outputs must be logits: those of a
-    regression, which a softmax takes to be the same with any offset, are not repaired by such steps.
+    are the only target, by default ``T²·KL(softmax(z_T/T) ‖ softmax(z_S/T))``. SGD with momentum, its rate
+    rising over a tenth of the steps and falling to 0 by half a cosine, anew after each stage. BatchNorm runs
+    in training mode by default: a cut moves the statistics of the activations, and with the old ones held
+    fixed such steps get less far, or diverge (measured in ``docs/curvature.md``). For outputs that are not
+    logits, such as those of a regression, set ``kd="mse"``: a softmax takes them to be the same with any
+    offset.
 
     Batch statistics and dropout make noise, and a step cannot tell that from the harm that a cut has done.
     So a cautious recipe's rate is ``lr · h/(h + ν)``, with h the teacher's loss after the cut, in eval mode,
@@ -58,7 +59,10 @@ class CalibrationRecovery:
             same inputs in more and smaller batches get further for the same arithmetic.
         lr: Peak learning rate after a cut that did much harm, > 0.
         momentum: In [0, 1).
-        temperature: T > 0.
+        temperature: T > 0 of the distances on logits.
+        kd: forward, reverse or ca-kld, on logits; mse or cosine, on outputs of any other meaning.
+        beta: Weight of the reverse divergence in ca-kld, in [0, 1].
+        standardize: Standardise each sample's logits before the softmax.
         batchnorm: train: batch statistics in the steps, and their running average after; fixed: as it was.
         augment: Changes each batch before student and teacher see it: none; flip-shift (`FlipShift`);
             mix (`mix`); or a function of your own.
@@ -76,6 +80,9 @@ class CalibrationRecovery:
     lr: float = 0.01
     momentum: float = 0.9
     temperature: float = 8.0
+    kd: KDKind = "forward"
+    beta: float = 0.5
+    standardize: bool = False
     batchnorm: Literal["train", "fixed"] = "train"
     augment: Literal["none", "flip-shift", "mix"] | Augment = "none"
     cautious: bool = True
@@ -84,7 +91,7 @@ class CalibrationRecovery:
 
     def __post_init__(self) -> None:
         check_fraction("momentum", self.momentum, below_one=True)
-        check_temperature(self.temperature)
+        distillation(self)
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise InvalidArgument(f"lr must be a finite number above 0, got {self.lr!r}.")
         for name, number, least in (
@@ -181,6 +188,7 @@ def distil_on_inputs(
     looks = torch.Generator().manual_seed(recipe.seed * 1_000_003 - stage)
     networks = (student,) if isinstance(teacher, Tensor) else (student, teacher)
     layout = image_layout(inputs, *networks)
+    distance = distillation(recipe)
     parameters = [p for p in student.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(parameters, lr=recipe.lr, momentum=recipe.momentum)
     with ExitStack() as stack:
@@ -203,7 +211,7 @@ def distil_on_inputs(
                 with torch.no_grad():
                     taught = teacher[chosen] if isinstance(teacher, Tensor) else logits_for(teacher, x)
                 logits = logits_for(student, x)
-            loss = kd_loss(logits.float(), taught.float(), temperature=recipe.temperature)
+            loss = distance(logits.float(), taught.float())
             if not bool(torch.isfinite(loss)):
                 raise TrainingError(
                     f"the distillation loss of step {step + 1} in stage {stage} is {float(loss.detach())}. "
@@ -232,13 +240,13 @@ def noise_of(network: nn.Module, inputs: Inputs, recipe: CalibrationRecovery) ->
     own = copy.deepcopy(network)  # its running statistics move
     answers = answers_of(own, inputs, recipe.precision)
     size = min(recipe.batch_size, len(inputs))
+    distance = distillation(recipe)
     losses: list[float] = []
     with _drawn(recipe, inputs.device, 0), torch.no_grad(), autocast_for(recipe.precision, inputs.device):
         own.train()
         for first in range(0, len(inputs) - size + 1, size):
             x, answered = inputs[first : first + size], answers[first : first + size]
-            loss = kd_loss(logits_for(own, x).float(), answered, temperature=recipe.temperature)
-            losses.append(float(loss))
+            losses.append(float(distance(logits_for(own, x).float(), answered)))
     return fmean(losses)
 
 

@@ -21,6 +21,7 @@ from secateur.counts import check_fraction
 from secateur.cutting import check_no_regrow
 from secateur.data import DataOptions, ImageLoader
 from secateur.errors import InvalidArgument
+from secateur.losses import KDKind
 from secateur.naming import Batches
 from secateur.recovery import Recovery
 from secateur.scores import AbstractCriterion
@@ -152,7 +153,13 @@ class CalibrationOptions:
     momentum: float = CalibrationRecovery.momentum
     """Of SGD, in [0, 1)."""
     temperature: float = CalibrationRecovery.temperature
-    """Temperature T > 0 of the teacher's loss."""
+    """Temperature T > 0 of the teacher's loss on logits."""
+    kd: KDKind = CalibrationRecovery.kd
+    """The teacher's loss: forward, reverse or ca-kld on logits, mse or cosine on other outputs."""
+    beta: float = CalibrationRecovery.beta
+    """Weight of the reverse divergence in ca-kld, in [0, 1]."""
+    standardize: bool = CalibrationRecovery.standardize
+    """Standardise each sample's logits before the softmax."""
     batchnorm: Literal["train", "fixed"] = CalibrationRecovery.batchnorm
     """train: batch statistics in the steps, their running average after; fixed: as it was."""
     augment: Literal["auto", "none", "flip-shift", "mix"] = "auto"

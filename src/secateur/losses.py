@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from typing import Literal, TypeAlias
+from functools import partial
+from typing import Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 from secateur.counts import check_fraction
 from secateur.errors import DataError, InvalidArgument, ScoreError
 from secateur.inputs import Inputs, call
+from secateur.kinds import check_used
 from secateur.naming import Loss
 
 KDKind: TypeAlias = Literal["forward", "reverse", "ca-kld", "mse", "cosine"]
@@ -132,8 +134,7 @@ def kd_loss(
     if student.ndim < 2 or student.shape[1] < 2:
         raise ScoreError(
             f"logits must have shape (batch, classes, …) with 2 classes or more, got {tuple(student.shape)}. "
-            "Outputs that are not logits need another distance: kd='mse' of TeacherGuided. The distillation "
-            "of a recovery has none."
+            "Outputs that are not logits need another distance: kd='mse', of the criterion or the recovery."
         )
     teacher = teacher.detach()
     if standardize:
@@ -171,39 +172,62 @@ def cosine_loss(student: Tensor, teacher: Tensor) -> Tensor:
     return (1 - F.cosine_similarity(student.flatten(1), teacher.detach().flatten(1), dim=1)).mean()
 
 
-def distillation(
-    kind: KDKind | Loss, *, temperature: float, beta: float = 0.5, standardize: bool = False
-) -> Callable[[Tensor, Tensor], Tensor]:
-    """The loss ``f(student_outputs, teacher_outputs)`` that `kind` names.
+class Distance(Protocol):
+    """Options that say how far a student's outputs are from its teacher's: fields of scores and recipes."""
 
-    Args:
-        kind: A built-in distance, or any callable with that signature.
-        temperature: T of the three distances on logits.
-        beta: See `kd_loss`.
-        standardize: See `kd_loss`.
+    @property
+    def kd(self) -> KDKind | Loss:
+        """A built-in distance, or any ``f(student_outputs, teacher_outputs)``."""
+        ...
+
+    @property
+    def temperature(self) -> float:
+        """T > 0 of the distances on logits."""
+        ...
+
+    @property
+    def beta(self) -> float:
+        """Weight of the reverse divergence in ca-kld, see `kd_loss`."""
+        ...
+
+    @property
+    def standardize(self) -> bool:
+        """Whether logits are standardised per sample first, see `kd_loss`."""
+        ...
+
+
+def distillation(options: Distance) -> Loss:
+    """The loss ``f(student_outputs, teacher_outputs)`` that `options` say.
 
     Raises:
-        InvalidArgument: if `kind` is unknown or a number is out of range.
+        InvalidArgument: if the kind is unknown, a number is out of range, or an option set that this kind
+            of distance does not read.
     """
-    check_temperature(temperature)
-    check_fraction("beta", beta)
-    if callable(kind):
-        return kind
-    if kind == "mse":
-        return mse_loss
-    if kind == "cosine":
-        return cosine_loss
-    if kind not in ("forward", "reverse", "ca-kld"):
+    kind = options.kd
+    check_temperature(options.temperature)
+    check_fraction("beta", options.beta)
+    if not callable(kind) and kind not in (*_ON_LOGITS, *_ON_OUTPUTS):
         raise InvalidArgument(
             f"kd must be forward, reverse, ca-kld, mse, cosine or a callable, got {kind!r}."
         )
+    check_used(options, "beta", "kd", ("ca-kld",))
+    for name in ("temperature", "standardize"):
+        check_used(options, name, "kd", _ON_LOGITS)
+    if callable(kind):
+        return kind
+    if kind == "mse" or kind == "cosine":
+        return _ON_OUTPUTS[kind]
+    return partial(
+        kd_loss,
+        temperature=options.temperature,
+        direction=kind,
+        beta=options.beta,
+        standardize=options.standardize,
+    )
 
-    def loss(student: Tensor, teacher: Tensor) -> Tensor:
-        return kd_loss(
-            student, teacher, temperature=temperature, direction=kind, beta=beta, standardize=standardize
-        )
 
-    return loss
+_ON_LOGITS = ("forward", "reverse", "ca-kld")
+_ON_OUTPUTS: Mapping[str, Loss] = {"mse": mse_loss, "cosine": cosine_loss}
 
 
 def logits_of(outputs: object) -> Tensor:

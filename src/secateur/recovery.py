@@ -10,7 +10,7 @@ import torch
 
 from secateur.counts import check_fraction
 from secateur.errors import InvalidArgument
-from secateur.losses import check_temperature
+from secateur.losses import KDKind, distillation
 from secateur.schedules import cosine_with_warmup
 
 
@@ -28,7 +28,13 @@ class Recovery:
     kd_weight: float = 0.7
     """Weight of the teacher's loss in [0, 1]; 0 trains on labels alone and needs no teacher."""
     temperature: float = 4.0
-    """Temperature T > 0 of the teacher's loss."""
+    """Temperature T > 0 of the teacher's loss on logits."""
+    kd: KDKind = "forward"
+    """The teacher's loss: forward, reverse or ca-kld on logits (`kd_loss`), or mse or cosine on others."""
+    beta: float = 0.5
+    """Weight of the reverse divergence in ca-kld, in [0, 1]."""
+    standardize: bool = False
+    """Standardise each sample's logits before the softmax, as the authors of arXiv 2511.16653 do."""
     lr: float = 0.1
     """Peak learning rate."""
     momentum: float = 0.9
@@ -47,7 +53,7 @@ class Recovery:
 
     def __post_init__(self) -> None:
         check_fraction("kd_weight", self.kd_weight)
-        check_temperature(self.temperature)
+        distillation(self)
         check_fraction("momentum", self.momentum, below_one=True)
         check_fraction("warmup", self.warmup, below_one=True)
         for name, value in (("lr", self.lr), ("weight_decay", self.weight_decay)):

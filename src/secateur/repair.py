@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from secateur.calibration import CalibrationRecovery, answers_of, distil_on_inputs, noise_of
 from secateur.evaluate import reestimate_batchnorm
 from secateur.inputs import Inputs
-from secateur.losses import kd_loss, logits_for, mse_loss
+from secateur.losses import distillation, kd_loss, logits_for, mse_loss
 from secateur.modules import modes_kept, remembered
 from secateur.naming import Named
 from secateur.stages import Stage
@@ -116,14 +117,13 @@ class _Measure:
 
     def __init__(self, teacher: nn.Module, inputs: Inputs, recovery: CalibrationRecovery | None) -> None:
         self.inputs = inputs[:: math.ceil(len(inputs) / _MEASURED)]
-        self._temperature = 4.0 if recovery is None else recovery.temperature
         self._taught = answers_of(teacher, self.inputs, "fp32")
-
-    def _distance(self, outputs: Tensor, taught: Tensor) -> Tensor:
-        """The KD loss; outputs that cannot be logits are compared as they are."""
-        if taught.ndim > 1 and taught.shape[1] > 1:
-            return kd_loss(outputs, taught, temperature=self._temperature)
-        return mse_loss(outputs, taught)
+        if recovery is not None:
+            self._distance = distillation(recovery)
+        elif self._taught.ndim > 1 and self._taught.shape[1] > 1:
+            self._distance = partial(kd_loss, temperature=4.0)
+        else:  # no logits
+            self._distance = mse_loss
 
     def __call__(self, student: nn.Module) -> float:
         total = 0.0

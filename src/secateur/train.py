@@ -19,7 +19,7 @@ from secateur.enforce import keep_masks
 from secateur.errors import TrainingError
 from secateur.evaluate import Metrics, evaluate
 from secateur.layout import arranged, image_layout
-from secateur.losses import data_faults, kd_loss, logits_for
+from secateur.losses import data_faults, distillation, logits_for
 from secateur.masks import Masks
 from secateur.modules import device_of, modes_kept, share_weights
 from secateur.naming import Batches, IndexedBatch, IndexedLoader, Loss, length_of, split_batches
@@ -172,6 +172,7 @@ def _mixed_loss(
     recipe: Recovery, task_loss: Loss, guide: TeacherLogits | None, autocast: torch.autocast
 ) -> LossOf:
     """The loss of the task and of the teacher, who is asked where a batch does not bring its logits."""
+    distance = distillation(recipe)
 
     def loss_of(network: Callable[..., object], batch: StepInputs) -> Tensor:
         guidance = batch.guidance
@@ -182,7 +183,7 @@ def _mixed_loss(
         task = task_loss(logits.float(), batch.labels)
         if guidance is None:
             return task
-        kd = kd_loss(logits.float(), guidance.float(), temperature=recipe.temperature)
+        kd = distance(logits.float(), guidance.float())
         return (1 - recipe.kd_weight) * task + recipe.kd_weight * kd
 
     return loss_of

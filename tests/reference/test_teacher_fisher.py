@@ -62,6 +62,22 @@ def test_the_score_is_magnitude_times_a_power_of_the_mean_squared_gradient(power
         assert torch.allclose(scores[name], expected, rtol=1e-2, atol=1e-3 * float(expected.max())), name
 
 
+def test_outputs_that_are_no_logits_have_a_normal_distribution() -> None:
+    """In expectation squared gradients are those of the outputs, and of how far they are from the target."""
+    student, teacher, batches = setup()
+    x = batches[0][0][:1]
+    ours, theirs = student(x)[0], teacher(x)[0].detach()
+    weights, n = weights_of(student), len(ours)
+    parts = [torch.autograd.grad(out, list(weights.values()), retain_graph=True) for out in ours]
+    draws = 4000
+    found = score(student, [x] * draws, TeacherFisher(teacher, kd="mse", power=0.5))
+    for place, (name, weight) in enumerate(weights.items()):
+        rows = torch.stack([part[place] for part in parts])
+        far = (rows.movedim(0, -1) * (ours - theirs).detach()).sum(-1)
+        expected = weight.detach().abs() * 2 / n * (rows.square().sum(0) + far.square()).sqrt()
+        assert torch.allclose(found[name], expected, rtol=0.1, atol=0.02 * float(expected.max())), name
+
+
 def test_positions_count_as_samples() -> None:
     """A network that reads several vectors a sample, such as a model of words, scores as on each alone."""
 
@@ -235,9 +251,11 @@ def test_relative_scores_do_not_change_where_batchnorm_undoes_a_factor() -> None
 
 def test_refusals() -> None:
     student, teacher, batches = setup()
-    for wrong in ({"temperature": 0.0}, {"power": -0.1}, {"power": 1.5}):
+    for wrong in ({"temperature": 0.0}, {"power": -0.1}, {"power": 1.5}, {"kd": "reverse"}):
         with pytest.raises(InvalidArgument, match=next(iter(wrong))):
             TeacherFisher(teacher, **wrong)
+    with pytest.raises(InvalidArgument, match="does nothing with kd='mse'"):
+        TeacherFisher(teacher, kd="mse", temperature=2.0)
     other = nn.Linear(6, CLASSES + 1).double()
     with pytest.raises(ScoreError, match="classes"):
         score(student, batches, TeacherFisher(other))

@@ -14,6 +14,7 @@ from secateur.config import load_yaml
 from secateur.counts import check_fraction
 from secateur.data import DataOptions
 from secateur.errors import InvalidArgument
+from secateur.losses import KDKind
 from secateur.recovery import Recovery
 from secateur.values import from_mapping, plain, unknown, without_defaults
 
@@ -55,6 +56,10 @@ class Method:
     """Calibration batches that it scores by where it is not all of them."""
     kd_weight: float | None = None
     """Weight of the teacher in the recovery where it differs from the suite's."""
+    kd: KDKind | None = None
+    """Distance from the teacher in the recovery where it is not the suite's."""
+    standardize: bool | None = None
+    """Whether the recovery standardises logits where it is not as in the suite."""
     lr: float | None = None
     """Peak rate of the recovery where it differs from the suite's, which the report then says."""
     epochs: int | None = None
@@ -125,6 +130,7 @@ class Suite:
                     f"methods {same!r} and {key!r} do the same, and would fill the same places of the grid. "
                     "Remove one of them."
                 )
+            recovery_of(self, method)  # raises for what does not go together
             extra = set(method.sparsities or ()) - set(self.sparsities)
             if extra:
                 raise InvalidArgument(
@@ -265,7 +271,7 @@ def recovery_of(suite: Suite, method: Method) -> Recovery | None:
     """How a method is trained: the suite's recovery with the method's own changes."""
     if suite.recovery is None:
         return None
-    own = {"kd_weight": method.kd_weight, "lr": method.lr, "epochs": method.epochs}
+    own = {name: getattr(method, name) for name in ("kd_weight", "kd", "standardize", "lr", "epochs")}
     return replace(suite.recovery, **{key: value for key, value in own.items() if value is not None})
 
 

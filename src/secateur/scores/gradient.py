@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, TypeAlias
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from secateur.counts import check_fraction
 from secateur.errors import InvalidArgument, ScoreError
+from secateur.kinds import check_used
 from secateur.losses import check_finite
 from secateur.naming import Named
 from secateur.scores.base import AbstractCriterion, ScoreInputs, gradients_to
@@ -189,20 +190,6 @@ def zero_scores(weights: Named) -> dict[str, Tensor]:
         name: torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32))
         for name, weight in weights.items()
     }
-
-
-def check_used(criterion: AbstractCriterion, name: str, other: str, users: Sequence[str]) -> None:
-    """Refuse a value of the field `name` that nothing would read, as the field `other` is none of `users`.
-
-    Raises:
-        InvalidArgument: saying so.
-    """
-    given, choice = getattr(criterion, name), getattr(criterion, other)
-    if given != getattr(type(criterion), name) and choice not in users:
-        raise InvalidArgument(
-            f"{name}={given!r} does nothing with {other}={choice!r}, only with {', '.join(users)}. "
-            f"Drop {name}, or choose another {other}."
-        )
 
 
 @dataclass(frozen=True)

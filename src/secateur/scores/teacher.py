@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from secateur.counts import check_fraction
 from secateur.errors import InvalidArgument, ScoreError, SecateurWarning
+from secateur.kinds import check_used
 from secateur.losses import KDKind, check_finite, distillation, logits_for
 from secateur.naming import Loss, Named
 from secateur.scores.base import AbstractCriterion, ScoreInputs, preserving
-from secateur.scores.gradient import Accumulate, Accumulation, Accumulator, Saliency, backward_to, check_used
+from secateur.scores.gradient import Accumulate, Accumulation, Accumulator, Saliency, backward_to
 
 _ROUNDING = 1e-6
 """A KD loss between equal outputs is as large as this at most."""
@@ -113,15 +114,11 @@ class TeacherGuided(AbstractCriterion):
 
     def __post_init__(self) -> None:
         check_fraction("alpha", self.alpha)
-        check_fraction("beta", self.beta)
         if self.form not in ("separate", "joint"):
             raise InvalidArgument(f"form must be separate or joint, got {self.form!r}.")
         self._rule()
-        self._kd_loss()
+        distillation(self)
         check_used(self, "momentum", "accumulate", ("ema",))
-        check_used(self, "beta", "kd", ("ca-kld",))
-        for name in ("temperature", "standardize"):
-            check_used(self, name, "kd", ("forward", "reverse", "ca-kld"))
 
     def __call__(self, inputs: ScoreInputs) -> Named:
         """`GuidedScores` for the separate form, plain scores for the joint one.
@@ -140,14 +137,9 @@ class TeacherGuided(AbstractCriterion):
     def _rule(self) -> Accumulation:
         return Accumulation(self.saliency, self.accumulate, self.momentum)
 
-    def _kd_loss(self) -> Loss:
-        return distillation(
-            self.kd, temperature=self.temperature, beta=self.beta, standardize=self.standardize
-        )
-
     def _losses(self, inputs: ScoreInputs) -> Iterator[tuple[Tensor | None, Tensor]]:
         """Task loss (None without labels) and KD loss of each batch, over one shared forward pass."""
-        kd_loss, most = self._kd_loss(), 0.0
+        kd_loss, most = distillation(self), 0.0
         for index, (x, y) in enumerate(inputs.stream(self.teacher)):
             if y is None and self.alpha > 0:
                 raise ScoreError(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from secateur.counts import check_fraction
-from secateur.errors import ScoreError
+from secateur.errors import InvalidArgument, ScoreError
+from secateur.kinds import check_used
 from secateur.losses import check_finite, check_outputs, check_temperature, logits_for
 from secateur.naming import Named
 from secateur.scores.base import AbstractCriterion, ScoreInputs, preserving
@@ -31,11 +33,14 @@ class TeacherFisher(AbstractCriterion):
     Distillation steps compute such gradients anyway. So in a cut in stages with `CalibrationRecovery`, F is
     what the steps of the stage before left behind, at no pass. Where there were none, in the first stage or
     without steps, it takes one pass over the batches, by the gradients of ``T²·CE(z_S/T, ŷ)`` with ŷ drawn
-    from softmax(z_T/T): that of L in expectation, but not 0 where the student agrees with its teacher.
+    from softmax(z_T/T): that of L in expectation, but not 0 where the student agrees with its teacher. For
+    outputs that are no logits, L is the mean squared difference, and ŷ has a normal distribution of variance
+    1 about z_T.
 
     Attributes:
         teacher: A frozen network over the same inputs and classes, such as a copy of the student.
         temperature: T > 0, in that pass; the steps have their own.
+        kd: forward, of logits, or mse, of other outputs, in that pass; the steps have their own.
         power: p, in [0, 1].
         relative: Whether weights are measured by the others of their layer; of no effect for p = ½.
         seed: Of the draws.
@@ -46,12 +51,16 @@ class TeacherFisher(AbstractCriterion):
 
     teacher: nn.Module
     temperature: float = 4.0
+    kd: Literal["forward", "mse"] = "forward"
     power: float = 0.25
     relative: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
         check_temperature(self.temperature)
+        if self.kd not in ("forward", "mse"):
+            raise InvalidArgument(f"kd must be forward or mse, got {self.kd!r}.")
+        check_used(self, "temperature", "kd", ("forward",))
         check_fraction("power", self.power)
 
     def __call__(self, inputs: ScoreInputs) -> Named:
@@ -96,11 +105,14 @@ class TeacherFisher(AbstractCriterion):
         return squares.result()
 
     def _loss(self, logits: Tensor, taught: Tensor, generator: torch.Generator) -> Tensor:
-        """T²·CE(z_S/T, ŷ), averaged over the batch, and over positions where the logits have them."""
+        """T²·CE(z_S/T, ŷ), averaged over the batch, and over positions where the logits have them; or MSE."""
+        if self.kd == "mse":
+            noise = torch.randn(taught.shape, generator=generator).to(taught)
+            return torch.nn.functional.mse_loss(logits, taught + noise)
         if logits.ndim < 2 or logits.shape[1] < 2:
             raise ScoreError(
                 "the teacher's loss is drawn from logits of shape (batch, classes, …), with 2 classes or "
-                f"more, got {tuple(logits.shape)}."
+                f"more, got {tuple(logits.shape)}. For other outputs set kd='mse'."
             )
         logits, taught = (z.movedim(1, -1).flatten(0, -2) for z in (logits, taught))
         drawn = draw_classes(taught / self.temperature, generator)

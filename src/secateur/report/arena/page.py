@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from typing import Any
 
+from secateur.recovery import Recovery
 from secateur.report.arena.controls import controls_section
 from secateur.report.arena.cost import cost_panels
 from secateur.report.arena.curves import curve_panels
@@ -142,8 +144,14 @@ def _about(grid: Grid, key: str) -> str:
     parts += [
         f"{name} {value(name, about[name])}" for name, most in usual.items() if about.get(name, most) != most
     ]
-    if (recovery := about.get("recovery")) != grid.suite["recovery"]:
+    recovery, shared = about.get("recovery"), grid.suite["recovery"]
+    if bool(recovery) != bool(shared):
         parts.append(f"recovery: {value('recovery', recovery) if recovery else 'none'}")
+    elif recovery and shared:
+        # a cell run before an option was added does not name it
+        usual = asdict(Recovery()) | shared
+        other = {name: item for name, item in recovery.items() if usual.get(name, item) != item}
+        parts += [f"recovery: {value('recovery', other)}"] if other else []
     return "; ".join(filter(None, parts))
 
 

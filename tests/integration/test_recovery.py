@@ -1,0 +1,46 @@
+"""The recipe of a recovery: its precision, and the numbers that it refuses."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from secateur.errors import InvalidArgument
+from secateur.recovery import Recovery, resolve_precision
+
+
+def test_precisions() -> None:
+    cpu = torch.device("cpu")
+    assert resolve_precision("fp32", cpu) == "fp32"
+    assert resolve_precision("bf16", cpu) == "bf16"
+    assert resolve_precision("auto", cpu) in ("fp32", "bf16")
+    assert resolve_precision("auto", torch.device("meta")) == "fp32"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"epochs": -1},
+        {"kd_weight": 1.1},
+        {"kd_weight": math.nan},
+        {"temperature": 0.0},
+        {"temperature": -4.0},
+        {"kd": "l1"},
+        {"beta": 1.5},
+        {"lr": -0.1},
+        {"lr": math.inf},
+        {"momentum": 1.0},
+        {"weight_decay": -1e-4},
+        {"warmup": 1.0},
+        {"precision": "fp16"},
+        {"teacher_views": -1},
+    ],
+    ids=str,
+)
+def test_a_recipe_checks_its_numbers(options: dict[str, Any]) -> None:
+    (name,) = options
+    with pytest.raises(InvalidArgument, match=f"{name} must be"):
+        Recovery(**options)
