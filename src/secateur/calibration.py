@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -21,7 +20,7 @@ from secateur.inputs import Inputs, filled, tensors_of
 from secateur.layout import arranged, image_layout
 from secateur.losses import KDKind, distillation, logits_for
 from secateur.masks import Masks
-from secateur.modules import modes_kept
+from secateur.modules import modes_kept, twin
 from secateur.naming import Named
 from secateur.recovery import autocast_for
 from secateur.schedules import cosine_with_warmup
@@ -237,7 +236,7 @@ def noise_of(network: nn.Module, inputs: Inputs, recipe: CalibrationRecovery) ->
     """
     if recipe.batchnorm == "fixed" or len(inputs) < 2:
         return 0.0
-    own = copy.deepcopy(network)  # its running statistics move
+    own = twin(network)  # its running statistics move
     answers = answers_of(own, inputs, recipe.precision)
     size = min(recipe.batch_size, len(inputs))
     distance = distillation(recipe)

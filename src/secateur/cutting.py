@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from secateur.errors import InvalidArgument
 from secateur.inputs import Inputs, joined
 from secateur.kinds import check_kind
 from secateur.masks import Masks, apply_masks
-from secateur.modules import remembered, share_weights
+from secateur.modules import remembered, share_weights, twin
 from secateur.naming import Batches, Loss, Named, split_batches
 from secateur.repair import Repair
 from secateur.schedules import geometric_sparsities
@@ -120,7 +119,7 @@ def cut(
         raise InvalidArgument("a cut that moves the kept weights needs calibration batches, got None.")
     check_repeatable(batches, stages + 1)
     targets, exclude = fitting_targets(student, pattern, include, exclude)
-    teacher = teacher or next(networks_of(criterion), None) or copy.deepcopy(student)
+    teacher = teacher or next(networks_of(criterion), None) or twin(student)
     inputs = _gathered(batches, next(iter(targets.values())).device)
     schedule = geometric_sparsities(sparsity, stages)
     masks: Masks | None = None

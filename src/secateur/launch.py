@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -31,6 +30,7 @@ from secateur.errors import InvalidArgument
 from secateur.evaluate import evaluate, reestimate_batchnorm
 from secateur.masks import Masks, apply_masks
 from secateur.models import build_model, load_weights
+from secateur.modules import twin
 from secateur.pipeline import prune
 from secateur.progress import Watcher
 from secateur.recovery import Recovery
@@ -274,7 +274,7 @@ def prepare(
     if setup.student_weights is None:
         _train(setup, ready, student, "dense", setup.pretrain, folder, watcher)
     if wants_teacher and setup.own_teacher:
-        ready.teacher = copy.deepcopy(student)
+        ready.teacher = twin(student)
     return ready
 
 
@@ -326,7 +326,7 @@ def _train(
 
 def _try(ready: Prepared, masks: Masks) -> dict[str, Any]:
     """Validation accuracy of one cut, before and after BatchNorm re-estimation; the student stays dense."""
-    trial = copy.deepcopy(ready.student)
+    trial = twin(ready.student)
     apply_masks(trial, masks)
     cut = evaluate(trial, ready.data.val).accuracy
     n_layers = reestimate_batchnorm(trial, augmented_batches(ready.data))

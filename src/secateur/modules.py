@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from itertools import chain
@@ -9,8 +10,24 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_leaves
 
 from secateur.errors import SecateurError
+
+
+def twin(model: nn.Module) -> nn.Module:
+    """A deep copy, also of a model that keeps what a pass computed.
+
+    Old ``weight_norm`` does, and whoever stores activations in an attribute. Torch copies no tensor with a
+    history, so these are copied without it.
+    """
+    computed = (
+        leaf
+        for module in model.modules()
+        for leaf in tree_leaves(vars(module))
+        if isinstance(leaf, Tensor) and not leaf.is_leaf
+    )
+    return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in computed})
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from secateur.diagnostics import describe_scores, mask_overlap, split_half_overl
 from secateur.errors import InvalidArgument, SecateurWarning
 from secateur.evaluate import evaluate, reestimate_batchnorm
 from secateur.masks import Masks, apply_masks
-from secateur.modules import device_of
+from secateur.modules import device_of, twin
 from secateur.naming import count_batches
 from secateur.progress import Watcher
 from secateur.recovery import Recovery
@@ -224,9 +224,9 @@ class _Job:
 
     def _cut_a_copy(self, found: StageLog, options: dict[str, Any]) -> tuple[Masks, StageLog, dict[str, Any]]:
         """A cut that moves the kept weights; the student itself stays dense for what it is compared with."""
-        trial, teacher, recipe = copy.deepcopy(self.student), None, self.calibration_recovery
+        trial, teacher, recipe = twin(self.student), None, self.calibration_recovery
         if recipe is not None:
-            teacher = self.teacher if self.calibration_teacher == "teacher" else copy.deepcopy(self.student)
+            teacher = self.teacher if self.calibration_teacher == "teacher" else twin(self.student)
         n_steps = 0 if recipe is None else recipe.total_steps(self.stages)
         with self.watcher.stage("cut", self.stages + n_steps) as step:
 
@@ -250,7 +250,7 @@ class _Job:
 
     def _try_one_cut(self, one_cut: Masks, masks: Masks, batchnorm: str) -> dict[str, Any]:
         """What the stages are compared with: the same student cut by the scores of the first one alone."""
-        trial = copy.deepcopy(self.student)
+        trial = twin(self.student)
         apply_masks(trial, one_cut)
         found: dict[str, Any] = {"mask_overlap": mask_overlap(one_cut, masks)}
         found["cut"] = self._test("one cut instead", trial)

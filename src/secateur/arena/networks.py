@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,7 +17,7 @@ from secateur.errors import DataError, ModelError
 from secateur.evaluate import evaluate
 from secateur.launch import Prepared, prepare
 from secateur.models import build_model, widest_within
-from secateur.modules import device_of
+from secateur.modules import device_of, twin
 from secateur.naming import IndexedLoader
 from secateur.progress import Watcher
 from secateur.recovery import Recovery
@@ -112,7 +111,7 @@ class Networks:
     def student(self, method: Method, sparsity: float) -> nn.Module:
         """A network of its own for one cell: what `method` starts from."""
         if method.start == "trained":
-            return copy.deepcopy(self.ready.student)
+            return twin(self.ready.student)
         if method.start == "init":
             return self._fresh("student", self.suite.student)
         n_parameters = sum(p.numel() for p in self.ready.student.parameters())
@@ -133,7 +132,7 @@ class Networks:
             return self.teacher
         if kind not in self._others:
             make: dict[str, Callable[[], nn.Module]] = {
-                "student": lambda: copy.deepcopy(self.ready.student),
+                "student": lambda: twin(self.ready.student),
                 "untrained": lambda: self._fresh("untrained", self.suite.teacher),
                 "random-labels": self._taught_at_random,
             }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from secateur.counts import check_fraction, n_keep
 from secateur.errors import DataError, InvalidArgument, TrainingError
 from secateur.losses import logits_for, logits_of
 from secateur.masks import Masks
-from secateur.modules import device_of
+from secateur.modules import device_of, twin
 from secateur.naming import IndexedLoader, split_batches
 from secateur.scores.base import preserving
 from secateur.strategies.base import AbstractStrategy, Problem, Round
@@ -148,7 +147,7 @@ class _Partner:
             int64, over all weights under `masks` flattened one after the other; weights that are gone, or
             that only feed the logits of other groups, stand at the largest number there is.
         """
-        network = copy.deepcopy(problem.student)  # which has not been trained yet: it is as it was given
+        network = twin(problem.student)  # which has not been trained yet: it is as it was given
         network.register_forward_hook(self._own_logits)
         problem.train_aside(network, self.train, masks=masks, parts=parts)
         sizes: list[Tensor] = []

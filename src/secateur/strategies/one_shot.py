@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
@@ -10,6 +9,7 @@ from typing import ClassVar
 from secateur.allocate import AbstractScope, Global
 from secateur.calibration import CalibrationRecovery
 from secateur.cutting import cut, moves_weights
+from secateur.modules import twin
 from secateur.scores import AbstractCriterion, Magnitude
 from secateur.stages import check_stages, staged_masks
 from secateur.strategies.base import AbstractStrategy, Problem, Round
@@ -44,7 +44,7 @@ class OneShot(AbstractStrategy):
     def rounds_for(self, problem: Problem) -> Iterator[Round]:
         """One round."""
         if moves_weights(self.criterion, self.recovery):
-            trial, recipe = copy.deepcopy(problem.student), self.recovery
+            trial, recipe = twin(problem.student), self.recovery
             if recipe is not None:
                 recipe = replace(recipe, seed=recipe.seed + problem.seed)
             masks = cut(
