@@ -134,7 +134,8 @@ def launch_sweep(config: SweepConfig, folder: RunFolder, watcher: Watcher) -> di
         The content of ``sweep.json``.
 
     Raises:
-        InvalidArgument: if alphas are given for a criterion whose alpha is fixed.
+        InvalidArgument: if alphas are given for a criterion whose alpha is fixed, or the criterion solves for
+            the weights that it keeps.
         SecateurError: one of its other kinds.
     """
     finished = folder.found("sweep.json")
@@ -146,6 +147,12 @@ def launch_sweep(config: SweepConfig, folder: RunFolder, watcher: Watcher) -> di
     untaught = build_criterion(setup, alpha=None, teacher=nn.Identity())
     if config.alphas and not _may_be_mixed(untaught):
         raise _alpha_is_fixed(untaught)
+    if moves_weights(untaught, None):
+        raise InvalidArgument(
+            f"a sweep tries masks, and {describe(untaught, CRITERIA)['name']!r} solves for the weights that "
+            "stay. Set --criterion-options update_weights=False to try its masks alone, or prune at each "
+            "sparsity."
+        )
 
     def check(student: nn.Module) -> None:
         _check_cuts(student, setup, config.sparsities)

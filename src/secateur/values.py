@@ -83,8 +83,8 @@ def converted(hint: Any, value: object, *, where: str) -> object:  # noqa: ANN40
     if origin is tuple and isinstance(value, (list, tuple)):
         items = cast("list[object]", list(cast("Any", value)))
         return tuple(converted(arguments[0], item, where=where) for item in items)
-    if hint in (int, float):
-        value = _number(hint, value)
+    if hint in (bool, int, float):
+        value = _read(hint, value)
     checked = hint in _SIMPLE or origin in (tuple, dict, Mapping)
     if type(value) is hint or not checked:
         return value
@@ -92,11 +92,13 @@ def converted(hint: Any, value: object, *, where: str) -> object:  # noqa: ANN40
     raise InvalidArgument(f"{where} must be of type {name}, got {value!r}.")
 
 
-def _number(kind: type, value: object) -> object:
-    """`value` as a number of type `kind` where it says just that, and else as it is.
+def _read(kind: type, value: object) -> object:
+    """`value` as a bool or number of type `kind` where it says just that, and else as it is.
 
-    Text is read too, because without a point YAML takes a number such as ``1e-2`` for text.
+    Text is read too: without a point YAML takes a number such as ``1e-2`` for it, and flags spell ``True``.
     """
+    if kind is bool:
+        return {"True": True, "False": False}.get(value, value) if isinstance(value, str) else value
     if isinstance(value, str) and _NUMBER.fullmatch(value) and math.isfinite(read := float(value)):
         if kind is float:
             return read

@@ -346,6 +346,8 @@ BY_NAME = ["--scope", "per-tensor", "--scope-options"]
         (["prune", "--criterion", "teacher-curvature", "--stages", "3", "--regrow"], "regrow"),
         (["sweep", "--criterion", "magnitude", "--alpha", "0:1:0.5"], "alpha can be swept"),
         (["sweep", "--form", "joint", "--alpha", "0:1:0.5"], "alpha can be swept"),
+        (["sweep", "--criterion", "layer-reconstruction"], "update_weights=False to try its masks alone"),
+        (["bench", "--suite", "digits-quick"], "bench needs to know which: accuracy or runtime"),
         (["sweep", "--min-density", "0.3"], "min_density=0.3 keeps"),
         (["sweep", *BY_NAME, 'sparsities={"classifier.*":0.9}', "--sparsity", "0.5,0.01"], "room for"),
     ],

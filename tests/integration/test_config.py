@@ -201,8 +201,9 @@ def test_scopes():
     assert build_scope(Setup(min_density=0.02)) == Global(min_density=0.02)
     assert build_scope(Setup(scope="layerwise")) == Layerwise()
     assert build_scope(Setup(scope="erk")) == ERK()
-    smart = Setup(scope="smart-ratios", scope_options={"linear_density": 1, "over_square": True})
-    assert build_scope(smart) == SmartRatios(linear_density=1.0, over_square=True)
+    for yes in (True, "True"):  # the latter is how flags spell it
+        smart = Setup(scope="smart-ratios", scope_options={"linear_density": 1, "over_square": yes})
+        assert build_scope(smart) == SmartRatios(linear_density=1.0, over_square=True)
     by_hand = Setup(scope="per-tensor", scope_options={"sparsities": {"fc*": 0, "*": 0.9}})
     assert build_scope(by_hand) == PerTensor({"fc*": 0.0, "*": 0.9})
 

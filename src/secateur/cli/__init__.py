@@ -113,6 +113,9 @@ def _split(arguments: list[str]) -> tuple[str, list[str]]:
 
 def _parse(name: str, arguments: list[str]) -> Command:
     """The command with its flags, over the values of a ``--config`` file if one is given."""
+    first, _, second = name.partition(" ")
+    if second.startswith("-"):
+        raise InvalidArgument(f"{first} needs to know which: accuracy or runtime, before {second}.")
     if name not in COMMANDS:
         raise InvalidArgument(unknown("command", name, COMMANDS))
     kind = COMMANDS[name]
