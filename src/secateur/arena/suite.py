@@ -19,6 +19,8 @@ from secateur.recovery import Recovery
 from secateur.values import from_mapping, plain, unknown, without_defaults
 
 _CELL_VERSION = 1
+_OF_RECOVERY = ("kd_weight", "kd", "standardize", "temperature", "lr", "epochs")
+"""What a method may have otherwise than the suite's recovery."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,8 @@ class Method:
     """Distance from the teacher in the recovery where it is not the suite's."""
     standardize: bool | None = None
     """Whether the recovery standardises logits where it is not as in the suite."""
+    temperature: float | None = None
+    """Temperature of the recovery where it differs from the suite's."""
     lr: float | None = None
     """Peak rate of the recovery where it differs from the suite's, which the report then says."""
     epochs: int | None = None
@@ -271,7 +275,7 @@ def recovery_of(suite: Suite, method: Method) -> Recovery | None:
     """How a method is trained: the suite's recovery with the method's own changes."""
     if suite.recovery is None:
         return None
-    own = {name: getattr(method, name) for name in ("kd_weight", "kd", "standardize", "lr", "epochs")}
+    own = {name: getattr(method, name) for name in _OF_RECOVERY}
     return replace(suite.recovery, **{key: value for key, value in own.items() if value is not None})
 
 
