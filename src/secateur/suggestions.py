@@ -1,4 +1,4 @@
-"""What to do after a run or a sweep: commands that name its data, its networks and its options."""
+"""What to do after a run, a sweep or a suite: commands that name its data, its networks and its options."""
 
 from __future__ import annotations
 
@@ -64,6 +64,23 @@ def after_sweep(config: SweepConfig, content: Mapping[str, Any], folder: Path) -
             "one of these cuts in full: recovered, saved and reported",
         ),
     )
+
+
+def after_suite(content: Mapping[str, Any], folder: Path) -> tuple[Command, ...]:
+    """Run what is missing, if anything, by the suite as the folder keeps it; and draw the page again.
+
+    Args:
+        content: What was found, as in ``suite.json``.
+        folder: As for `after_run`.
+    """
+    where, n_missing = shlex.quote(str(folder)), content["n_planned"] - len(content["cells"])
+    kept = shlex.quote(str(folder / "suite.yaml"))
+    again = Command(f"secateur report {where}", "draw this page again")
+    if not n_missing:
+        return (again,)
+    cells = "cell that is" if n_missing == 1 else "cells that are"
+    missing = f"run the {n_missing} {cells} missing; finished ones are kept"
+    return Command(f"secateur bench accuracy --suite {kept} --out {where}", missing), again
 
 
 def _sweep(config: RunConfig, result: Mapping[str, Any], folder: Path) -> Command | None:

@@ -90,6 +90,7 @@ def test_the_collected_suite_is_reported(finished: tuple[Suite, SuiteFolder]) ->
     assert content["n_planned"] == len(content["cells"]) == 5
     page = (folder.path / "report.html").read_text()
     assert "5 of 5 cells" in page
+    assert "secateur bench" not in page  # nothing is missing
     pairs = {(row["a"], row["b"], row["sparsity"]) for row in content["overlaps"]}
     assert pairs == {
         ("magnitude", "teacher-guided", 0.5),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -54,6 +57,21 @@ def test_parts_of_a_suite_are_lists_of_words_and_whole_numbers(
     assert main([*command, "--methods", "magnitude, lamp", "--seeds", " 1 ", "--json"]) == 0
     cells = json.loads(capsys.readouterr().out)["cells"]
     assert [(cell["method"], cell["seed"]) for cell in cells] == [("magnitude", 1), ("lamp", 1)]
+
+
+def test_the_page_of_a_part_says_how_to_go_on_from_its_folder(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "out" / "report.html"
+    assert main([*command, "--seeds", "1"]) == 0
+    made = page.read_text()
+    assert main(["report", str(tmp_path / "out")]) == 0
+    assert page.read_text() == made
+    (tmp_path / "suite.yaml").unlink()  # the folder keeps its own
+    (found,) = re.findall(r"secateur (bench accuracy [^<]*)<", made)
+    assert main(shlex.split(html.unescape(found))) == 0
+    assert "4 of 4 cells" in capsys.readouterr().out
+    assert "secateur bench" not in page.read_text()  # nothing is missing
 
 
 @pytest.mark.parametrize(

@@ -173,7 +173,7 @@ class TestHalfDone:
         assert f"Warning {n_cells} of 63 cells are finished" in text
         assert "Nothing is finished of IMP, LR rewinding." in text
         assert "(n = 1)" in text
-        assert "run the cells that are missing" in text
+        assert "secateur bench accuracy --suite cifar10-resnet20" in text
 
     def test_one_cell_is_no_comparison(self, pages: dict[str, str]) -> None:
         text = Reader(pages["single"]).text

@@ -15,6 +15,7 @@ from secateur.files import atomic_write, read_json, write_json
 from secateur.masks import Masks
 from secateur.report import render_suite
 from secateur.statistics import random_jaccard
+from secateur.suggestions import after_suite
 from secateur.values import plain
 
 
@@ -46,7 +47,7 @@ def collect(suite: Suite, folder: SuiteFolder) -> dict[str, Any]:
         "overlaps": overlaps(folder, finished, suite.seeds[0]),
     }
     write_json(folder.path / "suite.json", content)
-    atomic_write(folder.path / "report.html", render_suite(content))
+    atomic_write(folder.path / "report.html", render_suite(content, after_suite(content, folder.path)))
     return content
 
 

@@ -13,9 +13,10 @@ from secateur.config import RunConfig, SweepConfig, load_config
 from secateur.errors import InvalidArgument, RunError
 from secateur.files import atomic_write, read_json
 from secateur.report import render_comparison, render_run, render_suite, render_sweep
+from secateur.report.arena.schema import read_suite
 from secateur.report.page import Command
 from secateur.report.schema import read_run, read_sweep
-from secateur.suggestions import after_run, after_sweep
+from secateur.suggestions import after_run, after_suite, after_sweep
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Report:
         if len(contents) > 1:
             page, default = render_comparison(contents), Path("comparison.html")
         elif content.get("format") == "secateur-suite":
-            page = render_suite(content)
+            page = render_suite(content, _next(path, content))
         elif content.get("format") == "secateur-sweep":
             page = render_sweep(content, _next(path, content))
         else:
@@ -48,8 +49,10 @@ class Report:
 
 
 def _next(path: Path, content: dict[str, Any]) -> tuple[Command, ...]:
-    """What to do with a run or a sweep; nothing of their own for those without a configuration to go by."""
+    """What to do with what is in a folder; nothing of its own where there is no configuration to go by."""
     file = path / "config.yaml"
+    if content.get("format") == "secateur-suite":
+        return after_suite(read_suite(content), path) if (path / "suite.yaml").is_file() else ()
     try:
         if content.get("format") == "secateur-sweep":
             return after_sweep(load_config(file, SweepConfig), read_sweep(content), path)

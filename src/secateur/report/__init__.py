@@ -79,11 +79,12 @@ def render_sweep(sweep: Mapping[str, Any], commands: Sequence[Command] = ()) -> 
     return render(sweep_page(read_sweep(sweep), commands))
 
 
-def render_suite(content: Mapping[str, Any]) -> str:
+def render_suite(content: Mapping[str, Any], commands: Sequence[Command] = ()) -> str:
     """The report over a suite: curves, tables, paired differences, costs, masks, controls, and its limits.
 
     Args:
         content: A parsed ``suite.json``, ``"format": "secateur-suite"``; cells may be missing.
+        commands: What to do next, in place of running a suite of its name.
 
     Returns:
         A complete document, as `render_run` gives it.
@@ -92,7 +93,7 @@ def render_suite(content: Mapping[str, Any]) -> str:
         RunError: naming the key, if it is missing, of the wrong type, or of another format; and if no
             cell is finished.
     """
-    return render(suite_page(read_suite(content)))
+    return render(suite_page(read_suite(content), commands))
 
 
 def suite_table(content: Mapping[str, Any]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -39,11 +39,12 @@ _BEFORE = {
 }
 
 
-def suite_page(content: Mapping[str, Any]) -> Page:
+def suite_page(content: Mapping[str, Any], commands: Sequence[Command] = ()) -> Page:
     """What the report of a suite says.
 
     Args:
         content: As `secateur.report.arena.schema.read_suite` returns it.
+        commands: What to do next, if anything else than running a suite of this name.
     """
     grid = Grid(content)
     name = grid.suite["name"]
@@ -56,7 +57,7 @@ def suite_page(content: Mapping[str, Any]) -> Page:
         notices=notices(grid),
         sections=tuple(_sections(grid)),
         facts=_facts(grid),
-        commands=_commands(grid),
+        commands=tuple(commands) or _commands(grid),
         words=_WORDS,
     )
 
@@ -166,12 +167,7 @@ def _named(part: Mapping[str, Any] | None) -> str:
 
 def _commands(grid: Grid) -> tuple[Command, ...]:
     suite = shlex.quote(grid.suite["name"])
-    what = (
-        "run the cells that are missing; finished ones are kept"
-        if len(grid.cells) < grid.content["n_planned"]
-        else "run this suite on your own machine"
-    )
     return (
-        Command(f"secateur bench accuracy --suite {suite}", what),
-        Command("secateur report SUITE_DIR", "draw this page again"),
+        Command(f"secateur bench accuracy --suite {suite}", "run this suite on your own machine"),
+        Command("secateur report SUITE_DIR", "draw its page"),
     )
