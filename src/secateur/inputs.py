@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import TypeAlias, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from secateur.errors import DataError
 
@@ -108,15 +108,33 @@ def call(network: Callable[..., object], inputs: Inputs) -> object:
     """What `network` returns for `inputs`.
 
     Raises:
-        DataError: if it does not take them; names which.
+        DataError: if it does not take them, or computes in another precision; names which.
     """
-    if isinstance(inputs, Tensor):
-        return network(inputs)
     try:
+        if isinstance(inputs, Tensor):
+            return network(inputs)
         return network(*inputs.positional, **inputs.named)
     except TypeError:
-        check_takes(network, inputs)
+        if isinstance(inputs, Arguments):
+            check_takes(network, inputs)
         raise
+    except RuntimeError as error:
+        _check_precision(network, inputs, error)
+        raise
+
+
+def _check_precision(network: Callable[..., object], inputs: Inputs, error: RuntimeError) -> None:
+    """Say of a network that failed that it has no weights of the precision of its inputs, if so."""
+    if not isinstance(network, nn.Module):
+        return
+    given = {tensor.dtype for tensor in tensors_of(inputs) if tensor.is_floating_point()}
+    own = {tensor.dtype for tensor in network.parameters() if tensor.is_floating_point()}
+    if given and own and not given & own:
+        ours, theirs = (", ".join(sorted(map(str, dtypes))) for dtypes in (own, given))
+        raise DataError(
+            f"the weights of {type(network).__name__} are {ours}, the inputs of a batch {theirs}. Convert "
+            "the network with .float(), or the inputs with .to(dtype)."
+        ) from error
 
 
 def check_takes(network: Callable[..., object], inputs: Arguments) -> None:

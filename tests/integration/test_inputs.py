@@ -250,6 +250,19 @@ class Seeing(nn.Module):
         return self.inner(pixel_values)
 
 
+def test_a_network_of_another_precision_than_its_inputs_is_told() -> None:
+    network = nn.Linear(3, 2).bfloat16()
+    for inputs in (torch.ones(4, 3), Arguments(named={"input": torch.ones(4, 3)})):
+        with pytest.raises(
+            DataError, match=r"Linear are torch.bfloat16, the inputs of a batch torch.float32"
+        ):
+            call(network, inputs)
+    with pytest.raises(
+        RuntimeError, match="shapes cannot be multiplied"
+    ):  # torch's own words for what is its own
+        call(network, torch.ones(4, 5, dtype=torch.bfloat16))
+
+
 def test_one_image_by_name_is_treated_as_any_image() -> None:
     recovery = CalibrationRecovery(
         steps=2, final_steps=4, batch_size=7, augment="flip-shift", precision="fp32"
