@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
@@ -20,7 +20,7 @@ from secateur.inputs import Inputs, filled, tensors_of
 from secateur.layout import arranged, image_layout
 from secateur.losses import KDKind, distillation, logits_for
 from secateur.masks import Masks
-from secateur.modules import modes_kept, twin
+from secateur.modules import modes_kept, to_training, twin
 from secateur.naming import Named
 from secateur.recovery import autocast_for
 from secateur.schedules import cosine_with_warmup
@@ -66,7 +66,7 @@ class CalibrationRecovery:
         augment: Changes each batch before student and teacher see it: none; flip-shift (`FlipShift`);
             mix (`mix`); or a function of your own.
         cautious: Whether steps are held back where a cut did little harm, as above.
-        precision: Of the passes; auto takes bf16 where the hardware has it.
+        precision: Of the passes; auto takes bf16 where the hardware has it, but fp32 for mse and cosine.
         seed: Of the order, the augmentation and dropout.
 
     Raises:
@@ -125,11 +125,12 @@ class CalibrationRecovery:
         return (stages - 1) * self.steps + self.final_steps
 
 
-def answers_of(teacher: nn.Module, inputs: Inputs, precision: str) -> Tensor:
-    """The teacher's outputs for all `inputs`, shape (N, classes), float32; computed in `precision`."""
+def answers_of(teacher: nn.Module, inputs: Inputs, recipe: CalibrationRecovery | None = None) -> Tensor:
+    """The teacher's outputs for all `inputs`, shape (N, …), float32; computed as in the steps of `recipe`."""
     layout = image_layout(inputs, teacher)
     answers: list[Tensor] = []
-    with modes_kept(teacher), torch.no_grad(), autocast_for(precision, inputs.device):
+    precision = nullcontext() if recipe is None else autocast_for(recipe, inputs.device)
+    with modes_kept(teacher), torch.no_grad(), precision:
         teacher.eval()
         for x in inputs.split(_CHUNK):
             answers.append(logits_for(teacher, arranged(x, layout)).float())
@@ -194,9 +195,10 @@ def distil_on_inputs(
         stack.enter_context(_drawn(recipe, device, stage))
         for network in networks:
             stack.enter_context(modes_kept(network))
+        to_training(student) if recipe.batchnorm == "train" else student.eval()
+        for network in networks[1:]:
             network.eval()
         stack.enter_context(keep_masks(student, optimizer, masks))
-        student.train(recipe.batchnorm == "train")
         masked = {n: p for n, p in masks.match(student).items() if p.requires_grad}
         squares = {n: torch.zeros_like(p, dtype=torch.float32) for n, p in masked.items()}
         batches = _Batches(len(inputs), recipe.batch_size, order)
@@ -206,7 +208,7 @@ def distil_on_inputs(
             chosen = batches.next().to(device)
             x = inputs[chosen]
             x = arranged(x if look is None else _another_look(look, x, looks), layout)
-            with autocast_for(recipe.precision, device):
+            with autocast_for(recipe, device):
                 with torch.no_grad():
                     taught = teacher[chosen] if isinstance(teacher, Tensor) else logits_for(teacher, x)
                 logits = logits_for(student, x)
@@ -237,12 +239,12 @@ def noise_of(network: nn.Module, inputs: Inputs, recipe: CalibrationRecovery) ->
     if recipe.batchnorm == "fixed" or len(inputs) < 2:
         return 0.0
     own = twin(network)  # its running statistics move
-    answers = answers_of(own, inputs, recipe.precision)
+    answers = answers_of(own, inputs, recipe)
     size = min(recipe.batch_size, len(inputs))
     distance = distillation(recipe)
     losses: list[float] = []
-    with _drawn(recipe, inputs.device, 0), torch.no_grad(), autocast_for(recipe.precision, inputs.device):
-        own.train()
+    with _drawn(recipe, inputs.device, 0), torch.no_grad(), autocast_for(recipe, inputs.device):
+        to_training(own)
         for first in range(0, len(inputs) - size + 1, size):
             x, answered = inputs[first : first + size], answers[first : first + size]
             losses.append(float(distance(logits_for(own, x).float(), answered)))

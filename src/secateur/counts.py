@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from decimal import Decimal
 from fractions import Fraction
+from numbers import Real
 
 from secateur.errors import InvalidArgument
 
@@ -20,6 +21,8 @@ def check_fraction(name: str, value: float, *, below_one: bool = False) -> float
     Raises:
         InvalidArgument: if it is not.
     """
+    if not isinstance(value, Real):
+        raise InvalidArgument(f"{name} must be a number, got {value!r}.")
     inside = math.isfinite(value) and value >= 0 and (value < 1 if below_one else value <= 1)
     if not inside:
         allowed = "[0, 1)" if below_one else "[0, 1]"

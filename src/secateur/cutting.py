@@ -119,7 +119,10 @@ def cut(
         raise InvalidArgument("a cut that moves the kept weights needs calibration batches, got None.")
     check_repeatable(batches, stages + 1)
     targets, exclude = fitting_targets(student, pattern, include, exclude)
-    teacher = teacher or next(networks_of(criterion), None) or twin(student)
+    if teacher is None:  # a network may be false, if it has a length
+        teacher = next(networks_of(criterion), None)
+    if teacher is None:
+        teacher = twin(student)
     inputs = _gathered(batches, next(iter(targets.values())).device)
     schedule = geometric_sparsities(sparsity, stages)
     masks: Masks | None = None

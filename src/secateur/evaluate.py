@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPriva
 from secateur.errors import DataError
 from secateur.inputs import Inputs, call
 from secateur.layout import laid_out
-from secateur.losses import data_faults, logits_for
+from secateur.losses import explained, logits_for
 from secateur.modules import device_of, modes_kept
 from secateur.naming import Batches, Loss, split_batches
 
@@ -50,6 +50,7 @@ def evaluate(model: nn.Module, batches: Batches, *, task_loss: Loss = F.cross_en
     lowest: list[Tensor] = []
     losses: list[Tensor] = []
     sizes: list[int] = []
+    task_loss = explained(task_loss)
     with modes_kept(model), torch.no_grad():
         model.eval()
         for x, y in laid_out(split_batches(batches, device_of(model)), model):
@@ -68,8 +69,7 @@ def evaluate(model: nn.Module, batches: Batches, *, task_loss: Loss = F.cross_en
             # All stays on the device until the end: no batch waits for the one before.
             hits.append((logits.argmax(dim=1) == y).sum())
             lowest += [y.min()] if len(y) else []
-            with data_faults(y):
-                losses.append(task_loss(logits, y).reshape(()))
+            losses.append(task_loss(logits, y).reshape(()))
             sizes.append(len(y))
     n = sum(sizes)
     if not n:

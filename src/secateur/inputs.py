@@ -10,7 +10,7 @@ from typing import TypeAlias, cast
 import torch
 from torch import Tensor, nn
 
-from secateur.errors import DataError
+from secateur.errors import DataError, first_line
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +124,12 @@ def call(network: Callable[..., object], inputs: Inputs) -> object:
 
 
 def _check_precision(network: Callable[..., object], inputs: Inputs, error: RuntimeError) -> None:
-    """Say of a network that failed that it has no weights of the precision of its inputs, if so."""
+    """Say of a network that failed that types do not go together, if that may be why."""
+    if torch.is_autocast_enabled(inputs.device.type) and "dtype" in str(error):
+        raise DataError(
+            f"a network that computes in fp32 failed in mixed precision: {first_line(error)} "
+            "Set precision='fp32'."
+        ) from error
     if not isinstance(network, nn.Module):
         return
     given = {tensor.dtype for tensor in tensors_of(inputs) if tensor.is_floating_point()}

@@ -62,6 +62,38 @@ def data_faults(labels: Tensor) -> Generator[None]:
         ) from error
 
 
+def explained(task_loss: Loss) -> Loss:
+    """`task_loss`, which says what is wrong with the labels that it cannot take."""
+
+    def loss(outputs: Tensor, labels: Tensor) -> Tensor:
+        if task_loss is F.cross_entropy:
+            _check_classes(outputs, labels)
+        with data_faults(labels):
+            return task_loss(outputs, labels)
+
+    return loss
+
+
+def _check_classes(outputs: Tensor, labels: Tensor) -> None:
+    """Refuse what cross-entropy takes for something else, or not at all."""
+    given = f"outputs of shape {tuple(outputs.shape)}, labels of shape {tuple(labels.shape)} ({labels.dtype})"
+    if outputs.ndim < 2 or outputs.shape[1] < 2:
+        raise DataError(
+            f"cross-entropy needs outputs of shape (batch, classes, …) with 2 classes or more: {given}. For "
+            "one output pass a task_loss, such as F.binary_cross_entropy_with_logits or F.mse_loss."
+        )
+    if labels.is_floating_point():
+        if labels.shape != outputs.shape:
+            raise DataError(
+                f"labels must be whole numbers, or a probability for each class: {given}. Convert them with "
+                ".long(), or pass another task_loss."
+            )
+    elif labels.shape != (places := outputs.shape[:1] + outputs.shape[2:]):
+        last = outputs.ndim > 2 and labels.shape == outputs.shape[:-1]
+        fix = "Classes belong on dimension 1: move them there." if last else "Give each place one label."
+        raise DataError(f"labels must have shape {tuple(places)}: {given}. {fix}")
+
+
 def check_outputs(student: Tensor, teacher: Tensor) -> None:
     """Refuse student and teacher outputs that cannot be compared element by element.
 
@@ -166,9 +198,13 @@ def cosine_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """``1 − cos(student, teacher)`` of each sample's flattened outputs, averaged over the batch.
 
     Raises:
-        ScoreError: if the shapes differ.
+        ScoreError: if the shapes differ, or a sample has one number alone.
     """
     check_outputs(student, teacher)
+    if student.ndim < 2:
+        raise ScoreError(
+            f"the cosine is of the outputs of a sample, of shape (batch, …), got {tuple(student.shape)}."
+        )
     return (1 - F.cosine_similarity(student.flatten(1), teacher.detach().flatten(1), dim=1)).mean()
 
 

@@ -9,6 +9,7 @@ from itertools import chain
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
@@ -39,6 +40,21 @@ def modes_kept(model: nn.Module) -> Generator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+def to_training(model: nn.Module) -> None:
+    """Training mode, but for frozen BatchNorm: layers in eval mode none of whose parameters is trained."""
+    frozen = [
+        module
+        for module in model.modules()
+        if isinstance(module, _BatchNorm)
+        and not module.training
+        and (own := list(module.parameters(recurse=False)))
+        and not any(parameter.requires_grad for parameter in own)
+    ]
+    model.train()
+    for module in frozen:
+        module.eval()
 
 
 def remembered(tensors: Iterable[Tensor]) -> Callable[[], None]:

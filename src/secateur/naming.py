@@ -94,11 +94,19 @@ def split_batches(batches: Batches, device: torch.device) -> Iterator[tuple[Inpu
             those of `transformers` and `datasets` do, and the rest are inputs by name.
         device: Where the model lives.
 
+    Yields:
+        Labels that are whole numbers are int64.
+
     Raises:
         DataError: if there is not a single batch, for any other structure, and for inputs that hold NaN
             or infinity. Batches on an accelerator are checked for these after the last one, so that none
             waits for the one before.
     """
+    if isinstance(batches, Tensor):
+        raise DataError(
+            f"batches must be a loader or a list of batches, got one tensor of shape {tuple(batches.shape)}. "
+            "Put it in a list."
+        )
     empty = True
     unchecked: list[Tensor] = []
     for batch in batches:
@@ -111,7 +119,11 @@ def split_batches(batches: Batches, device: torch.device) -> Iterator[tuple[Inpu
             else:
                 unchecked.append(finite)
         inputs = inputs.to(device, non_blocking=True)
-        yield inputs, None if labels is None else labels.to(device, non_blocking=True)
+        if labels is not None:
+            # torch's losses take whole numbers as int64 alone
+            whole = not (labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool)
+            labels = labels.to(device, torch.int64 if whole else labels.dtype, non_blocking=True)
+        yield inputs, labels
     if empty:
         raise DataError("the loader yielded no batch; check that the data set is not empty.")
     if unchecked:

@@ -287,7 +287,7 @@ class _Job:
 
     def _test(self, what: str, network: nn.Module | None = None) -> float:
         batches = self.watcher.track(self.data.test, f"test: {what}")
-        accuracy = evaluate(network or self.student, batches).accuracy
+        accuracy = evaluate(self.student if network is None else network, batches).accuracy
         self.watcher.say(f"  {what:<24} {accuracy:7.2%}")
         return accuracy
 

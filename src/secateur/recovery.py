@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 
 from secateur.counts import check_fraction
 from secateur.errors import InvalidArgument
-from secateur.losses import KDKind, distillation
+from secateur.losses import Distance, KDKind, distillation
 from secateur.schedules import cosine_with_warmup
 
 
@@ -44,7 +44,8 @@ class Recovery:
     warmup: float = 0.1
     """Fraction of the steps over which the learning rate rises, in [0, 1)."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of the forward and backward pass; auto takes bf16 where the hardware has it."""
+    """Arithmetic of the forward and backward pass; auto takes bf16 where the hardware has it, but fp32 for
+    outputs that are no logits (mse and cosine)."""
     channels_last: bool = True
     """Lay images out channels-last, which convolutions prefer, where the networks can take it."""
     teacher_views: int = 0
@@ -73,9 +74,21 @@ def resolve_precision(precision: str, device: torch.device) -> Literal["fp32", "
     return "fp32"
 
 
-def autocast_for(precision: str, device: torch.device) -> torch.autocast:
-    """The context of forward passes in `precision`, which does nothing for fp32."""
-    bf16 = resolve_precision(precision, device) == "bf16"
+class _Recipe(Distance, Protocol):
+    """A recipe that says how far student and teacher are apart, and how precisely both compute."""
+
+    @property
+    def precision(self) -> str: ...
+
+
+def autocast_for(recipe: _Recipe, device: torch.device) -> torch.autocast:
+    """The context of a recipe's forward passes, which does nothing for fp32.
+
+    Of logits the largest counts, and differences of a few; other outputs may be large and differ little,
+    which the 8 bits of bf16 cannot hold. So for these auto is fp32.
+    """
+    exact = recipe.precision == "auto" and recipe.kd in ("mse", "cosine")
+    bf16 = not exact and resolve_precision(recipe.precision, device) == "bf16"
     return torch.autocast(device.type, torch.bfloat16, enabled=bf16)
 
 

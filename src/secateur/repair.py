@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.calibration import CalibrationRecovery, answers_of, distil_on_inputs, noise_of
+from secateur.errors import TrainingError
 from secateur.evaluate import reestimate_batchnorm
 from secateur.inputs import Inputs
 from secateur.losses import distillation, kd_loss, logits_for, mse_loss
@@ -54,7 +55,7 @@ class Repair:
         self._teaching: nn.Module | Tensor = teacher
         if recovery is not None and recovery.look is None:
             # once for all steps of all stages
-            self._teaching = answers_of(teacher, inputs, recovery.precision)
+            self._teaching = answers_of(teacher, inputs, recovery)
         self._loss = self._measure(student)
         self._noise = 0.0
         if recovery is not None and recovery.cautious:
@@ -88,6 +89,11 @@ class Repair:
         )
         stage = replace(stage, n_steps=n_steps, recovery_s=time.perf_counter() - started)
         after = self._measure(student)
+        if not math.isfinite(after) and math.isfinite(loss):
+            raise TrainingError(
+                f"after the steps of stage {number} the distillation loss is {after}. "
+                f"Lower lr ({recovery.lr:g}) or cut in more stages."
+            )
         if undo is not None and after > loss:
             undo()
             after = loss
@@ -117,7 +123,7 @@ class _Measure:
 
     def __init__(self, teacher: nn.Module, inputs: Inputs, recovery: CalibrationRecovery | None) -> None:
         self.inputs = inputs[:: math.ceil(len(inputs) / _MEASURED)]
-        self._taught = answers_of(teacher, self.inputs, "fp32")
+        self._taught = answers_of(teacher, self.inputs)
         if recovery is not None:
             self._distance = distillation(recovery)
         elif self._taught.ndim > 1 and self._taught.shape[1] > 1:

@@ -18,10 +18,10 @@ from torch.nn import functional as F
 from secateur.enforce import keep_masks
 from secateur.errors import TrainingError
 from secateur.evaluate import Metrics, evaluate
-from secateur.layout import arranged, image_layout
-from secateur.losses import data_faults, distillation, logits_for
+from secateur.layout import TrainingLayout
+from secateur.losses import data_faults, distillation, explained, logits_for
 from secateur.masks import Masks
-from secateur.modules import device_of, modes_kept, share_weights
+from secateur.modules import device_of, modes_kept, share_weights, to_training
 from secateur.naming import Batches, IndexedBatch, IndexedLoader, Loss, length_of, split_batches
 from secateur.recovery import Recovery, autocast_for, learning_rate
 from secateur.steps import Execution, LossOf, StepInputs, Steps, make_steps, resolve_execution
@@ -90,14 +90,15 @@ def fit(
     its `state` ends with the same bits.
 
     Args:
-        model: Student, on its device. Modes are left as they were, 4-D weights contiguous, also after
-            an exception and if the generator is closed early.
+        model: Student, on its device. Modes, and where weights lie in memory, are left as they were, also
+            after an exception and if the generator is closed early. Frozen BatchNorm, in eval mode and
+            without a parameter that is trained, stays so.
         train: Loader with a length; an `IndexedLoader` is asked for each epoch by number.
         recipe: How to train.
         masks: What stays; pruned weights never come back.
         teacher: Needed if ``recipe.kd_weight > 0``; another object than `model`. Several trainings over
             one loader may share `TeacherLogits`.
-        validation: Labelled batches for choosing the epoch; never the test split.
+        validation: Labelled batches for choosing the epoch, as `evaluate` takes them; never the test split.
         task_loss: ``f(outputs, labels)``, a scalar averaged over the batch.
         state: Continues from here, and is brought up to date before each yield.
         seed: Of what the model draws in training, such as dropout; the caller's random state is kept.
@@ -118,12 +119,9 @@ def fit(
     guide = _guide(train, recipe, teacher)
     state = TrainState() if state is None else state
     device = device_of(model)
-    autocast = autocast_for(recipe.precision, device)
+    autocast = autocast_for(recipe, device)
 
     with ExitStack() as stack:
-        with _seeded(device, seed, 0):
-            layout = _layout(recipe, train, device, [model] if guide is None else [model, guide.teacher])
-        stack.enter_context(_laid_out(model, layout))
         stack.enter_context(modes_kept(model))
         optimizer = torch.optim.SGD(
             model.parameters(),
@@ -134,6 +132,10 @@ def fit(
             fused=device.type == "cuda" or None,
         )
         _restore(state, model, optimizer)
+        others = () if guide is None else (guide.teacher,)
+        arrange = stack.enter_context(
+            TrainingLayout(model, others, optimizer, channels_last=recipe.channels_last)
+        )
         if masks is not None:
             stack.enter_context(keep_masks(model, optimizer, masks))
         if guide is not None:
@@ -149,10 +151,14 @@ def fit(
         )
         for number in range(state.epochs_done, recipe.epochs):
             started = time.perf_counter()
-            model.train()
+            to_training(model)
             rates = [learning_rate(recipe, number * n_batches + i, n_batches) for i in range(n_batches)]
-            batches = _step_inputs(_epoch(train, recipe, number, device, layout), guide, autocast)
-            with _seeded(device, seed, number), steps.running():
+            laid_out = (
+                batch._replace(inputs=arrange(batch.inputs))
+                for batch in _indexed_batches(train, recipe, number, device)
+            )
+            batches = _step_inputs(laid_out, guide, autocast)
+            with torch.enable_grad(), _seeded(device, seed, number), steps.running():
                 loss = _train_epoch(steps, batches, rates, on_step)
             if not math.isfinite(loss):
                 raise TrainingError(
@@ -172,7 +178,7 @@ def _mixed_loss(
     recipe: Recovery, task_loss: Loss, guide: TeacherLogits | None, autocast: torch.autocast
 ) -> LossOf:
     """The loss of the task and of the teacher, who is asked where a batch does not bring its logits."""
-    distance = distillation(recipe)
+    distance, task_loss = distillation(recipe), explained(task_loss)
 
     def loss_of(network: Callable[..., object], batch: StepInputs) -> Tensor:
         guidance = batch.guidance
@@ -291,14 +297,6 @@ def _step_inputs(
         yield StepInputs(batch.inputs, batch.labels, guidance)
 
 
-def _epoch(
-    train: Batches, recipe: Recovery, number: int, device: torch.device, layout: torch.memory_format
-) -> Iterator[IndexedBatch]:
-    """The batches of one epoch, on `device` and in `layout`."""
-    for batch in _indexed_batches(train, recipe, number, device):
-        yield batch._replace(inputs=arranged(batch.inputs, layout))
-
-
 def _indexed_batches(
     train: Batches, recipe: Recovery, number: int, device: torch.device
 ) -> Iterator[IndexedBatch]:
@@ -314,33 +312,6 @@ def _indexed_batches(
         if labels is None:
             raise TrainingError(f"training needs labels, batch {index} has none.")
         yield IndexedBatch(inputs, labels, nowhere, number)
-
-
-def _layout(
-    recipe: Recovery, train: Batches, device: torch.device, networks: list[nn.Module]
-) -> torch.memory_format:
-    if not recipe.channels_last:
-        return torch.contiguous_format
-    first = next(_indexed_batches(train, recipe, 0, device))
-    return image_layout(first.inputs, *networks)
-
-
-@contextmanager
-def _laid_out(model: nn.Module, layout: torch.memory_format) -> Generator[None]:
-    """4-D parameters in `layout` while inside, contiguous afterwards."""
-    _set_layout(model, layout)
-    try:
-        yield
-    finally:
-        _set_layout(model, torch.contiguous_format)
-
-
-def _set_layout(model: nn.Module, layout: torch.memory_format) -> None:
-    """Lay out 4-D parameters in place; parameters keep their identity."""
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim == 4:
-                parameter.data = parameter.data.contiguous(memory_format=layout)
 
 
 def _snapshot(model: nn.Module) -> dict[str, Any]:
@@ -387,7 +358,6 @@ def _restore(state: TrainState, model: nn.Module, optimizer: torch.optim.Optimiz
     model.load_state_dict(state.model)
     for name, parameter in model.named_parameters():
         if name in state.momentum:
-            # laid out like the parameter: fused steps want that
             optimizer.state[parameter]["momentum_buffer"] = torch.empty_like(parameter).copy_(
                 state.momentum[name]
             )

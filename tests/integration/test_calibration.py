@@ -142,7 +142,7 @@ def test_answers_do_not_go_with_inputs_that_change() -> None:
     x = torch.cat(inputs())
     masks = cut(network(), inputs(), Magnitude(), sparsity=0.5)
     changing = replace(STEPS, augment=mix)
-    answers = answers_of(network(), x, changing.precision)
+    answers = answers_of(network(), x, changing)
     with pytest.raises(InvalidArgument, match="teacher itself"):
         distil_on_inputs(network(), x, answers, masks, changing, steps=1)
 
@@ -214,6 +214,12 @@ def test_steps_that_diverge_say_so() -> None:
     before = state_of(student)
     with pytest.raises(TrainingError, match="Lower lr"):
         cut(student, inputs(), Magnitude(), sparsity=0.5, recovery=replace(STEPS, lr=1e30, batchnorm="fixed"))
+    assert same(state_of(student), before)
+    last = CalibrationRecovery(
+        steps=1, final_steps=1, lr=1e30, precision="fp32"
+    )  # nothing follows its one step
+    with pytest.raises(TrainingError, match=r"after the steps of stage 1 .* nan\. Lower lr"):
+        cut(student, inputs(), Magnitude(), sparsity=0.5, recovery=last)
     assert same(state_of(student), before)
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from secateur.calibration import CalibrationRecovery
 from secateur.cutting import cut
-from secateur.scores import LayerReconstruction, TeacherFisher
+from secateur.scores import LayerReconstruction, Magnitude, TeacherFisher
 
 
 def test_layers_of_a_network_without_classes_can_be_solved_for() -> None:
@@ -28,6 +28,22 @@ def test_layers_of_a_network_without_classes_can_be_solved_for() -> None:
     )
     assert losses[0][0] == 0
     assert losses[0][2] > 0  # the mean squared difference to the dense network
+
+
+def test_outputs_far_from_0_are_not_rounded_to_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("secateur.recovery._has_fast_bf16", lambda _: True)
+    torch.manual_seed(0)
+    dense = nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 2))
+    with torch.no_grad():
+        dense[2].bias += 1000.0
+    x, errors = torch.randn(256, 4), list[float]()
+    for precision in ("auto", "fp32", "bf16"):
+        student = copy.deepcopy(dense)
+        recovery: Any = CalibrationRecovery(steps=20, final_steps=100, kd="mse", precision=precision)
+        cut(student, [x], Magnitude(), sparsity=0.5, recovery=recovery)
+        with torch.no_grad():
+            errors.append(float(nn.functional.mse_loss(student(x), dense(x))))
+    assert errors[0] == errors[1] < errors[2] / 2
 
 
 def test_steps_bring_outputs_that_are_no_logits_back_to_the_teachers() -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from secateur.errors import ScoreError
 from secateur.kinds import check_kind
-from secateur.losses import data_faults
+from secateur.losses import explained
 from secateur.naming import Batches, Loss, Named
 from secateur.scores.base import AbstractCriterion, ScoreInputs, Solution, SolvingScores, preserving
 from secateur.scores.controls import Inverted, Shuffled
@@ -129,7 +129,7 @@ def score(
         raise ScoreError(f"squared_gradients has nothing for {missing[0]!r}. Give those of every weight.")
     with preserving(model), torch.enable_grad():
         scores = criterion(
-            ScoreInputs(model, targets, batches, _explained(task_loss), values, squared_gradients)
+            ScoreInputs(model, targets, batches, explained(task_loss), values, squared_gradients)
         )
     for name, weight in targets.items():
         got = tuple(scores[name].shape) if name in scores else "nothing"
@@ -144,13 +144,3 @@ def score(
             "Return a score for each of inputs.targets and nothing else."
         )
     return scores
-
-
-def _explained(task_loss: Loss) -> Loss:
-    """A loss that says what is wrong with the labels that it cannot take."""
-
-    def explained(outputs: Tensor, labels: Tensor) -> Tensor:
-        with data_faults(labels):
-            return task_loss(outputs, labels)
-
-    return explained
