@@ -19,7 +19,7 @@ from secateur.cutting import cut
 from secateur.errors import DataError, InvalidArgument, ScoreError
 from secateur.evaluate import evaluate
 from secateur.losses import cosine_loss
-from secateur.scores import Magnitude, Snip, score
+from secateur.scores import AbstractCriterion, Magnitude, Random, Snip, score
 from secateur.train import TrainState, fit
 
 ONCE = replace(PLAIN, epochs=1)
@@ -211,3 +211,19 @@ def test_arguments_of_another_kind_are_told() -> None:
         cut(model, ROW, Magnitude(), sparsity=0.5, recovery=CalibrationRecovery(steps=1))
     with pytest.raises(ScoreError, match=r"of shape \(batch, …\), got \(8,\)"):
         cosine_loss(torch.ones(8), torch.ones(8))
+
+
+@pytest.mark.parametrize("criterion", [Magnitude(), Random(), Snip()])
+def test_complex_weights_are_refused_by_name(criterion: AbstractCriterion) -> None:
+    class Waves(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.waves, self.head = nn.Linear(6, 8, dtype=torch.complex64), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.waves(x.to(torch.complex64)).abs())
+
+    model, batches = Waves(), [(ROW, torch.arange(8) % 3)]
+    with pytest.raises(ScoreError, match=r"is torch\.complex64.*exclude=\('waves\.weight',\)"):
+        cut(model, batches, criterion, sparsity=0.5)
+    assert cut(model, batches, criterion, sparsity=0.5, exclude=("waves.weight",)).n_prune == 12

@@ -92,6 +92,20 @@ def test_synflow_of_a_network_whose_flow_float32_cannot_hold() -> None:
     assert max(float(s.max()) for s in scores.values()) == 1
 
 
+def test_synflow_names_tensors_that_do_not_follow_the_copy_in_float64() -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.cell = nn.GRU(6, 8, batch_first=True)
+            self.head = nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.cell(x, torch.zeros(1, len(x), 8))[0][:, -1])
+
+    with pytest.raises(ScoreError, match=r"Recurrent fails with .* torch\.float64: .* as x\.new_zeros does"):
+        score(Recurrent(), [torch.randn(4, 5, 6)], SynFlow())
+
+
 def test_synflow_refuses_what_it_cannot_do() -> None:
     deep = nn.Sequential(*(nn.Linear(4, 4) for _ in range(12)))
     for layer in deep:

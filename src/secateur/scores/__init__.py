@@ -117,6 +117,11 @@ def score(
     check_kind("criterion", criterion, AbstractCriterion, "Magnitude()")
     targets = select_targets(model, include=include, exclude=exclude)
     values = {name: p.detach() for name, p in targets.items()} if weights is None else weights
+    if complex_ones := [name for name, weight in targets.items() if weight.is_complex()]:
+        raise ScoreError(
+            f"{complex_ones[0]!r} is {targets[complex_ones[0]].dtype}; scores are of real weights. Leave it "
+            f"out: exclude={tuple(complex_ones)!r}."
+        )
     for name, target in targets.items():
         got = tuple(values[name].shape) if name in values else "nothing"
         if got != tuple(target.shape):

@@ -103,10 +103,25 @@ def slots_of(module: nn.Module) -> dict[str, str]:
 
 
 def call_with(module: nn.Module, slots: Mapping[str, str], state: Named, x: Inputs) -> object:
-    """The outputs of `module` for `x`, with `state` in the places of its names (`slots_of`)."""
+    """The outputs of `module` for `x`, with `state` in the places of its names (`slots_of`).
+
+    Raises:
+        ScoreError: if the network makes tensors that do not go with the precision of `state`.
+    """
     placed = {place: state[name] for place, name in slots.items() if name in state}
-    with sdpa_kernel(SDPBackend.MATH):  # the fused attentions have no second derivative
-        return call(lambda *args, **named: functional_call(module, placed, args, named, tie_weights=False), x)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):  # the fused attentions have no second derivative
+            return call(
+                lambda *args, **named: functional_call(module, placed, args, named, tie_weights=False), x
+            )
+    except RuntimeError as error:
+        if "dtype" not in str(error):
+            raise
+        precisions = ", ".join(sorted({str(t.dtype) for t in placed.values() if t.is_floating_point()}))
+        raise ScoreError(
+            f"{type(module).__name__} fails with a copy of its weights in {precisions}: {first_line(error)}. "
+            "Let tensors that its forward makes take their type from its inputs, as x.new_zeros does."
+        ) from error
 
 
 @contextmanager
