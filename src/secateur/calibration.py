@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Literal
@@ -20,7 +20,7 @@ from secateur.inputs import Inputs, filled, tensors_of
 from secateur.layout import arranged, image_layout
 from secateur.losses import KDKind, distillation, logits_for
 from secateur.masks import Masks
-from secateur.modules import modes_kept, to_training, twin
+from secateur.modules import modes_kept, random_state_kept, to_training, twin
 from secateur.naming import Named
 from secateur.recovery import autocast_for
 from secateur.schedules import cosine_with_warmup
@@ -129,7 +129,8 @@ def answers_of(teacher: nn.Module, inputs: Inputs, recipe: CalibrationRecovery |
     """The teacher's outputs for all `inputs`, shape (N, …), float32; computed as in the steps of `recipe`."""
     layout = image_layout(inputs, teacher)
     answers: list[Tensor] = []
-    precision = nullcontext() if recipe is None else autocast_for(recipe, inputs.device)
+    fp32 = torch.autocast(inputs.device.type, enabled=False)
+    precision = fp32 if recipe is None else autocast_for(recipe, inputs.device)
     with modes_kept(teacher), torch.no_grad(), precision:
         teacher.eval()
         for x in inputs.split(_CHUNK):
@@ -263,7 +264,7 @@ def _another_look(look: Augment, inputs: Inputs, generator: torch.Generator) -> 
 @contextmanager
 def _drawn(recipe: CalibrationRecovery, device: torch.device, stage: int) -> Generator[None]:
     """What the networks themselves draw, such as dropout, follows from the recipe's seed inside."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with random_state_kept(device):
         torch.manual_seed(recipe.seed * 1_000_003 + stage)
         yield
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.inputs import Inputs, call, filled, tensors_of
-from secateur.modules import modes_kept, remembered
+from secateur.modules import modes_kept, random_state_kept, remembered
 
 
 def image_layout(inputs: Inputs, *networks: nn.Module) -> torch.memory_format:
@@ -83,21 +83,17 @@ class TrainingLayout:
     def __call__(self, inputs: Inputs) -> Inputs:
         """A batch in the layout."""
         if self._found is None:
-            # what the trial draws is not missing from the training
-            device = inputs.device
-            with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            with random_state_kept(inputs.device):  # what the trial draws is not missing from the training
                 self._found = self._try(inputs)
         return arranged(inputs, self._found)
 
     def _try(self, inputs: Inputs) -> torch.memory_format:
-        if image_layout(inputs, self._model, *self._others) == torch.contiguous_format:
-            return torch.contiguous_format
-        with torch.no_grad():
+        with torch.no_grad():  # a network may take such images, but not such weights: both are tried
             for parameter in _with_own_memory(self._model):
                 self._moved.append((parameter, parameter.data))
                 parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
                 self._lay_out_momentum(parameter, torch.channels_last)
-        found = image_layout(inputs, self._model)  # a network may take such images, but not such weights
+        found = image_layout(inputs, self._model, *self._others)
         if found == torch.contiguous_format:
             self._put_back()
         return found

@@ -76,22 +76,26 @@ def explained(task_loss: Loss) -> Loss:
 
 def _check_classes(outputs: Tensor, labels: Tensor) -> None:
     """Refuse what cross-entropy takes for something else, or not at all."""
-    given = f"outputs of shape {tuple(outputs.shape)}, labels of shape {tuple(labels.shape)} ({labels.dtype})"
     if outputs.ndim < 2 or outputs.shape[1] < 2:
         raise DataError(
-            f"cross-entropy needs outputs of shape (batch, classes, …) with 2 classes or more: {given}. For "
-            "one output pass a task_loss, such as F.binary_cross_entropy_with_logits or F.mse_loss."
+            "cross-entropy needs outputs of shape (batch, classes, …) with 2 classes or more: "
+            f"{_given(outputs, labels)}. For one output pass a task_loss, such as "
+            "F.binary_cross_entropy_with_logits or F.mse_loss."
         )
     if labels.is_floating_point():
         if labels.shape != outputs.shape:
             raise DataError(
-                f"labels must be whole numbers, or a probability for each class: {given}. Convert them with "
-                ".long(), or pass another task_loss."
+                "labels must be whole numbers, or a probability for each class: "
+                f"{_given(outputs, labels)}. Convert them with .long(), or pass another task_loss."
             )
     elif labels.shape != (places := outputs.shape[:1] + outputs.shape[2:]):
         last = outputs.ndim > 2 and labels.shape == outputs.shape[:-1]
         fix = "Classes belong on dimension 1: move them there." if last else "Give each place one label."
-        raise DataError(f"labels must have shape {tuple(places)}: {given}. {fix}")
+        raise DataError(f"labels must have shape {tuple(places)}: {_given(outputs, labels)}. {fix}")
+
+
+def _given(outputs: Tensor, labels: Tensor) -> str:
+    return f"outputs of shape {tuple(outputs.shape)}, labels of shape {tuple(labels.shape)} ({labels.dtype})"
 
 
 def check_outputs(student: Tensor, teacher: Tensor) -> None:

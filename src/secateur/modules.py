@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Generator, Iterable
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from itertools import chain
 
 import torch
@@ -40,6 +40,11 @@ def modes_kept(model: nn.Module) -> Generator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+def random_state_kept(device: torch.device) -> AbstractContextManager[None]:
+    """What is drawn inside, on the CPU or on `device`, is not missing from the caller's random numbers."""
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
 def to_training(model: nn.Module) -> None:

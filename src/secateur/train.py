@@ -21,7 +21,7 @@ from secateur.evaluate import Metrics, evaluate
 from secateur.layout import TrainingLayout
 from secateur.losses import data_faults, distillation, explained, logits_for
 from secateur.masks import Masks
-from secateur.modules import device_of, modes_kept, share_weights, to_training
+from secateur.modules import device_of, modes_kept, random_state_kept, share_weights, to_training
 from secateur.naming import Batches, IndexedBatch, IndexedLoader, Loss, length_of, split_batches
 from secateur.recovery import Recovery, autocast_for, learning_rate
 from secateur.steps import Execution, LossOf, StepInputs, Steps, make_steps, resolve_execution
@@ -198,7 +198,7 @@ def _mixed_loss(
 @contextmanager
 def _seeded(device: torch.device, seed: int, epoch: int) -> Generator[None]:
     """Random numbers that depend on `seed` and `epoch` alone; the caller's random state comes back."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with random_state_kept(device):
         # SeedSequence mixes the pair, so that seed 0 in epoch 1 is not seed 1 in epoch 0.
         torch.manual_seed(int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0]))
         yield
