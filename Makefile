@@ -24,7 +24,7 @@ demo: $(VENV)/ready
 
 # a file of tests for each core at a time, in their order: the slow ones do not come last
 test: $(VENV)/ready
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder --max-worker-restart 1
 
 lint: $(VENV)/ready
 	$(BIN)/ruff check .

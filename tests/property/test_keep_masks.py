@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import shutil
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -215,26 +214,3 @@ def test_a_model_compiled_to_native_code_keeps_masks() -> None:
         for batch in vectors(STEPS):
             step(compiled, optimizer, batch)
             assert_kept(model, masks)
-
-
-@pytest.mark.parametrize("as_view", [False, True])
-def test_a_distributed_model_keeps_masks(as_view: bool) -> None:
-    if not (torch.distributed.is_available() and torch.distributed.is_gloo_available()):
-        pytest.skip("torch was built without gloo")
-    torch.distributed.init_process_group(
-        "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1, timeout=timedelta(seconds=60)
-    )
-    try:
-        model = make_mlp()
-        wrapped = nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=as_view)
-        optimizer = build("SGD nesterov", wrapped, weight_decay=0.1)
-        masks = masks_for(model)
-        before = copy.deepcopy(model.state_dict())
-        with keep_masks(wrapped, optimizer, masks):
-            for batch in vectors(STEPS):
-                step(wrapped, optimizer, batch)
-                assert_kept(model, masks)
-                assert_state_is_zero(model, optimizer, masks)
-        assert_trained(model, before, masks)
-    finally:
-        torch.distributed.destroy_process_group()
