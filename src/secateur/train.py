@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -120,6 +121,9 @@ def fit(
     state = TrainState() if state is None else state
     device = device_of(model)
     autocast = autocast_for(recipe, device)
+    if validation is not None:
+        with random_state_kept(device), autocast:
+            evaluate(model, list(islice(validation, 1)))  # what cannot be evaluated is told before an epoch
 
     with ExitStack() as stack:
         stack.enter_context(modes_kept(model))

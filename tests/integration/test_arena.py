@@ -19,6 +19,7 @@ from secateur.data import ImageLoader
 from secateur.errors import DataError, InvalidArgument, RunError
 from secateur.models import build_model
 from secateur.progress import Watcher
+from secateur.recovery import Recovery
 from secateur.runs import RunFolder
 from secateur.scores import CRITERIA
 from secateur.strategies import STRATEGIES
@@ -282,6 +283,10 @@ def test_mistakes_in_a_suite_are_named(tmp_path: Path) -> None:
     shuffled = "\n  shuffled: {of: teacher-guided, criterion: teacher-guided, control: shuffled}\n"
     with pytest.raises(InvalidArgument, match="'shuffled' is a control of 'teacher-guided', which is not"):
         narrowed(suite_of(SMALL.rstrip() + shuffled, tmp_path), methods=["magnitude", "shuffled"])
+    unguided = Method(criterion="magnitude", kd_weight=0.0, kd="reverse", temperature=2.0)
+    with pytest.raises(InvalidArgument, match=r"without the teacher .* sets kd and temperature"):
+        Suite(methods={"plain": unguided})
+    assert recovery_of(Suite(), Method(kd="ca-kld", beta=0.2)) == Recovery(kd="ca-kld", beta=0.2)
 
 
 def test_a_two_by_two_is_of_methods_of_the_suite(tmp_path: Path) -> None:

@@ -320,6 +320,15 @@ def test_what_cannot_be_trained_is_refused(
     assert hooks_of(model) == {}
 
 
+def test_what_cannot_be_evaluated_is_told_before_an_epoch() -> None:
+    model, seen = make_mlp(), []
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(DataError, match="needs labels"):
+        next(fit(model, vectors(), PLAIN, validation=without_labels(), on_step=lambda: seen.append(1)))
+    assert not seen
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
 FOREIGN = (torch.tensor([[1], [7]]), torch.zeros(2, dtype=torch.int64))
 
 

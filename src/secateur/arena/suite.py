@@ -19,7 +19,9 @@ from secateur.recovery import Recovery
 from secateur.values import from_mapping, plain, unknown, without_defaults
 
 _CELL_VERSION = 1
-_OF_RECOVERY = ("kd_weight", "kd", "standardize", "temperature", "lr", "epochs")
+_OF_TEACHER = ("kd", "beta", "standardize", "temperature")
+"""What a method may have otherwise than the suite's recovery, and only a recovery with a teacher reads."""
+_OF_RECOVERY = ("kd_weight", *_OF_TEACHER, "lr", "epochs")
 """What a method may have otherwise than the suite's recovery."""
 
 
@@ -60,6 +62,8 @@ class Method:
     """Weight of the teacher in the recovery where it differs from the suite's."""
     kd: KDKind | None = None
     """Distance from the teacher in the recovery where it is not the suite's."""
+    beta: float | None = None
+    """Weight of the reverse divergence in ca-kld where it differs from the suite's."""
     standardize: bool | None = None
     """Whether the recovery standardises logits where it is not as in the suite."""
     temperature: float | None = None
@@ -134,7 +138,7 @@ class Suite:
                     f"methods {same!r} and {key!r} do the same, and would fill the same places of the grid. "
                     "Remove one of them."
                 )
-            recovery_of(self, method)  # raises for what does not go together
+            self._check_recovery(key, method)
             extra = set(method.sparsities or ()) - set(self.sparsities)
             if extra:
                 raise InvalidArgument(
@@ -146,6 +150,16 @@ class Suite:
                     f"choose it too, or correct its name: {', '.join(self.methods)}."
                 )
         self._check_square()
+
+    def _check_recovery(self, key: str, method: Method) -> None:
+        """Refuse options of the recovery that do not go together, or that nothing would read."""
+        recovery = recovery_of(self, method)
+        unread = [name for name in _OF_TEACHER if getattr(method, name) is not None]
+        if unread and recovery is not None and recovery.kd_weight == 0:
+            raise InvalidArgument(
+                f"method {key!r} recovers without the teacher (kd_weight=0), and sets "
+                f"{' and '.join(unread)}, which only a recovery with one reads. Drop the one or the other."
+            )
 
     def _check_square(self) -> None:
         square = self.two_by_two
