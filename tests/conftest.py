@@ -1,5 +1,7 @@
 """What every test starts from: one thread, one seed, small networks."""
 
+import os
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -7,6 +9,7 @@ from torch import nn
 
 from helpers import SharedNet, make_cnn, make_mlp
 
+os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"  # more are processes, which outlive the test that compiles
 torch.set_num_threads(1)
 settings.register_profile(
     "secateur", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
