@@ -278,7 +278,7 @@ def arena(path: Path) -> str:
 
 
 def headline() -> str:
-    """Every method of the suite with recovery, but its controls: test accuracy at the sparsities run."""
+    """The methods that compete in the suite with recovery: test accuracy at the sparsities run."""
     path = RESULTS / f"arena_{paper.TRAINED}.json"
     if not path.is_file():
         return paper.missing(paper.TRAINED)
@@ -287,7 +287,7 @@ def headline() -> str:
     rows: list[list[str]] = []
     for key, method in result["suite"]["methods"].items():
         found = paper.cells_of(result, key, "recovered")
-        if found and method.get("family") != "control":
+        if found and method.get("family") not in ("ablation", "control"):
             spreads = [spread([100 * a for a in found.get(z, {}).values()]) for z in zeros]
             rows.append([(method.get("label") or key).replace("|", "\\|"), *spreads])
     dense = f"{percent(result['cells'][0]['accuracy']['dense'])} dense"
