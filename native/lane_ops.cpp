@@ -134,6 +134,7 @@ bool LaneBuilder::by_channels(const LaneLayout& output) const {
 }
 
 bool LaneBuilder::build(const Op& op) {
+  if (op.exact && session_.table_.number_bytes < 4) return false;
   switch (op.kind) {
     case OpKind::conv: return conv(op);
     case OpKind::linear: return linear(op);

@@ -371,6 +371,7 @@ Program read_program(std::string_view text, std::map<std::string, Weight> weight
   for (const Json& op : ops) program.ops.push_back(read_op(op, program));
   check_order(program);
   check_types(program);
+  if (program.half) mark_exact(program);
   return program;
 }
 

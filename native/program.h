@@ -87,7 +87,8 @@ struct Op {
   std::vector<std::pair<int64_t, int64_t>> margins;  // of pad
   int64_t dim = 0, start = 0, stop = 0, step = 1, n_dims = 0;
   double low = 0, high = 0, epsilon = 0, number = 0, factor = 1;
-  bool flag = false;  // keep, count_padding, causal; of convert: to i64
+  bool flag = false;   // keep, count_padding, causal; of convert: to i64
+  bool exact = false;  // not done in halves, see exact.cpp
 
   std::string where() const;                                         // for messages: kind and name
   KernelChoice kernel_for(int64_t batch, KernelChoice usual) const;  // the latter if none is named
@@ -108,6 +109,9 @@ struct Program {
 
 // The program of a JSON text. `weights` must have exactly the names and shapes it lists.
 Program read_program(std::string_view text, std::map<std::string, Weight> weights);
+
+// Marks in a program of halves what must not be done in them.
+void mark_exact(Program& program);
 
 // For each value, the operation that reads it last, counted from 1; one more than there are for an output.
 std::vector<size_t> last_readers(const Program& program);

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from secateur.checkpoint import load_sparse
 from secateur.config import RunConfig, load_config
@@ -17,13 +19,15 @@ from secateur.data import load_data
 from secateur.errors import CheckpointError, RunError
 from secateur.files import read_json
 from secateur.inputs import Inputs, call
-from secateur.losses import logits_for
+from secateur.losses import logits_of
 from secateur.models import build_model
 from secateur.modules import without_shape
 from secateur.naming import Batches, split_batches
 from secateur.runtime import Engine, Plan
 from secateur.runtime import compile as compile_model
 from secateur.runtime.bench import Network
+
+_STUDENT = "student.safetensors"
 
 
 @dataclass(frozen=True)
@@ -119,7 +123,7 @@ def load_student(folder: Path) -> tuple[nn.Module, tuple[int, ...]]:
     if shape and without_shape(student) is not None:
         with torch.no_grad():
             student(torch.zeros(1, *shape))
-    checkpoint = folder / "student.safetensors"
+    checkpoint = folder / _STUDENT
     if not checkpoint.is_file():
         raise CheckpointError(f"there is no checkpoint {str(checkpoint)!r}; was the run stopped?")
     load_sparse(checkpoint, into=student)
@@ -127,7 +131,10 @@ def load_student(folder: Path) -> tuple[nn.Module, tuple[int, ...]]:
 
 
 def network_of_run(folder: Path) -> Network:
-    """The student of a run for the benchmark of the engine, under the name of its folder.
+    """The student of a run for the benchmark of the engine.
+
+    Its name is that of the folder and the first digits of its checkpoint's digest, for other runs may lie in
+    folders of that name, and another student in this one tomorrow.
 
     Args:
         folder: Of a finished run.
@@ -141,9 +148,9 @@ def network_of_run(folder: Path) -> Network:
             f"the student of {str(folder)!r} takes several inputs, which this benchmark cannot make."
         )
     sparsity = read_json(folder / "result.json")["sparsity"]["asked"]
-    return Network(
-        f"run-{folder.name}", sparsity, "pruned", lambda batch: (student, torch.zeros(batch, *shape))
-    )
+    digest = hashlib.sha256((folder / _STUDENT).read_bytes()).hexdigest()[:6]
+    name = f"run-{folder.resolve().name}-{digest}"
+    return Network(name, sparsity, "pruned", lambda batch: (student, torch.zeros(batch, *shape)))
 
 
 def test_batches(folder: Path, data_dir: str | None) -> Batches:
@@ -163,6 +170,12 @@ def test_batches(folder: Path, data_dir: str | None) -> Batches:
     return load_data(options, seed=setup.seed).test
 
 
+def _place_of_logits(answer: object) -> int:
+    """Which of the tensors that a model returned are its logits; a plan gives them all, in the same order."""
+    logits = answer if isinstance(answer, Tensor) else getattr(answer, "logits", None)
+    return next(i for i, tensor in enumerate(tree_leaves(answer)) if tensor is logits)
+
+
 def compare(deployed: Deployed, engine: Engine, batches: Batches) -> Agreement:
     """Run labelled batches through torch and through the engine.
 
@@ -174,9 +187,10 @@ def compare(deployed: Deployed, engine: Engine, batches: Batches) -> Agreement:
     expected, found, labels = [], [], []
     with torch.no_grad():
         for x, y in split_batches(batches, torch.device("cpu")):
-            expected.append(logits_for(deployed.student, x).numpy())
+            answer = call(deployed.student, x)
+            expected.append(logits_of(answer).numpy())
             outputs = call(engine, x)
-            found.append(outputs[0] if isinstance(outputs, tuple) else outputs)
+            found.append(outputs[_place_of_logits(answer)] if isinstance(outputs, tuple) else outputs)
             labels.append(np.asarray(y))
     a, b, truth = (np.concatenate(rows) for rows in (expected, found, labels))
     differing = np.flatnonzero(a.argmax(1) != b.argmax(1))

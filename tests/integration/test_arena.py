@@ -136,7 +136,7 @@ def test_a_cell_that_scores_nothing_anew_has_the_seconds_of_the_scores(
 ) -> None:
     suite, folder = finished
     suite = replace(suite, recovery=None)
-    bench = Bench(suite, Networks.prepare(suite, 0, folder.networks(0), "cpu", Watcher()))
+    bench = Bench(suite, Networks.prepare(suite, 0, folder.networks(suite, 0), "cpu", Watcher()))
     first, second = (cell for cell in plan(suite) if cell.method == "magnitude")
     bench.run(first, RunFolder(tmp_path))
     assert bench._scored is not None
@@ -342,7 +342,7 @@ def test_several_processes_fill_one_folder(tmp_path: Path) -> None:
 
 def test_a_method_may_calibrate_on_all_training_images(finished: tuple[Suite, SuiteFolder]) -> None:
     suite, folder = finished
-    networks = Networks.prepare(suite, 0, folder.networks(0), "cpu", Watcher())
+    networks = Networks.prepare(suite, 0, folder.networks(suite, 0), "cpu", Watcher())
     train = networks.data.train
     assert isinstance(train, ImageLoader)
     batches = calibration_of(networks.data, Method(calibrate_on="train"))

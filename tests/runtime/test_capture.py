@@ -325,13 +325,13 @@ def test_an_example_that_the_model_does_not_take_is_told_apart() -> None:
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        (lambda _, x: x @ x.t(), r"value 2 cannot have the shape \[-1, -1\]"),
-        (lambda _, x: x[:, :0], r"value 1 cannot have the shape \[1, 0\]"),
-        (lambda _, x: torch.cdist(x[:, None], x[:, None] + 1, p=torch.inf), "JSON"),
+        (lambda _, x: x @ x.t(), r"aten\.matmul\.default.*it returns the shape \[-1, -1\]"),
+        (lambda _, x: x[:, :0], r"this model: .*value 1 cannot have the shape \[1, 0\]"),
+        (lambda _, x: torch.cdist(x[:, None], x[:, None] + 1, p=torch.inf), r"aten\._?cdist.*argument inf"),
     ],
 )
 def test_what_no_file_could_hold_is_refused_at_once(function: Callable[..., Tensor], message: str) -> None:
-    with pytest.raises(CompileError, match=f"a plan cannot hold this model: .*{message}"):
+    with pytest.raises(CompileError, match=f"a plan cannot hold {message}"):
         compile_model(With(function), X, fallback="torch")
 
 

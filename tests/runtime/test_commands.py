@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from secateur.checkpoint import save_sparse
 from secateur.cli import main
-from secateur.deploy import network_of_run
+from secateur.deploy import load_student, network_of_run
 from secateur.errors import InvalidArgument
 from secateur.runtime import Plan, load, read_plan
 from secateur.runtime.bench import Grid, cells_of, run_grid
@@ -86,6 +89,8 @@ def test_time_for_programs(plan_file: Path, capsys: pytest.CaptureFixture[str]) 
         (["time", "PLAN", "--batch", "0"], 2, "--batch must be at least 1"),
         (["time", "PLAN", "--threads", "0"], 2, "threads must be at least 1, got 0"),
         (["time", "nothing.plan"], 1, "cannot read 'nothing.plan'"),
+        (["time", "RUN"], 1, "is a folder, not a plan."),
+        (["time", "."], 1, "'.' is a folder, not a plan. Make a plan first: secateur compile ."),
         (["compile", "nowhere"], 1, "'nowhere' holds no result.json"),
         (["compile", "RUN", "--batch", "1,x"], 2, "--batch takes whole numbers"),
         (["bench", "runtime", "--models", "resnet9000"], 2, "unknown model 'resnet9000'; known are resnet20"),
@@ -142,7 +147,7 @@ def test_the_benchmark_takes_the_students_of_runs(run_folder: Path, tmp_path: Pa
     random, student = run_grid(grid, tmp_path, pruned_networks=networks, also=[time_it])
     assert [(random["model"], random["masks"]), (student["model"], student["masks"])] == [
         ("resnet20", "random"),
-        ("run-digits", "pruned"),
+        (networks[0].name, "pruned"),
     ]
     assert (student["batch"], student["sparsity"]) == (2, 0.9)
     assert seen == [random["n_nonzero"], student["n_nonzero"]]
@@ -156,7 +161,16 @@ def test_the_command_takes_the_students_of_runs(
     command += ["--runs", str(run_folder), "--seconds", "0.01", "--threads", "1", "--json"]
     assert main(command) == 0
     [row] = json.loads(capsys.readouterr().out)
-    assert (row["model"], row["masks"]) == ("run-digits", "pruned")
+    assert re.fullmatch(r"run-digits-[0-9a-f]{6}", row["model"])
+    assert row["masks"] == "pruned"
+    other = tmp_path / "elsewhere" / "digits"
+    shutil.copytree(run_folder, other)
+    assert network_of_run(other).name == row["model"]
+    student, _ = load_student(other)
+    for parameter in student.parameters():
+        parameter.data.neg_()
+    save_sparse(student, other / "student.safetensors")
+    assert network_of_run(other).name != row["model"]  # else it would be taken for the one that was measured
 
 
 def test_the_grid_has_every_cell_once() -> None:

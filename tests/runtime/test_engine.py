@@ -295,3 +295,16 @@ def test_outputs_share_no_memory_with_inputs_and_weights() -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match=r"cannot read '.*none.plan': No such file"):
         sc.runtime.load(tmp_path / "none.plan")
+
+
+def test_a_plan_stays_as_its_model_was() -> None:
+    """Of a model that is trained further, neither its sparse weights nor its dense ones are the plan's."""
+    model = nn.Sequential(nn.Linear(64, 8), nn.Linear(8, 4)).eval()
+    model[0].weight.data[:, 8:] = 0
+    x = torch.randn(2, 64)
+    plan = sc.runtime.compile(model, x, threads=1)
+    before = Engine(plan, threads=1)(x.numpy())
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(3)
+    np.testing.assert_array_equal(Engine(plan, threads=1)(x.numpy()), before)

@@ -242,3 +242,13 @@ def test_conditions_and_whole_numbers_pass_through_torch(function: Callable[...,
 )
 def test_conditions_that_torch_takes_apart(function: Callable[..., Tensor]) -> None:
     agrees(function, X)
+
+
+def test_a_mask_holds_where_it_is_not_zero() -> None:
+    """Bytes of an image as a mask are 255, and may come as floats."""
+    mask = torch.tensor([[True, False, True]])
+    engine = Engine(compile_model(Function(lambda m: (m.sum(1), ~m)), mask, threads=1), threads=1)
+    for given in (mask.numpy(), np.array([[255.0, 0.0, -1e-30]], np.float32)):
+        count, others = engine(given)
+        assert count.tolist() == [2]
+        assert others.tolist() == [[0, 1, 0]]

@@ -165,3 +165,11 @@ def test_long_sums_are_exact(name: str) -> None:
     found, _ = found_and_expected(LONG[name], x)
     exact = LONG[name](x.double())
     np.testing.assert_allclose(found, exact.numpy(), rtol=1e-5)
+
+
+def test_logarithms_of_powers_are_whole() -> None:
+    powers = torch.tensor([[b**k for b in (2.0, 10.0) for k in range(-30, 31)]])
+    found, expected = found_and_expected(
+        lambda x: torch.stack([x.log2().floor(), x.log10().floor()], 1), powers
+    )
+    np.testing.assert_array_equal(found, expected)

@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from runtime.models import outputs_of
@@ -63,3 +64,65 @@ def test_compiling_for_arithmetic_in_fp16_alone(engine: str, monkeypatch: pytest
     branch = Function(lambda x: x * 2 if x.shape[0] == 1 else x)
     with pytest.raises(CompileError, match=r"with a batch of 1.* by 0\.5 .* at most 0\.2"):
         compile_model(branch, torch.randn(2, 6), precision="fp16", threads=1)
+
+
+class Places(nn.Module):
+    """Where the largest stands, found by comparing with it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        p = (30 * self.conv(x)).softmax(1)
+        rows = p.mean((2, 3)).softmax(1)
+        peaks = p == F.max_pool2d(p, 3, 1, 1)
+        return rows.argmax(1), rows.topk(2, 1).indices, rows.min(1).indices, peaks.float().sum((1, 2, 3))
+
+
+def test_a_largest_number_is_found_again_in_half_precision() -> None:
+    model, x = Places().eval(), torch.randn(4, 3, 12, 12)
+    found = Engine(compile_model(model, x, precision="fp16", threads=1), threads=1)(x.numpy())
+    assert isinstance(found, tuple)
+    *places, peaks = outputs_of(model, [x])
+    for a, b in zip(found, places, strict=False):
+        np.testing.assert_array_equal(a, b)
+    assert peaks.min() > 50
+    np.testing.assert_allclose(found[-1], peaks, rtol=0.05)  # of two that are nearly equal, either may be one
+
+
+def response(x: torch.Tensor) -> torch.Tensor:
+    """Global response normalisation."""
+    size = torch.norm(x, p=2, dim=(2, 3), keepdim=True)
+    return x * (size / (size.mean(1, keepdim=True) + 1e-6))
+
+
+SQUARES = {
+    "RMSNorm": nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.RMSNorm(8)),
+    "normalize": Function(lambda x: F.normalize(x, eps=1e-30)),
+    "response": Function(response),
+    "LocalResponseNorm": nn.LocalResponseNorm(3, k=0.0, alpha=3.0, beta=0.5),
+    "by hand": Function(lambda x: x * torch.rsqrt(x.pow(2).mean(1, keepdim=True))),
+    "deviation": Function(
+        lambda x: ((x - x.mean((2, 3), keepdim=True)) ** 2).mean((2, 3)).sqrt() / x.std((2, 3))
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SQUARES)
+def test_squares_beyond_the_range_of_half_precision(name: str) -> None:
+    conv = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+    conv.weight.data.div_(4)
+    model, images = nn.Sequential(conv, SQUARES[name]).eval(), torch.randn(2, 3, 16, 16)
+    engine = Engine(compile_model(model, images, precision="fp16", threads=1), threads=1)
+    for x in (3000 * images, images / 1000):
+        [expected] = outputs_of(model, [x])
+        assert np.abs(engine(x.numpy()) - expected).max() < 0.02 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_tables_of_whole_numbers_are_exact(precision: Literal["fp16", "bf16"]) -> None:
+    table = torch.arange(5000).flip(0)
+    model, places = Function(lambda i: table[i]), torch.arange(5000)[None]
+    found = Engine(compile_model(model, places, precision=precision, threads=1), threads=1)(places.numpy())
+    np.testing.assert_array_equal(found, table.numpy()[None])

@@ -13,8 +13,9 @@ from torch import nn
 
 from secateur import provenance
 from secateur.allocate import SCOPES
+from secateur.arena.cells import Cell
 from secateur.arena.networks import Networks, training_images
-from secateur.arena.suite import Cell, Method, Suite, recovery_of
+from secateur.arena.suite import Method, Suite, recovery_of
 from secateur.building import build, build_criterion_from, build_scope_from, class_of, wants_teacher
 from secateur.cutting import moves_weights
 from secateur.data import Data

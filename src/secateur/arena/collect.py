@@ -7,8 +7,9 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from secateur.arena.cells import Cell, plan
 from secateur.arena.folder import SuiteFolder
-from secateur.arena.suite import Cell, Suite, plan
+from secateur.arena.suite import Suite
 from secateur.diagnostics import mask_overlap
 from secateur.errors import RunError
 from secateur.files import atomic_write, read_json, write_json
@@ -104,8 +105,9 @@ def _cells_of(source: Path) -> dict[str, dict[str, Any]]:
     """Finished cells of a folder or a collected file, by id."""
     if (source / "suite.yaml").is_file():
         contents = [read_json(path) for path in sorted((source / "cells").glob("*.json"))]
-    elif source.is_file():
-        contents = read_json(source).get("cells", [])
     else:
+        collected = read_json(source) if source.is_file() else {}
+        contents = collected.get("cells", []) if collected.get("format") == "secateur-suite" else [{}]
+    if not all("id" in content for content in contents):
         raise RunError(f"{str(source)!r} is neither the folder of a suite nor a collected suite.json.")
     return {content["id"]: content for content in contents}

@@ -14,7 +14,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from secateur.arena.suite import Cell, Suite
+from secateur.arena.cells import Cell, networks_digest
+from secateur.arena.suite import Suite
 from secateur.config import dump_config
 from secateur.errors import RunError
 from secateur.files import atomic_write, locked, read_json, write_json
@@ -31,7 +32,7 @@ class SuiteFolder:
         suite.yaml            the resolved suite
         cells/<id>.json       one file a finished cell
         masks/<id>.safetensors   its masks
-        networks/seed-<n>/    networks that were trained here
+        networks/seed-<n>-<digest>/  networks that were trained here
         work/<id>/            a cell in progress, to resume from
         suite.json, report.html  everything collected
 
@@ -49,6 +50,8 @@ class SuiteFolder:
             RunError: if the folder cannot be written, or holds something else.
         """
         folder = cls(Path(path))
+        if (folder.path / "config.yaml").exists():
+            raise RunError(f"{str(path)!r} is the folder of a run of `secateur prune`. Choose another --out.")
         try:
             for name in ("cells", "masks", "networks", "work", "locks"):
                 (folder.path / name).mkdir(parents=True, exist_ok=True)
@@ -111,9 +114,9 @@ class SuiteFolder:
         """Where a cell in progress keeps its trainings."""
         return RunFolder(self.path / "work" / cell.id)
 
-    def networks(self, seed: int) -> RunFolder:
-        """Where networks trained for `seed` are kept."""
-        return RunFolder(self.path / "networks" / f"seed-{seed}")
+    def networks(self, suite: Suite, seed: int) -> RunFolder:
+        """Where networks that `suite` trains for `seed` are kept, apart from those of another recipe."""
+        return RunFolder(self.path / "networks" / f"seed-{seed}-{networks_digest(suite)}")
 
     def claimed(self, name: str, *, wait: bool = False) -> AbstractContextManager[bool]:
         """Hold `name` against other processes; False if another one holds it. Freed when a process dies."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
+import threading
 import time
 from typing import Any
 
@@ -13,9 +14,10 @@ from rich.console import Console
 from torch import nn
 
 from secateur.arena.cell import Bench, build_method
+from secateur.arena.cells import Cell, plan
 from secateur.arena.folder import SuiteFolder
 from secateur.arena.networks import Networks
-from secateur.arena.suite import Cell, Suite, plan
+from secateur.arena.suite import Suite
 from secateur.errors import InvalidArgument, RunError, SecateurError
 from secateur.progress import Watcher
 
@@ -114,25 +116,42 @@ def _cells_of(suite: Suite, shard: tuple[int, int]) -> list[Cell]:
     first, step = shard
     if not 1 <= first <= step:
         raise InvalidArgument(f"a shard is I/N with 1 ≤ I ≤ N, got {first}/{step}.")
-    return plan(suite)[first - 1 :: step]
+    cells = plan(suite)
+    if not cells:
+        raise InvalidArgument(
+            f"suite {suite.name!r} has no cell: there must be methods, sparsities and seeds, and each method "
+            "must have one of the sparsities chosen."
+        )
+    return cells[first - 1 :: step]
 
 
 def _work(suite: Suite, folder: SuiteFolder, device: str, shard: tuple[int, int], n_threads: int) -> None:
-    """One of several processes."""
+    """One of several processes, which ends with the one that began it."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(n_threads)
-    watcher = Watcher(Console(stderr=True))
+    watcher = Watcher(Console(stderr=True, soft_wrap=True))
     try:
         run_suite(suite, folder, device=device, shard=shard, watcher=watcher)
     except SecateurError as error:
         watcher.say(f"error: {error}")
         sys.exit(1)
+    except KeyboardInterrupt:  # which the parent has too, and tells
+        sys.exit(1)
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed cannot end its workers; finished cells stay, and the others are resumed."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _networks(suite: Suite, seed: int, folder: SuiteFolder, device: str, watcher: Watcher) -> Networks:
     """Networks for a seed; one process trains them, the others wait and load what it kept."""
-    place = folder.networks(seed)
+    place = folder.networks(suite, seed)
     place.path.mkdir(parents=True, exist_ok=True)
-    with folder.claimed(f"networks-{seed}", wait=True):
+    with folder.claimed(f"networks-{place.path.name}", wait=True):
         return Networks.prepare(suite, seed, place, device, watcher)
 
 

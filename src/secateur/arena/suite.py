@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -18,7 +17,6 @@ from secateur.losses import KDKind
 from secateur.recovery import Recovery
 from secateur.values import from_mapping, plain, unknown, without_defaults
 
-_CELL_VERSION = 1
 _OF_TEACHER = ("kd", "beta", "standardize", "temperature")
 """What a method may have otherwise than the suite's recovery, and only a recovery with a teacher reads."""
 _OF_RECOVERY = ("kd_weight", *_OF_TEACHER, "lr", "epochs")
@@ -123,8 +121,11 @@ class Suite:
     def __post_init__(self) -> None:
         for sparsity in self.sparsities:
             check_fraction("sparsity", sparsity, below_one=True)
+        for name, values in (("sparsities", self.sparsities), ("seeds", self.seeds)):
+            if len(set(values)) < len(values):
+                raise InvalidArgument(f"{name} must differ from each other, got {plain(values)}.")
         labelled: dict[str, str] = {}
-        computed: dict[str, str] = {}
+        deciding: dict[str, str] = {}
         for key, method in self.methods.items():
             other = labelled.setdefault(method.label or key, key)
             if other != key:
@@ -132,7 +133,7 @@ class Suite:
                     f"methods {other!r} and {key!r} have the same label, {method.label or key!r}; "
                     "tables and figures could not tell them apart. Give each its own."
                 )
-            same = computed.setdefault(json.dumps(_computed(method), sort_keys=True), key)
+            same = deciding.setdefault(json.dumps(computed(method), sort_keys=True), key)
             if same != key:
                 raise InvalidArgument(
                     f"methods {same!r} and {key!r} do the same, and would fill the same places of the grid. "
@@ -176,23 +177,6 @@ class Suite:
                     f"two_by_two names {key!r}, which is not among the methods; "
                     f"correct its name: {', '.join(self.methods)}."
                 )
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One point of the grid.
-
-    Attributes:
-        method: Key of the method.
-        sparsity: Fraction of the prunable weights to remove.
-        seed: Of everything random.
-        id: Twelve hex digits that follow from all that decides the result.
-    """
-
-    method: str
-    sparsity: float
-    seed: int
-    id: str
 
 
 def suite_names() -> list[str]:
@@ -250,7 +234,7 @@ def narrowed(
     Without one of its four methods there is no two by two.
 
     Raises:
-        InvalidArgument: if the suite has no such method.
+        InvalidArgument: if the suite has no such method, sparsity or seed.
     """
     for key in methods:
         if key not in suite.methods:
@@ -260,6 +244,12 @@ def narrowed(
     for key, method in kept.items():
         if method.sparsities is not None:
             kept[key] = replace(method, sparsities=tuple(s for s in method.sparsities if s in wanted))
+    for what, asked, has in (("sparsity", sparsities, suite.sparsities), ("seed", seeds, suite.seeds)):
+        if extra := sorted(set(asked) - set(has)):
+            raise InvalidArgument(
+                f"suite {suite.name!r} has no {what} {', '.join(map(str, extra))}; it has "
+                f"{', '.join(map(str, has))}. A suite of your own may extend it and have others."
+            )
     whole = all(key in kept for row in suite.two_by_two or () for key in row)
     return replace(
         suite,
@@ -270,21 +260,6 @@ def narrowed(
     )
 
 
-def plan(suite: Suite) -> list[Cell]:
-    """All cells of a suite: seed by seed, method by method, so that scores can be used again.
-
-    Raises:
-        InvalidArgument: if a weights file cannot be read.
-    """
-    shared = _shared(suite)
-    return [
-        Cell(key, sparsity, seed, _digest(shared, method, sparsity, seed))
-        for seed in suite.seeds
-        for key, method in suite.methods.items()
-        for sparsity in (suite.sparsities if method.sparsities is None else method.sparsities)
-    ]
-
-
 def recovery_of(suite: Suite, method: Method) -> Recovery | None:
     """How a method is trained: the suite's recovery with the method's own changes."""
     if suite.recovery is None:
@@ -293,47 +268,7 @@ def recovery_of(suite: Suite, method: Method) -> Recovery | None:
     return replace(suite.recovery, **{key: value for key, value in own.items() if value is not None})
 
 
-def _shared(suite: Suite) -> dict[str, Any]:
-    """What every cell of a suite depends on; where data and weights lie is no part of it."""
-    bare = replace(
-        suite,
-        name="",
-        description="",
-        dataset=replace(suite.dataset, data_dir=None),
-        sparsities=(),
-        seeds=(),
-        methods={},
-        two_by_two=None,
-        **{role: path and _file_digest(path) for role, path in _weights(suite).items()},
-    )
-    # Defaults are left out, so that an option added later does not orphan the cells of today.
-    return without_defaults(bare, Suite())
-
-
-def _weights(suite: Suite) -> dict[str, str | None]:
-    return {"student_weights": suite.student_weights, "teacher_weights": suite.teacher_weights}
-
-
-def _computed(method: Method) -> dict[str, Any]:
+def computed(method: Method) -> dict[str, Any]:
     """What of a method decides a result, and not only how and where it is shown."""
     bare = replace(method, label="", family="one-shot", sparsities=None, of=None, expect=None, shows=None)
     return without_defaults(bare, Method())
-
-
-def _digest(shared: dict[str, Any], method: Method, sparsity: float, seed: int) -> str:
-    content = {
-        "version": _CELL_VERSION,
-        **shared,
-        "method": _computed(method),
-        "sparsity": sparsity,
-        "seed": seed,
-    }
-    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(canonical.encode()).hexdigest()[:12]
-
-
-def _file_digest(path: str) -> str:
-    try:
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    except OSError as error:
-        raise InvalidArgument(f"cannot read the weights {path!r}: {error}") from error

@@ -61,25 +61,32 @@ class BenchAccuracy:
     """Processes that work on the grid at once."""
     shard: str = "1/1"
     """I/N: take every N-th cell beginning with the I-th, for the I-th of N machines."""
-    merge: tuple[Path, ...] = ()
+    merge: tuple[Path, ...] | None = None
     """Folders or collected suite.json files to take finished cells from; nothing is run then."""
     json: bool = False
-    """Print the content of suite.json and nothing else."""
+    """Print the content of suite.json and nothing else; with --list, names and descriptions."""
 
     def run(self) -> int:
         """Run what is missing, collect, and print the table."""
         if self.list:
-            names = suite_names()
-            width = max(map(len, names))
-            for name in names:
-                out.print(f"{name:<{width}}  {load_suite(name).description}")
+            suites = {name: load_suite(name).description for name in suite_names()}
+            if self.json:
+                print_json(suites)
+                return 0
+            width = max(map(len, suites))
+            for name, description in suites.items():
+                out.print(f"{name:<{width}}  {description}")
             return 0
         whole = self._suite()
         part = self._part(whole)
         watcher = Watcher(None if self.json else err)
         folder = SuiteFolder.open(self.out or Path("runs") / f"bench-{whole.name}", whole)
-        if self.merge:
-            out.print(f"{merge(whole, folder, self.merge)} new cells")
+        if self.merge is not None:
+            if not self.merge:
+                raise InvalidArgument(
+                    "--merge needs folders or suite.json files to take cells from, got none."
+                )
+            watcher.say(f"{merge(whole, folder, self.merge)} new cells")
         elif self.jobs == 1:
             run_suite(part, folder, device=self.device, shard=parse_shard(self.shard), watcher=watcher)
         else:

@@ -112,9 +112,13 @@ def run_grid(
         also: Time a plan at a batch size in ways of their own; what they return is listed with the others.
 
     Raises:
-        InvalidArgument: if a file there was measured with other threads, or without some of the engines.
+        InvalidArgument: if the folder cannot be made, or a file there was measured with other threads or
+            without some of the engines.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidArgument(f"cannot use the folder {str(folder)!r}: {error}. Choose another.") from error
     for cell in cells_of(grid, pruned_networks):
         path = folder / cell.file
         if not path.is_file():

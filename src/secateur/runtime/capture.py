@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -14,11 +15,12 @@ from torch.fx import Node
 
 from secateur.errors import CompileError
 from secateur.inputs import Arguments
-from secateur.runtime.exporting import depends_on_values, export, results_of
+from secateur.runtime.exporting import depends_on_values, export, place_of, results_of, where_of
 from secateur.runtime.graph import Graph
 from secateur.runtime.lowering import BATCHES, LOWERINGS, Activation, Lowering, Sized, Unsupported, kept_as
 from secateur.runtime.program import Value
 from secateur.runtime.shapes import Shape
+from secateur.runtime.torch_ops import check_fits, instead_of
 
 
 def capture(model: nn.Module, example: Arguments, *, fallback: bool) -> Graph:
@@ -69,8 +71,8 @@ class _Builder:
             raise
         except Exception as error:
             raise CompileError(
-                f"a plan cannot hold {node.target}{_where(node)}: {_reason(error)}. "
-                "Write it in other operators."
+                f"a plan cannot hold {node.target}{where_of(node)}: {_reason(error)}. "
+                f"{instead_of(str(node.target))}"
             ) from error
 
     def _visit(self, node: Node) -> None:
@@ -81,7 +83,7 @@ class _Builder:
         elif node.op == "call_function":
             self._found[node] = self._call(node)
         else:
-            raise CompileError(f"a plan cannot hold {node.op} {node.target}{_where(node)}.")
+            raise CompileError(f"a plan cannot hold {node.op} {node.target}{where_of(node)}.")
 
     def _placeholder(self, node: Node) -> object:
         if node.name in self._constants:
@@ -94,9 +96,10 @@ class _Builder:
             raise CompileError(
                 f"input {node.name!r} is {tensor.dtype}; a plan takes float32, int64 and bool."
             )
-        shape = _shape_of(tensor, node)
-        value = self.graph.add_input(node.name, Value(shape, dtype))
-        return Activation(value, shape, tensor.dtype == torch.bool)
+        shape = _shape_of(tensor)
+        given = Activation(self.graph.add_input(node.name, Value(shape, dtype)), shape)
+        # whatever is not 0 holds, should the numbers of a mask come as floats
+        return self._lowering.to(given, torch.bool) if tensor.dtype == torch.bool else given
 
     def _outputs(self, node: Node) -> None:
         for place, result in enumerate(self._results):
@@ -119,13 +122,13 @@ class _Builder:
         target, arguments = cast("Any", node.target), self._arguments(node)
         if _draws(target, arguments):
             raise CompileError(
-                f"a plan cannot hold {target}{_where(node)}: it draws random numbers, and a plan gives the "
+                f"a plan cannot hold {target}{where_of(node)}: it draws random numbers, and a plan gives the "
                 "same for the same input. Pass them in as an input."
             )
         if not any(isinstance(x, Activation) for x in _flat(arguments.values())):
             return self._constant(node, arguments)
-        self._lowering.place = _place(node)
-        self._lowering.shapes = [_shape_of(x, node) for x in _tensors(node.meta["val"])]
+        self._lowering.place = place_of(node)
+        self._lowering.shapes = [_shape_of(x) for x in _tensors(node.meta["val"])]
         self._lowering.dtypes = [x.dtype for x in _tensors(node.meta["val"])]
         lower = LOWERINGS.get(str(target))
         try:
@@ -137,12 +140,23 @@ class _Builder:
             return self._typed(found)
         # Not only Unsupported: an argument of a kind that nobody thought of breaks a lowering anyhow.
         except Exception as error:
-            if self._fallback:
-                return self._in_torch(node)
-            raise CompileError(
-                f"a plan cannot hold {target}{_where(node)}: {_reason(error)}. "
-                'Compile with fallback="torch" to run this part in torch, or write it in other operators.'
-            ) from error
+            return self._otherwise(node, _empty(arguments) or _reason(error), error)
+
+    def _otherwise(self, node: Node, reason: str, error: Exception) -> object:
+        """What no operation does: run in torch if that was asked for, else refused with what would help."""
+        told = f"a plan cannot hold {node.target}{where_of(node)}: {reason}"
+        try:
+            found = self._in_torch(node)
+        except Exception as other:
+            # Only what could be run in torch is offered to be.
+            also = "" if _reason(other) == reason else f"; nor can torch run it there: {_reason(other)}"
+            raise CompileError(f"{told}{also}. {instead_of(str(node.target))}") from error
+        if self._fallback:
+            return found
+        raise CompileError(
+            f'{told}. Compile with fallback="torch" to run this part in torch, or write it in other '
+            "operators."
+        ) from error
 
     def _constant(self, node: Node, arguments: Mapping[str, object]) -> object:
         """What an operator gives that no input goes into: constants, or what they are for each batch size."""
@@ -175,20 +189,15 @@ class _Builder:
         parts = self._found[whole]
         if place >= len(parts):
             raise CompileError(
-                f"a plan cannot hold {whole.target}{_where(whole)}: of its results only the first "
+                f"a plan cannot hold {whole.target}{where_of(whole)}: of its results only the first "
                 f"{len(parts)} can be used, not number {place + 1} (places of maxima, for one)."
             )
         return parts[place]
 
     def _in_torch(self, node: Node) -> object:
         """The operator as one that torch runs."""
-        outputs = _tensors(node.meta["val"])
-        if len(outputs) != 1 or outputs[0].dtype not in _IN_PLANS:
-            kinds = ", ".join(str(x.dtype) for x in outputs)
-            raise CompileError(
-                f"not even torch can run {node.target}{_where(node)} inside a plan: it returns "
-                f"{len(outputs)} tensors ({kinds}); one of float32, int64 or bool is allowed."
-            )
+        check_fits(str(node.target), self._lowering.dtypes, self._lowering.shapes)
+        (dtype,) = self._lowering.dtypes
         inputs: list[Activation] = []
 
         def encoded(x: object) -> object:
@@ -199,17 +208,18 @@ class _Builder:
             if isinstance(x, list | tuple):
                 return [encoded(item) for item in cast("Sequence[object]", x)]
             if _is_symbolic(x):
-                return {"batch": -_dimension(x, node)}
-            if x is None or isinstance(x, bool | int | float | str):
+                return {"batch": -_dimension(x)}
+            if x is None or isinstance(x, bool | int | str) or (isinstance(x, float) and math.isfinite(x)):
                 return x
-            raise CompileError(
-                f"a plan cannot hold {node.target}{_where(node)}: its argument {x!r} is not JSON."
-            )
+            convert = f"; leave it out, and convert with .to({x})" if isinstance(x, torch.dtype) else ""
+            raise Unsupported(f"a plan file has no place for its argument {x!r}{convert}")
 
         target, given, named = node.target, self._known(node.args), self._known(node.kwargs)
         given, named = self._filled(given), self._filled(named)
         arguments = [encoded(x) for x in given]
         keywords = {key: encoded(x) for key, x in named.items()}
+        if any(0 in x.shape for x in inputs):
+            raise Unsupported("what it is given holds no numbers")
         found = self._lowering.add(
             "torch",
             inputs,
@@ -217,9 +227,9 @@ class _Builder:
             target=str(target),
             arguments=arguments,
             keywords=keywords,
-            dtype=_IN_PLANS[outputs[0].dtype],
+            dtype=_IN_PLANS[dtype],
         )
-        return replace(found, is_condition=outputs[0].dtype == torch.bool)
+        return replace(found, is_condition=dtype == torch.bool)
 
     def _arguments(self, node: Node) -> dict[str, Any]:
         """The arguments of a node by their names in the schema, defaults included."""
@@ -318,6 +328,14 @@ def _check_sizes(target: str, arguments: Mapping[str, object]) -> None:
             raise Unsupported(f"its argument {name!r} depends on the batch size or on values")
 
 
+def _empty(arguments: Mapping[str, object]) -> str | None:
+    """Which argument holds no numbers, None if all do: most operations say something else of such ones."""
+    for name, x in arguments.items():
+        if isinstance(x, Activation | Tensor) and 0 in x.shape:
+            return f"its {name!r} of shape {tuple(x.shape)} holds no numbers"
+    return None
+
+
 def _reason(error: Exception) -> str:
     """What went wrong: in its own words if it was foreseen, else with its kind."""
     return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
@@ -338,11 +356,11 @@ def _tensors(value: object) -> list[Tensor]:
     return [x for x in items if isinstance(x, Tensor)]
 
 
-def _shape_of(tensor: Tensor, node: Node) -> Shape:
-    return tuple(_dimension(size, node) for size in tensor.shape)
+def _shape_of(tensor: Tensor) -> Shape:
+    return tuple(_dimension(size) for size in tensor.shape)
 
 
-def _dimension(size: Any, node: Node) -> int:  # noqa: ANN401  int or SymInt
+def _dimension(size: Any) -> int:  # noqa: ANN401  int or SymInt
     """A size as in a plan: −k for k times the batch size."""
     if isinstance(size, int):
         return size
@@ -351,19 +369,15 @@ def _dimension(size: Any, node: Node) -> int:  # noqa: ANN401  int or SymInt
     if not symbols:
         return int(expression)
     if any(map(depends_on_values, symbols)):
-        raise CompileError(
-            f"a plan cannot hold {node.target}{_where(node)}: a size or number in it depends on values "
-            f"({expression}). Take it out of forward."
-        )
+        raise Unsupported(f"a size or number in it depends on values ({expression})")
     sizes = _for_batches(expression)
     first = sizes[BATCHES[0]]
     if all(size == first for size in sizes.values()):
         return int(first)
     factor = first / BATCHES[0]
     if not factor.is_integer or factor <= 0 or any(size != factor * n for n, size in sizes.items()):
-        raise CompileError(
-            f"a plan cannot hold {node.target}{_where(node)}: a size or number in it is made of the batch "
-            f"size and no multiple of it ({expression}). Take it out of forward."
+        raise Unsupported(
+            f"a size or number in it is made of the batch size and no multiple of it ({expression})"
         )
     return -int(factor)
 
@@ -373,19 +387,3 @@ def _for_batches(expression: Any) -> dict[int, Any]:  # noqa: ANN401  of sympy
     # Export may have a symbol for each input; all stand for the batch size.
     symbols = list(expression.free_symbols)
     return {n: expression.subs(dict.fromkeys(symbols, n)) for n in (*BATCHES, 256, 257, 1 << 20)}
-
-
-def _place(node: Node) -> str:
-    """The module that a node belongs to, as its name in the model."""
-    stack = cast("Mapping[str, tuple[str, object]]", node.meta.get("nn_module_stack") or {})
-    names = [name for name, _ in stack.values() if name and not name.startswith("_empty")]
-    return names[-1] if names else ""
-
-
-def _where(node: Node) -> str:
-    """The place of a node for an error: module, and line of code where it is known."""
-    place = _place(node)
-    lines = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines()]
-    files = [line for line in lines if line.startswith("File ")]
-    at = f" in {place}" if place else " in the model itself"
-    return at + (f" ({files[-1]})" if files else "")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from secateur.errors import CompileError, DataError, InvalidArgument, PlanError
 from secateur.inputs import Arguments, as_inputs, check_takes
+from secateur.kinds import check_kind
 from secateur.modules import modes_kept
 from secateur.provenance import versions
 from secateur.runtime.agreement import check_batches
@@ -64,7 +65,8 @@ def compile_model(
     inputs = _inputs(model, example)
     sizes = {1, len(inputs)} if batches is None else _sizes(batches)
     threads = n_threads(threads)
-    with modes_kept(model):
+    # A plan computes in float32, also for a caller whose mixed precision is on.
+    with modes_kept(model), torch.autocast("cpu", enabled=False):
         model.eval()
         graph = capture(model, inputs, fallback=fallback == "torch")
         fuse(graph)
@@ -106,6 +108,10 @@ def _inputs(model: nn.Module, example: object) -> Arguments:
                 f"input {name} of the example must be float32, int64 or bool on the CPU, "
                 f"got {x.dtype} on {x.device}."
             )
+        if not x.numel():
+            raise InvalidArgument(
+                f"input {name} of the example has the shape {tuple(x.shape)}; every size must be at least 1."
+            )
     return inputs
 
 
@@ -133,6 +139,7 @@ def _check_range(graph: Graph) -> None:
 
 
 def _check(model: nn.Module, precision: str, fallback: str | None) -> None:
+    check_kind("model", model, nn.Module, "nn.Linear(6, 4)")
     if precision not in PRECISIONS:
         raise InvalidArgument(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}.")
     if isinstance(model, torch.jit.ScriptModule):

@@ -259,7 +259,8 @@ def _checked(x: object, name: str, shape: Sequence[int], dtype: np.dtype[Any]) -
             x = np.from_dlpack(cast("Any", x))
         except (BufferError, RuntimeError, TypeError, ValueError) as error:
             raise InvalidArgument(
-                f"input {name!r} cannot be read through DLPack: {error}. Detach it and move it to the CPU."
+                f"input {name!r} cannot be read through DLPack: {error}. Detach it, move it to the CPU, "
+                "and convert it with .float() if it is narrower."
             ) from error
     array = cast("Array", x)
     expected = ("batch", *shape[1:])

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import ast
+import io
+import logging
 import operator
 import re
 import sys
 import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from typing import Any, cast
 
 import torch
@@ -17,8 +19,9 @@ from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.export.graph_signature import OutputKind
 from torch.fx import Node
 
-from secateur.errors import CompileError, first_line
-from secateur.inputs import Arguments, call
+from secateur.errors import CompileError
+from secateur.inputs import Arguments
+from secateur.runtime.export_faults import check_runs, said, why_not
 from secateur.runtime.lowering import LOWERINGS
 
 _A_BATCH_SIZE = re.compile(r"[\w'\[\].]+\.size\(\)\[0\]")
@@ -41,38 +44,40 @@ def export(model: nn.Module, example: Arguments) -> ExportedProgram:
     shapes = ShapesCollection()
     for x in inputs.tensors:
         shapes[x] = {0: Dim.DYNAMIC}
-    try:
-        with plain_attention(), torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+    with plain_attention(), torch.no_grad(), _quiet():
+        try:
             whole = torch.export.export(
                 model, inputs.positional, dict(inputs.named), dynamic_shapes=cast("Any", shapes)
             )
+        # Export runs the model: whatever the model raises comes out of it.
+        except Exception as error:
+            check_runs(model, inputs)
+            raise CompileError(why_not(error, model, inputs)) from error
+        try:
             exported = _taken_apart(whole)
-    # Export runs the model: whatever the model raises comes out of it.
-    except Exception as error:
-        _check_runs(model, inputs)
-        reason = first_line(error).rstrip(".")
-        raise CompileError(
-            f"torch.export cannot capture this model with a batch of any size: {reason}. "
-            "Take out of forward what depends on values or on the batch size."
-        ) from error
+        except Exception as error:
+            raise CompileError(
+                f"torch cannot take the operators of this model apart: {said(error)}. Write what it names "
+                "in other operators."
+            ) from error
     # Of the model itself: what torch makes of an operator may depend on sizes only in how it gets there.
     _check_paths(whole)
     return exported
 
 
-def _check_runs(model: nn.Module, inputs: Arguments) -> None:
-    """Refuse an example that the model itself cannot be called with."""
+@contextmanager
+def _quiet() -> Generator[None]:
+    """Nothing of what torch warns of, logs and prints when export fails: graphs, and what to guard."""
+    log = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    before = log.disabled
+    # Who asks for more than warnings by TORCH_LOGS gets it.
+    log.disabled = before or not log.isEnabledFor(logging.INFO)
     try:
-        with torch.no_grad(), warnings.catch_warnings():
+        with redirect_stderr(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            call(model, inputs)
-    except Exception as error:
-        shapes = ", ".join(str(tuple(x.shape)) for x in inputs.tensors)
-        raise CompileError(
-            f"the model itself fails with inputs of shape {shapes}: {first_line(error).rstrip('.')}. "
-            "Give an example that it can be called with, in batches of any size."
-        ) from error
+            yield
+    finally:
+        log.disabled = before
 
 
 def _taken_apart(exported: ExportedProgram) -> ExportedProgram:
@@ -194,3 +199,19 @@ def results_of(exported: ExportedProgram) -> list[object]:
 def depends_on_values(symbol: object) -> bool:
     """Whether a number depends on values and not on the batch; torch calls those u0, zuf0 and so on."""
     return str(symbol).startswith(("u", "zuf"))
+
+
+def place_of(node: Node) -> str:
+    """The module that a node belongs to, as its name in the model."""
+    stack = cast("Mapping[str, tuple[str, object]]", node.meta.get("nn_module_stack") or {})
+    names = [name for name, _ in stack.values() if name and not name.startswith("_empty")]
+    return names[-1] if names else ""
+
+
+def where_of(node: Node) -> str:
+    """The place of a node for an error: module, and line of code where it is known."""
+    place = place_of(node)
+    lines = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines()]
+    files = [line for line in lines if line.startswith("File ")]
+    at = f" in {place}" if place else " in the model itself"
+    return at + (f" ({files[-1]})" if files else "")

@@ -26,6 +26,7 @@ class Graph:
         outputs: Name and id of each output.
         ops: In an order in which they can run.
         weights: Dense weights by name, float32 or int64.
+        exact: Names of weights that are never stored narrower, besides constants.
     """
 
     def __init__(self) -> None:
@@ -34,6 +35,7 @@ class Graph:
         self.outputs: list[tuple[str, int]] = []
         self.ops: list[Op] = []
         self.weights: dict[str, NDArray[Any]] = {}
+        self.exact: set[str] = set()
 
     def add_input(self, name: str, value: Value) -> int:
         """A new input; returns its id."""
@@ -100,11 +102,11 @@ class Graph:
         self.weights = {name: numbers for name, numbers in self.weights.items() if name in names}
 
     def exact_weights(self) -> set[str]:
-        """Names of weights that are operands of their own, such as the ε of a norm: never stored narrower.
+        """Names of weights never stored narrower: operands of their own, and tables of whole numbers.
 
-        In half precision, 1e-8 would be 0 and the −1e9 of a mask no number.
+        In half precision, the 1e-8 of a norm would be 0, the −1e9 of a mask no number, and 2049 another one.
         """
-        return {name for op in self.ops if op.kind == "constant" for name in op.weights}
+        return self.exact | {name for op in self.ops if op.kind == "constant" for name in op.weights}
 
     def finish(self, precision: str, provenance: Mapping[str, Any]) -> tuple[Program, dict[str, Weight]]:
         """The program and its weights; ids are given anew, without gaps."""

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from secateur.errors import InvalidArgument
 from secateur.runtime.differences import largest_difference
 from secateur.runtime.engine import Engine
 from secateur.runtime.plan import Plan
@@ -60,6 +61,8 @@ class Timing:
 def random_inputs(plan: Plan, *, batch: int, seed: int = 0) -> list[Array]:
     """Inputs for a plan: normal numbers, and indices that every table of the plan has.
 
+    Where tables are not read at the indices given, as with an offset for each column, all are 0.
+
     Args:
         plan: The plan.
         batch: Batch size, at least 1.
@@ -74,7 +77,17 @@ def random_inputs(plan: Plan, *, batch: int, seed: int = 0) -> list[Array]:
         shape = (batch, *found.shape[1:])
         whole = found.dtype == "i64"
         inputs.append(rng.integers(0, largest, shape) if whole else rng.standard_normal(shape, np.float32))
+    if tables and not _takes(plan, inputs):
+        return [np.zeros_like(x) if x.dtype == np.int64 else x for x in inputs]
     return inputs
+
+
+def _takes(plan: Plan, inputs: Sequence[Array]) -> bool:
+    try:
+        Engine(plan, threads=1)(*inputs)
+    except InvalidArgument:
+        return False
+    return True
 
 
 def time_plan(

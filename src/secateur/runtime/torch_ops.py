@@ -11,11 +11,51 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from secateur.errors import PlanError
+from secateur.runtime.attributes import is_shape
 from secateur.runtime.program import Op
 from secateur.runtime.reference import concrete
 
 _FORBIDDEN = ("from_file", "set_", "resize", "storage", "print", "random", "rand", "dropout", "bernoulli")
 """Parts of names of operators that do more than compute a tensor from tensors, or draw numbers."""
+
+_ORDER = ("sort", "msort", "argsort", "median", "nanmedian", "kthvalue")
+"""Operators that put numbers in order and return their places as well, which torch cannot do in a plan."""
+
+
+def check_fits(target: str, dtypes: Sequence[torch.dtype], shapes: Sequence[Sequence[int]]) -> None:
+    """Refuse an operator that could not be run in torch inside a plan.
+
+    Args:
+        target: Its name, such as "aten.atan.default".
+        dtypes: Types of what it returns.
+        shapes: Their shapes; −k is k times the batch size.
+
+    Raises:
+        ValueError: saying what of it does not fit, and what is allowed.
+    """
+    if not target.startswith("aten."):
+        raise ValueError("only operators of torch itself (aten) are allowed")
+    if len(dtypes) != 1:
+        raise ValueError(f"it returns {len(dtypes)} tensors, one is allowed")
+    if dtypes[0] not in (torch.float32, torch.int64, torch.bool):
+        raise ValueError(f"it returns {dtypes[0]}; float32, int64 and bool are allowed")
+    if not is_shape(list(shapes[0]), batch=True):
+        raise ValueError(
+            f"it returns the shape {list(shapes[0])}, −1 being the batch; sizes of at least 1 are allowed, "
+            "and the batch in one of them"
+        )
+    try:
+        _operator(target)
+    except PlanError as error:
+        raise ValueError("only operators that make one tensor of others are allowed") from error
+
+
+def instead_of(target: str) -> str:
+    """What to do about an operator that a plan can neither hold nor run in torch."""
+    name = target.removeprefix("aten.").partition(".")[0]
+    if name in _ORDER:
+        return "Use x.topk(k, dim), which a plan holds for a small fixed k, or take it out of forward."
+    return "Write it in other operators, or take it out of forward."
 
 
 class TorchOp:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -276,7 +275,7 @@ class Lowering:
 
 
 def as_numbers(tensor: Tensor) -> NDArray[Any]:
-    """A constant as float32, or int64 if it is of whole numbers.
+    """A copy of a constant as float32, or int64 if it is of whole numbers.
 
     Raises:
         Unsupported: if it is complex or of another type that a plan cannot hold.
@@ -284,7 +283,8 @@ def as_numbers(tensor: Tensor) -> NDArray[Any]:
     if tensor.dtype.is_complex or tensor.is_quantized:
         raise Unsupported(f"it uses a constant of type {tensor.dtype}")
     wide = torch.int64 if kept_as(tensor.dtype) == torch.int64 else torch.float32
-    return np.asarray(tensor.detach().to("cpu", wide).numpy(), order="C")
+    # a copy: what is trained after compiling is another network
+    return tensor.detach().to("cpu", wide, copy=True).contiguous().numpy()
 
 
 def constant(x: object, what: str) -> Tensor:

@@ -24,6 +24,10 @@ _FUNCTIONS = (
 )
 
 
+_LAST_DIGITS = 4e-7
+"""How far a logarithm may be off for rounding, relative to it."""
+
+
 def _function(name: str) -> None:
     def apply(low: Lowering, x: Activation) -> Activation:
         return low.activate(x, name)
@@ -100,7 +104,16 @@ def exponential_of_two(low: Lowering, x: Activation) -> Activation:
 
 def _logarithm(name: str, base: float) -> None:
     def apply(low: Lowering, x: Activation) -> Activation:
-        return _binary(low, "mul", low.activate(x, "log"), 1 / math.log(base))
+        """The natural logarithm times a factor, and of a power of the base the whole number itself.
+
+        Without that the logarithm of 8 to base 2 may be 2.9999998, and 2 after `floor`.
+        """
+        found = _binary(low, "mul", low.activate(x, "log"), 1 / math.log(base))
+        whole = nearest(low, found)
+        off, least = _binary(low, "sub", found, whole), _binary(low, "mul", whole, _LAST_DIGITS)
+        # squares are in the same order as magnitudes, whatever the signs
+        near = low.compare("less_equal", _binary(low, "mul", off, off), _binary(low, "mul", least, least))
+        return low.choose(near, whole, found)
 
     LOWERINGS[f"aten.{name}.default"] = apply
 

@@ -121,8 +121,10 @@ def _rows(low: Lowering, table: Tensor, dim: int, indices: Operand) -> Activatio
     numbers = table if table.dtype.is_floating_point else table.float()
     if not table.dtype.is_floating_point and not torch.equal(numbers.to(table.dtype), table):
         raise Unsupported("its numbers are too large to be looked up as floats")
-    flat = numbers if table.ndim == 2 else numbers.reshape(table.shape[0], -1)
-    found = low.add("embedding", [indices], weight=low.weight(flat, "weight"))
+    name = low.weight(numbers if table.ndim == 2 else numbers.reshape(table.shape[0], -1), "weight")
+    if not table.dtype.is_floating_point:
+        low.graph.exact.add(name)
+    found = low.add("embedding", [indices], weight=name)
     return low.as_activation(low.to(low.reshape(found, low.shapes[0]), low.dtypes[0]))
 
 

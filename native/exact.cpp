@@ -1,0 +1,74 @@
+// Which operations of a plan of halves must not be done in them: squares, which leave the range of a half where their
+// roots are ordinary numbers, and maxima that are compared with what they were taken from.
+#include <algorithm>
+
+#include "program.h"
+
+namespace secateur {
+
+namespace {
+
+// Whether a result may be as large, or as small, as what the operation reads.
+bool keeps_range(OpKind kind) {
+  switch (kind) {
+    case OpKind::binary:
+    case OpKind::scale_shift:
+    case OpKind::clip:
+    case OpKind::max_pool:
+    case OpKind::avg_pool:
+    case OpKind::adaptive_avg_pool:
+    case OpKind::mean:
+    case OpKind::sum:
+    case OpKind::where:
+    case OpKind::reshape:
+    case OpKind::permute:
+    case OpKind::slice:
+    case OpKind::cat:
+    case OpKind::pad:
+    case OpKind::expand: return true;
+    default: return false;
+  }
+}
+
+// Whether a value goes on as it is, but for its sign and for what is left out.
+bool keeps_numbers(OpKind kind) {
+  switch (kind) {
+    case OpKind::scale_shift:
+    case OpKind::binary:
+    case OpKind::where:
+    case OpKind::reshape:
+    case OpKind::permute:
+    case OpKind::slice:
+    case OpKind::cat:
+    case OpKind::expand: return true;
+    default: return false;
+  }
+}
+
+bool is_bounded(const Op* maker) {
+  return maker && maker->kind == OpKind::activate &&
+         (maker->activation == Activation::sigmoid || maker->activation == Activation::tanh);
+}
+
+}  // namespace
+
+void mark_exact(Program& program) {
+  std::vector<Op*> makers(program.values.size(), nullptr);
+  std::vector<bool> far(program.values.size(), false), compared(program.values.size(), false);
+  for (Op& op : program.ops) {
+    const bool squares = op.kind == OpKind::binary && op.binary == Binary::mul && op.inputs[0] == op.inputs[1];
+    bool reads_far = false;
+    for (const int id : op.inputs) reads_far = reads_far || far[size_t(id)];
+    op.exact = (squares && !is_bounded(makers[size_t(op.inputs[0])])) || (reads_far && keeps_range(op.kind));
+    far[size_t(op.output)] = op.exact;
+    makers[size_t(op.output)] = &op;
+  }
+  for (auto op = program.ops.rbegin(); op != program.ops.rend(); ++op) {
+    const bool passes = compared[size_t(op->output)] && keeps_numbers(op->kind);
+    op->exact = op->exact || (compared[size_t(op->output)] && op->kind == OpKind::max_pool);
+    if (passes || op->kind == OpKind::compare)
+      for (const int id : op->inputs) compared[size_t(id)] = true;
+  }
+}
+
+}  // namespace secateur
