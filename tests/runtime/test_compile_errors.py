@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -236,3 +237,11 @@ def test_weights_that_a_checkpoint_cannot_be_written_to_are_told_by_name(how: st
     assert torch.equal(model.weight, before)
     if how == "inference":
         load_sparse(tmp_path / "x", into=copy.deepcopy(model))
+
+
+@pytest.mark.parametrize(
+    ("model", "number"), [(nn.LayerNorm(6), 1e30), (nn.GELU(), math.inf)], ids=["large", "infinite"]
+)
+def test_an_example_that_leads_to_no_ordinary_numbers_is_told(model: nn.Module, number: float) -> None:
+    with pytest.raises(CompileError, match="infinite, NaN or very large: give one such as"):
+        compile_model(model, X * number, threads=1)

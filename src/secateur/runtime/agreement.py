@@ -34,6 +34,16 @@ _ROUNDINGS = 10
 """So many times what rounding makes of the model itself is rounding, too, of sums in another order."""
 _LEAST = 1e-3
 """Outputs smaller than this are nothing but what rounding left."""
+_FAR = 1e9
+"""Numbers beyond it are no ordinary ones: they overflow whole numbers, and squares of theirs in fp32."""
+_DEPENDS = (
+    "A plan does the same for every batch size: take out of forward what depends on it. If nothing does, "
+    "please report this."
+)
+_NOT_ORDINARY = (
+    "The example, or what the model makes of it, is infinite, NaN or very large: give one such as the model "
+    "will see."
+)
 
 
 def check_batches(model: nn.Module, plan: Plan, example: Arguments, *, threads: int) -> None:
@@ -56,6 +66,7 @@ def check_batches(model: nn.Module, plan: Plan, example: Arguments, *, threads: 
         engine = Engine(plan, threads=threads)
     allowed = _HALF_TOLERANCE if engine.isa.endswith("fp16") else _TOLERANCE
     generator = torch.Generator().manual_seed(0)
+    largest = max((float(x.double().abs().max()) for x in example.tensors), default=0.0)
     for batch in _BATCHES:
         inputs = example.filled([_rows(x, batch, generator) for x in example.tensors])
         expected = _outputs(model, inputs)
@@ -79,11 +90,11 @@ def check_batches(model: nn.Module, plan: Plan, example: Arguments, *, threads: 
             names, arrays, expected, differences, roundings, strict=True
         ):
             if difference > max(allowed, _ROUNDINGS * rounding):
+                finite = bool(np.isfinite(b).all()) and largest <= _FAR
                 raise CompileError(
                     f"with a batch of {batch}, {name} of the plan differs from that of the model by "
                     f"{difference:.2g} of its largest number, or in its shape ({a.shape} and {b.shape}); "
-                    f"at most {allowed:g} is allowed. A plan does the same for every batch size: take out "
-                    "of forward what depends on it. If nothing does, please report this."
+                    f"at most {allowed:g} is allowed. {_DEPENDS if finite else _NOT_ORDINARY}"
                 )
 
 
