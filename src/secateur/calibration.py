@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from secateur.augment import mirrored, shifted
-from secateur.counts import check_fraction
+from secateur.counts import check_fraction, check_number, check_whole
 from secateur.enforce import keep_masks
 from secateur.errors import InvalidArgument, TrainingError
 from secateur.inputs import Inputs, filled, tensors_of
@@ -91,15 +90,13 @@ class CalibrationRecovery:
     def __post_init__(self) -> None:
         check_fraction("momentum", self.momentum, below_one=True)
         distillation(self)
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise InvalidArgument(f"lr must be a finite number above 0, got {self.lr!r}.")
+        check_number("lr", self.lr, above_zero=True)
         for name, number, least in (
             ("steps", self.steps, 0),
             ("final_steps", self.final_steps, 0),
             ("batch_size", self.batch_size, 2),
         ):
-            if number < least:
-                raise InvalidArgument(f"{name} must be at least {least}, got {number!r}.")
+            check_whole(name, number, least=least)
         for name, choice, allowed in (
             ("batchnorm", self.batchnorm, ("train", "fixed")),
             ("precision", self.precision, ("auto", "fp32", "bf16")),
@@ -309,8 +306,7 @@ class FlipShift:
     flip: bool = True
 
     def __post_init__(self) -> None:
-        if self.pixels < 0:
-            raise InvalidArgument(f"pixels must be at least 0, got {self.pixels}.")
+        check_whole("pixels", self.pixels, least=0)
 
     def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """Another look of each image."""

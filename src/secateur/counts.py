@@ -1,11 +1,11 @@
-"""How many weights a sparsity stands for: the only rounding rule in the library."""
+"""How many weights a sparsity stands for, the only rounding rule in the library; and checks of numbers."""
 
 from __future__ import annotations
 
 import math
 from decimal import Decimal
 from fractions import Fraction
-from numbers import Real
+from numbers import Integral, Real
 
 from secateur.errors import InvalidArgument
 
@@ -28,6 +28,41 @@ def check_fraction(name: str, value: float, *, below_one: bool = False) -> float
         allowed = "[0, 1)" if below_one else "[0, 1]"
         hint = f" {name} is a fraction: did you mean {value / 100:g}?" if 10 <= value <= 100 else ""
         raise InvalidArgument(f"{name} must be in {allowed}, got {value!r}.{hint}")
+    return value
+
+
+def check_whole(name: str, value: object, *, least: int) -> None:
+    """Refuse what is no whole number of at least `least`.
+
+    Args:
+        name: What the number is, for the error message.
+        value: The number to check; True and 2.0 are none.
+        least: The smallest that is allowed.
+
+    Raises:
+        InvalidArgument: if it is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise InvalidArgument(f"{name} must be a whole number of at least {least}, got {value!r}.")
+    if value < least:
+        raise InvalidArgument(f"{name} must be at least {least}, got {value!r}.")
+
+
+def check_number(name: str, value: float, *, above_zero: bool = False) -> float:
+    """`value` itself if it is a finite number of at least 0, or with `above_zero` a larger one.
+
+    Args:
+        name: What the number is, for the error message.
+        value: The number to check.
+        above_zero: Refuse exactly 0.
+
+    Raises:
+        InvalidArgument: if it is not.
+    """
+    fits = isinstance(value, Real) and math.isfinite(value) and value >= 0
+    if not fits or (above_zero and value == 0):
+        allowed = "above 0" if above_zero else "of at least 0"
+        raise InvalidArgument(f"{name} must be a finite number {allowed}, got {value!r}.")
     return value
 
 

@@ -23,7 +23,7 @@ from secateur.schedules import geometric_sparsities
 from secateur.scores import AbstractCriterion, SolvingScores, score
 from secateur.stages import (
     Stage,
-    check_repeatable,
+    check_calibration,
     check_stages,
     choose_masks,
     count_returned,
@@ -85,6 +85,7 @@ def cut(
             without batches or with `regrow`.
         SecateurError: one of its kinds; `student` is as it was then, as after any exception.
     """
+    check_kind("student", student, nn.Module, "a trained torch.nn.Module")
     check_kind("criterion", criterion, AbstractCriterion, "Magnitude()")
     check_kind("pattern", pattern, AbstractPattern, "NM(2, 4)")
     if recovery is not None:
@@ -117,7 +118,7 @@ def cut(
     check_no_regrow(regrow=regrow)
     if batches is None:
         raise InvalidArgument("a cut that moves the kept weights needs calibration batches, got None.")
-    check_repeatable(batches, stages + 1)
+    check_calibration(batches, stages + 1)
     targets, exclude = fitting_targets(student, pattern, include, exclude)
     if teacher is None:  # a network may be false, if it has a length
         teacher = next(networks_of(criterion), None)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from secateur.errors import MaskError
+from secateur.kinds import check_kind
 from secateur.masks import Masks, apply_masks, local_mask, local_part
 
 
@@ -33,7 +34,14 @@ def keep_masks(model: nn.Module, optimizer: Optimizer, masks: Masks) -> Generato
     Raises:
         MaskError: if the masks do not fit the model, if the optimizer trains none of its masked
             weights, or if on exit a pruned weight is not zero.
+        InvalidArgument: if an argument is of another kind, as when two have changed places.
     """
+    for name, value, kind, example in (
+        ("model", model, nn.Module, "the network that was cut"),
+        ("optimizer", optimizer, Optimizer, "torch.optim.SGD(model.parameters(), lr=0.1)"),
+        ("masks", masks, Masks, "what cut returns"),
+    ):
+        check_kind(name, value, kind, f"{example} in keep_masks(model, optimizer, masks)")
     parameters = masks.match(model)
     kept = {name: local_mask(masks[name], p).to(_bits(local_part(p)).dtype) for name, p in parameters.items()}
     _check_optimizer(optimizer, parameters)

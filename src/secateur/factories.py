@@ -58,7 +58,8 @@ def call_factory(spec: str, offered: Mapping[str, object], *, kind: str) -> obje
         kind: As in `load_object`.
 
     Raises:
-        ModelError: with ``kind="model"``, if there is no such callable or it needs any other argument.
+        ModelError: with ``kind="model"``, if there is no such callable, it needs any other argument, or it
+            fails with an error that is none of ours.
         DataError: with ``kind="data"``, likewise.
         InvalidArgument: with any other kind, likewise.
     """
@@ -78,7 +79,14 @@ def call_factory(spec: str, offered: Mapping[str, object], *, kind: str) -> obje
             f"{kind} {spec!r} needs the arguments {', '.join(needed)}, but is called with "
             f"{', '.join(offered)} by keyword. Give the others a default."
         )
-    return factory(**{name: value for name, value in offered.items() if name in accepted})
+    try:
+        return factory(**{name: value for name, value in offered.items() if name in accepted})
+    except SecateurError:  # which says itself what is wrong
+        raise
+    except Exception as cause:
+        raise _ERRORS.get(kind, InvalidArgument)(
+            f"{kind} {spec!r}: calling it failed with {type(cause).__name__}: {cause}"
+        ) from cause
 
 
 @contextmanager

@@ -14,7 +14,7 @@ def check_kind(name: str, value: object, kind: type, example: str) -> None:
         InvalidArgument: naming the argument, what it is, and an example of what it must be.
     """
     if not isinstance(value, kind):
-        got = f"the class {value.__name__}" if isinstance(value, type) else repr(value)[:80]
+        got = f"the class {value.__name__}" if isinstance(value, type) else " ".join(repr(value).split())[:80]
         raise InvalidArgument(f"{name} must be a {kind.__name__}, such as {example}, got {got}.")
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from secateur import provenance
 from secateur.allocate import SCOPES, AbstractPattern, Unstructured, allocate
 from secateur.building import build_pattern_from
-from secateur.checks import check_fits
+from secateur.checks import check_fits, check_splits
 from secateur.config import (
     RunConfig,
     Setup,
@@ -269,6 +269,7 @@ def prepare(
             step()
 
         data = load_data(setup.dataset, seed=setup.seed, progress=on_images).near(device)
+    check_splits(data, ("val", "test", "calibration"))  # before a look at the first batch takes it away
     # Both are built, filled and checked before either is trained, so that a mistake costs no training.
     student = _build(setup, "student", data, device)
     teacher = _build(setup, "teacher", data, device) if wants_teacher and not setup.own_teacher else None
@@ -369,16 +370,21 @@ def _device(setup: Setup) -> torch.device:
     """The device that was asked for.
 
     Raises:
-        InvalidArgument: if it is unknown or not there.
+        InvalidArgument: if it is unknown, not there, or nothing can be computed on it.
     """
     if setup.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(setup.device)
-    except RuntimeError as error:
-        raise InvalidArgument(f"device must be auto, cpu, cuda or cuda:N, got {setup.device!r}.") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
+    if setup.device.startswith("cuda") and not torch.cuda.is_available():
         raise InvalidArgument(
             f"device {setup.device!r} asked for, but this torch sees no CUDA device. Use cpu."
         )
+    try:
+        device = torch.device(setup.device)
+        # A device may have a name and not be there, or like meta hold no numbers: this fails on both.
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, ImportError) as error:
+        raise InvalidArgument(
+            f"device must be auto, cpu, cuda or cuda:N, and one that this torch can use, got "
+            f"{setup.device!r}. Use cpu."
+        ) from error
     return device

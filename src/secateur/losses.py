@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from secateur.counts import check_fraction
+from secateur.counts import check_fraction, check_number
 from secateur.errors import DataError, InvalidArgument, ScoreError
 from secateur.inputs import Inputs, call
 from secateur.kinds import check_used
@@ -28,9 +27,7 @@ def check_temperature(temperature: float) -> float:
     Raises:
         InvalidArgument: if it is not.
     """
-    if not (math.isfinite(temperature) and temperature > 0):
-        raise InvalidArgument(f"temperature must be a finite number above 0, got {temperature!r}.")
-    return temperature
+    return check_number("temperature", temperature, above_zero=True)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, cast, runtime_checkable
 import torch
 from torch import Tensor
 
-from secateur.errors import DataError
+from secateur.errors import DataError, InvalidArgument
 from secateur.inputs import Inputs, as_inputs, tensors_of
 
 Named: TypeAlias = Mapping[str, Tensor]
@@ -42,6 +42,23 @@ def count_batches(batches: Batches) -> int:
     """Number of batches in a re-iterable loader; one without a length is gone through to find out."""
     known = length_of(batches)
     return sum(1 for _ in batches) if known is None else known
+
+
+def check_repeatable(batches: Batches | None, use: str) -> None:
+    """Refuse batches that can be gone through once only, such as a generator.
+
+    Args:
+        batches: The batches, if there are any.
+        use: What needs them more than once, to begin the message.
+
+    Raises:
+        InvalidArgument: saying so.
+    """
+    # Only an iterator is asked for its iterator: that of a DataLoader starts processes and draws a number.
+    if isinstance(batches, Iterator) and iter(batches) is batches:
+        raise InvalidArgument(
+            f"{use}, but these can be gone through once. Pass a list of batches or a DataLoader."
+        )
 
 
 class IndexedBatch(NamedTuple):

@@ -18,7 +18,16 @@ from secateur.allocate import SCOPES, AbstractPattern, AbstractScope, Groups, Un
 from secateur.calibration import CalibrationRecovery
 from secateur.checkpoint import inspect_checkpoint, save_sparse
 from secateur.checkpoint.saving import storable_state
-from secateur.checks import check_evaluable, check_fits, check_kinds, check_teachers, resolve_batchnorm
+from secateur.checks import (
+    check_evaluable,
+    check_fits,
+    check_kinds,
+    check_splits,
+    check_teachers,
+    recipes_of,
+    resolve_batchnorm,
+)
+from secateur.counts import check_whole
 from secateur.cutting import check_no_regrow, cut, moves_weights
 from secateur.data import Data, DataOptions, load_data
 from secateur.diagnostics import describe_scores, mask_overlap, split_half_overlap
@@ -32,7 +41,7 @@ from secateur.recovery import Recovery
 from secateur.result import Result, describe, describe_network, sparsities
 from secateur.runs import RunFolder
 from secateur.scores import CRITERIA, AbstractCriterion, TeacherGuided
-from secateur.stages import Stage, StageLog, check_repeatable, check_stages, fitting_targets, staged_masks
+from secateur.stages import Stage, StageLog, check_calibration, check_stages, fitting_targets, staged_masks
 from secateur.statistics import random_jaccard
 from secateur.steps import Execution
 from secateur.targets import unwrap
@@ -84,7 +93,7 @@ def prune(
             without training inputs, and off where the cut moves weights and leaves statistics of its own.
         include: Shell patterns of weights to prune.
         exclude: Shell patterns of weights to leave dense.
-        seed: Of dropout and the like in recovery, and of the data splits if `data` is a name.
+        seed: ≥ 0, of dropout and the like in recovery, and of the data splits if `data` is a name.
         execution: How training steps are run, see `secateur.steps.Execution`.
         folder: Where to save the student and training in progress; None saves nothing.
         watcher: Who is told of progress; by default nobody.
@@ -95,9 +104,18 @@ def prune(
     Raises:
         SecateurError: one of its kinds; arguments are checked before any work.
     """
-    check_kinds(data, criterion, pattern, calibration_recovery)
-    recipes = [recovery] if isinstance(recovery, Recovery) else list(recovery or ())
-    recipes = [recipe for recipe in recipes if recipe.epochs > 0]
+    check_kinds(
+        student,
+        data,
+        pattern,
+        teacher=teacher,
+        criterion=criterion,
+        calibration_recovery=calibration_recovery,
+        folder=folder,
+        watcher=watcher,
+    )
+    check_whole("seed", seed, least=0)
+    recipes = recipes_of(recovery)
     sparsity, scope = pattern.sparsity_for(sparsity), pattern.scope_for(scope)
     check_teachers(student, teacher, recipes, calibration_teacher)
     check_stages(stages, regrow=regrow)
@@ -108,14 +126,16 @@ def prune(
         check_no_regrow(regrow=regrow)
     loaded = load_data(DataOptions(data=data), seed=seed) if isinstance(data, str) else data
     loaded = loaded.near(device_of(student))
-    check_repeatable(loaded.calibration, stages + 1)
+    evaluated: tuple[Literal["val", "test"], ...] = ("val", "test") if recipes else ("test",)
+    check_splits(loaded, evaluated)
+    check_calibration(loaded.calibration, stages + 1)
     for role, network in (("student", student), ("teacher", teacher)):
         if network is not None:
             check_fits(network, loaded, role)
     for recipe in recipes:
         check_trainable(student, loaded.train, recipe, teacher, execution=execution)
     storable_state(unwrap(student))  # what cannot be saved is found out now, not after the training
-    check_evaluable(student, loaded, ("val", "test") if recipes else ("test",))
+    check_evaluable(student, loaded, evaluated)
     watcher = watcher or Watcher()
     job = _Job(
         student,

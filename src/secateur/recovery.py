@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
 
-from secateur.counts import check_fraction
+from secateur.counts import check_fraction, check_number, check_whole
 from secateur.errors import InvalidArgument
 from secateur.losses import Distance, KDKind, distillation
 from secateur.schedules import cosine_with_warmup
@@ -58,11 +57,9 @@ class Recovery:
         check_fraction("momentum", self.momentum, below_one=True)
         check_fraction("warmup", self.warmup, below_one=True)
         for name, value in (("lr", self.lr), ("weight_decay", self.weight_decay)):
-            if not (math.isfinite(value) and value >= 0):
-                raise InvalidArgument(f"{name} must be a finite number of at least 0, got {value!r}.")
+            check_number(name, value)
         for name, count in (("epochs", self.epochs), ("teacher_views", self.teacher_views)):
-            if count < 0:
-                raise InvalidArgument(f"{name} must be at least 0, got {count}.")
+            check_whole(name, count, least=0)
         if self.precision not in ("auto", "fp32", "bf16"):
             raise InvalidArgument(f"precision must be auto, fp32 or bf16, got {self.precision!r}.")
 

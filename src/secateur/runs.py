@@ -1,4 +1,4 @@
-"""Run folders: one run, one folder, written so that a killed run loses at most an epoch."""
+"""Run folders: one run, one folder, written so that a killed training loses at most an epoch."""
 
 from __future__ import annotations
 

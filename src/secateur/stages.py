@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from secateur.allocate import AbstractPattern, AbstractScope, Unstructured, allocate
+from secateur.counts import check_whole
 from secateur.errors import EmptiedLayerWarning, InvalidArgument, LeftDenseWarning
 from secateur.masks import Masks
-from secateur.naming import Batches, Loss, Named
+from secateur.naming import Batches, Loss, Named, check_repeatable
 from secateur.schedules import geometric_sparsities
 from secateur.scores import AbstractCriterion, score
 from secateur.targets import MAKE_PARAMETERS, computed_weights, dense_majority, select_targets
@@ -127,7 +128,7 @@ def staged_masks(
     check_stages(stages, regrow=regrow)
     targets, exclude = fitting_targets(model, pattern, include, exclude)
     if stages > 1:
-        check_repeatable(batches, stages)
+        check_calibration(batches, stages)
         check_apart(criterion, targets)
     schedule = geometric_sparsities(sparsity, stages)
     masks: Masks | None = gone
@@ -244,13 +245,12 @@ def fitting_targets(
 
 
 def check_stages(stages: int, *, regrow: bool) -> None:
-    """Refuse a number of stages below 1, and `regrow` where there is no later stage to regrow in.
+    """Refuse stages that are no whole number from 1, and `regrow` where there is no later one to regrow in.
 
     Raises:
         InvalidArgument: naming the number.
     """
-    if stages < 1:
-        raise InvalidArgument(f"stages must be at least 1, got {stages}.")
+    check_whole("stages", stages, least=1)
     if regrow and stages == 1:
         raise InvalidArgument(
             "regrow needs at least 2 stages: in one cut no weight is gone that could return."
@@ -346,17 +346,13 @@ def count_returned(before: Masks, masks: Masks, scope: AbstractScope, *, regrow:
     return n_returned
 
 
-def check_repeatable(batches: Batches | None, times: int) -> None:
-    """Refuse batches that can be gone through once only.
+def check_calibration(batches: Batches | None, times: int) -> None:
+    """Refuse calibration batches that can be gone through once only.
 
     Raises:
         InvalidArgument: saying how often they are needed.
     """
-    if batches is not None and iter(batches) is batches:
-        raise InvalidArgument(
-            f"this cut goes through the calibration batches {times} times, but these can be gone "
-            "through once. Pass a list of batches or a DataLoader."
-        )
+    check_repeatable(batches, f"this cut goes through the calibration batches {times} times")
 
 
 def check_apart(criterion: AbstractCriterion, targets: dict[str, nn.Parameter]) -> None:

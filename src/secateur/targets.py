@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn.parameter import UninitializedParameter
 
 from secateur.errors import TargetError
+from secateur.kinds import check_kind
 
 PRUNABLE_MODULES: tuple[type[nn.Module], ...] = (
     nn.Conv1d,
@@ -79,7 +80,9 @@ def select_targets(
 
     Raises:
         TargetError: if a pattern matches no prunable weight, or nothing is left to prune.
+        InvalidArgument: if `model` is none.
     """
+    check_kind("model", model, nn.Module, "a trained torch.nn.Module")
     _check_patterns(include=include, exclude=exclude)
     candidates, others, frozen = _sorted(unwrap(model))
     named: set[str] = set()

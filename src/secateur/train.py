@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from secateur.counts import check_whole
 from secateur.enforce import keep_masks
 from secateur.errors import TrainingError
 from secateur.evaluate import Metrics, evaluate
@@ -23,7 +24,15 @@ from secateur.layout import TrainingLayout
 from secateur.losses import data_faults, distillation, explained, logits_for
 from secateur.masks import Masks
 from secateur.modules import device_of, modes_kept, random_state_kept, share_weights, to_training
-from secateur.naming import Batches, IndexedBatch, IndexedLoader, Loss, length_of, split_batches
+from secateur.naming import (
+    Batches,
+    IndexedBatch,
+    IndexedLoader,
+    Loss,
+    check_repeatable,
+    length_of,
+    split_batches,
+)
 from secateur.recovery import Recovery, autocast_for, learning_rate
 from secateur.steps import Execution, LossOf, StepInputs, Steps, make_steps, resolve_execution
 from secateur.teacher_cache import TeacherLogits
@@ -99,10 +108,11 @@ def fit(
         masks: What stays; pruned weights never come back.
         teacher: Needed if ``recipe.kd_weight > 0``; another object than `model`. Several trainings over
             one loader may share `TeacherLogits`.
-        validation: Labelled batches for choosing the epoch, as `evaluate` takes them; never the test split.
+        validation: Labelled batches for choosing the epoch, as `evaluate` takes them; never the test split,
+            and nothing that can be gone through once only.
         task_loss: ``f(outputs, labels)``, a scalar averaged over the batch.
         state: Continues from here, and is brought up to date before each yield.
-        seed: Of what the model draws in training, such as dropout; the caller's random state is kept.
+        seed: ≥ 0, of what the model draws in training, such as dropout; the caller's random state is kept.
         execution: How steps are run, see `secateur.steps.Execution`; no part of what is trained.
         on_step: Called after each batch, for progress bars.
 
@@ -114,8 +124,11 @@ def fit(
             batch has no labels, or the loss is not finite.
         DataError: if a label is not one of the network's classes, or a batch of one meets BatchNorm.
         ScoreError: if student and teacher outputs cannot be compared.
-        InvalidArgument: if `execution` is unknown, or impossible here.
+        InvalidArgument: if `execution` is unknown, or impossible here; for a `seed` that is no whole number
+            from 0, and for an iterator as `validation`.
     """
+    check_whole("seed", seed, least=0)
+    check_repeatable(validation, "training goes through the validation batches after every epoch")
     n_batches = check_trainable(model, train, recipe, teacher, execution=execution)
     guide = _guide(train, recipe, teacher)
     state = TrainState() if state is None else state

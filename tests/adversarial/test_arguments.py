@@ -325,6 +325,33 @@ def test_a_name_or_class_for_a_criterion_is_told() -> None:
             cut(make_mlp(), vectors(), wrong, sparsity=0.5)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize(
+    "key", ["teacher-guided", "teacher-curvature", "teacher-fisher", "layer-reconstruction"]
+)
+def test_a_teacher_must_be_a_network(key: str) -> None:
+    for wrong in (None, "resnet56", nn.Linear):
+        with pytest.raises(InvalidArgument, match=r"teacher must be a Module, such as a trained .* got"):
+            CRITERIA[key](teacher=wrong)
+
+
+def test_a_model_must_be_a_network() -> None:
+    for work in (cut, score):
+        options: dict[str, Any] = {"sparsity": 0.5} if work is cut else {}
+        with pytest.raises(InvalidArgument, match=r"(student|model) must be a Module, .* got None"):
+            work(None, vectors(), Magnitude(), **options)
+
+
+def test_stages_are_whole() -> None:
+    with pytest.raises(InvalidArgument, match=r"stages must be a whole number of at least 1, got 2\.5"):
+        cut(make_mlp(), None, Magnitude(), sparsity=0.5, stages=2.5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("values", [torch.ones(4).numpy(), [1.0] * 4, 0.5])
+def test_scores_are_tensors(values: Any) -> None:
+    with pytest.raises(ScoreError, match=r"scores of 'w' must be a floating tensor, got \w+\. Make one"):
+        allocate({"w": values}, sparsity=0.5)
+
+
 def test_labels_that_are_no_classes_are_told_by_scores() -> None:
     with pytest.raises(DataError, match=r"labels go from \d+ to 9; .* Target"):
         score(make_mlp(), [(x, y * 0 + 9) for x, y in vectors()], TaskGradient())

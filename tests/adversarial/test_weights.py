@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from io import BytesIO
 from pathlib import Path
 
@@ -77,3 +78,21 @@ def test_a_lazy_layer_that_has_seen_no_input_is_not_filled(tmp_path: Path) -> No
             says = f"'{missing}' of Sequential has no shape yet.*Run one batch through the model first"
             with pytest.raises((ModelError, CheckpointError), match=says):
                 load_weights(lazy, tmp_path / name)
+
+
+@pytest.mark.parametrize("as_zip", [True, False])
+def test_a_pickled_model_is_refused_in_our_own_words(tmp_path: Path, as_zip: bool) -> None:
+    torch.save(network(), tmp_path / "model.pt", _use_new_zipfile_serialization=as_zip)
+    message = refusal(network(), tmp_path / "model.pt")
+    assert message is not None
+    assert re.search(r"model\.pt' is not a file of plain tensors: .* a whole model", message)
+    assert "\x1b" not in message
+    assert "weights_only" not in message
+
+
+def test_a_model_without_memory_is_not_filled(tmp_path: Path) -> None:
+    torch.save(network().state_dict(), tmp_path / "dense.pt")
+    save_sparse(network(), tmp_path / "sparse.safetensors")
+    for name in ("dense.pt", "sparse.safetensors"):
+        with pytest.raises((ModelError, CheckpointError), match="meta"):
+            load_weights(network().to("meta"), tmp_path / name)

@@ -162,6 +162,16 @@ def test_the_word_of_the_error_for_missing_labels_counts() -> None:
     assert "ScoreError that says 'label'" in message
 
 
+@pytest.mark.parametrize("convert", [lambda t: t.numpy(), lambda t: t.tolist()], ids=["array", "list"])
+def test_scores_that_are_no_tensors_are_told(convert: Any) -> None:
+    def converted(inputs: ScoreInputs) -> Any:
+        return {name: convert(tensor) for name, tensor in magnitudes(inputs).items()}
+
+    name, message = first_failure(criterion(converted, "Converted"))
+    assert name == "scores_every_target"
+    assert re.search(r"returned a \w+ for '0\.weight', expected a tensor\. .* torch\.as_tensor", message)
+
+
 def test_the_caller_is_left_alone() -> None:
     before = torch.get_rng_state()
     check_criterion(TaskGradient)

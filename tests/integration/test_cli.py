@@ -1,6 +1,7 @@
 """The command line as a user meets it: whole runs on digits, in seconds, and what it says when it cannot."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -204,6 +205,12 @@ def test_json_output_is_json_alone(finished, tmp_path, capsys):
         (["--student-weights", "nowhere.safetensors"], ["nowhere.safetensors"]),
         (["--exclude", "conv9.*"], ["conv9"]),
         (["--device", "tpu"], ["tpu", "cpu"]),
+        (["--device", "mps"], ["must be auto, cpu, cuda or cuda:N", "this torch can use", "'mps'"]),
+        (["--device", "meta"], ["must be auto, cpu, cuda or cuda:N", "this torch can use", "'meta'"]),
+        (
+            ["--student", "small-cnn", "--image-size", "2"],
+            ["student (Cnn) failed on inputs of shape (2, 1, 2, 2)"],
+        ),
         (["--recovery.epochs", "-1"], ["epochs", "-1"]),
         (["--seed", "-1"], ["seed", "-1", "from 0"]),
     ],
@@ -314,6 +321,24 @@ def test_a_stopped_command_says_what_is_left_of_it(name, capsys, monkeypatch):
     assert said.startswith("stopped")
     assert ("--resume" in said) == hasattr(COMMANDS[name](*files.get(name, [])), "resume")
     assert ("the same command" in said) == (name in ("prune", "sweep") or name.startswith("bench"))
+    assert ("a cut, also one in stages, begins anew" in said) == (name in ("prune", "sweep"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [(["--version"], 0), (["inspect", "FILE"], 0), (["verify", "FILE"], 0), (["verify", "nowhere"], 1)],
+)
+@pytest.mark.parametrize("closed", ["stdout", "stderr"])
+def test_a_closed_pipe_changes_no_exit_code(finished, arguments, code, closed):
+    """Nor is there a traceback, or a word of Python's own about the stream."""
+    words = [str(finished / "student.safetensors") if word == "FILE" else word for word in arguments]
+    reading, writing = os.pipe()
+    os.close(reading)
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, closed: writing}
+    done = subprocess.run([sys.executable, "-m", "secateur", *words], text=True, check=False, **streams)
+    os.close(writing)
+    assert done.returncode == code
+    assert not done.stderr
 
 
 def test_the_installed_command_and_the_module_answer():

@@ -266,6 +266,7 @@ class TestData:
             ({"n_classes": 0}, "n_classes"),
             ({"input_shape": (3, 0)}, r"\(3, 0\)"),
             ({"classes": ("a", "b")}, "2 names of classes for 5"),
+            ({"train": None}, r"train must be batches, .* got NoneType\. Pass \[\] where there are none"),
         ],
     )
     def test_refuses(self, change, message):

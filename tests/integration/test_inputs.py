@@ -303,3 +303,20 @@ def test_a_run_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "test  32 samples" in capsys.readouterr().out
     with pytest.raises(RunError, match="takes several inputs"):
         network_of_run(tmp_path / "run")
+
+
+@pytest.mark.parametrize("command", ["prune", "sweep"])
+@pytest.mark.parametrize("part", ["val", "test", "calibration"])
+def test_batches_of_a_factory_that_can_be_gone_through_once_are_refused(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    command: str,
+    part: str,
+) -> None:
+    data = data_of("a dict with labels")
+    once = replace(data, **{part: iter(list(getattr(data, part)))})
+    monkeypatch.setitem(globals(), "data_in_two", lambda: once)
+    named = [f"--student={__name__}:student_of_two", f"--teacher={__name__}:student_of_two"]
+    assert main([command, "--data", f"{__name__}:data_in_two", *named, "--out", str(tmp_path / "run")]) == 2
+    assert f"the {part} batches of 'gated' are gone through more than once, but" in capsys.readouterr().err

@@ -132,6 +132,7 @@ class TestByName:
             "def one(num_classes=3): return nn.Linear(2, num_classes)\n"
             "def wrong(): return 1\n"
             "def demanding(width): ...\n"
+            "def failing(): raise KeyError('boom')\n"
             "class Nested:\n"
             "    factory = staticmethod(one)\n"
             "number = 5\n"
@@ -157,6 +158,7 @@ class TestByName:
         [
             ("my_model_module:wrong", "returned an object of type int"),
             ("my_model_module:demanding", "needs the arguments width"),
+            ("my_model_module:failing", "'my_model_module:failing': calling it failed with KeyError: 'boom'"),
             ("my_model_module:absent", "module 'my_model_module' has no attribute 'absent'.*both, one"),
             ("my_model_module:number", "is an object of type int; name a function"),
             ("my_model_module:ready", "is an object of type Linear; name a function"),

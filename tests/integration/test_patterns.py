@@ -210,6 +210,14 @@ def test_other_names_are_refused(text: str) -> None:
         build_pattern_from(text)
 
 
+@pytest.mark.parametrize(("n", "m"), [("2", "4"), (2.0, 4), (True, 4), (2, None)])
+def test_a_pattern_is_made_of_whole_numbers(n: Any, m: Any) -> None:
+    with pytest.raises(
+        sc.InvalidArgument, match=rf"takes whole numbers, got n={n!r} and m={m!r}\. The usual"
+    ):
+        sc.NM(n, m)
+
+
 def test_a_configuration_takes_its_sparsity_from_the_pattern(tmp_path: Path) -> None:
     config = RunConfig(pattern="2:4")
     assert config.resolved().sparsity == 0.5

@@ -4,6 +4,7 @@ import copy
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -164,6 +165,13 @@ def test_an_emptied_layer_is_warned_of_and_recorded(data):
         ({"pattern": "2:4"}, r"pattern must be a AbstractPattern, such as NM\(2, 4\), got '2:4'"),
         ({"calibration_recovery": sc.Recovery()}, "calibration_recovery must be a CalibrationRecovery"),
         ({"data": []}, r"data must be a Data, such as .*, got \[\]"),
+        ({"folder": "runs/x"}, "folder must be a RunFolder, such as .* got 'runs/x'"),
+        ({"watcher": print}, "watcher must be a Watcher"),
+        ({"recovery": "both"}, r"recovery must be a Recovery, such as .* got 'both'"),
+        ({"recovery": [sc.Recovery(), None]}, "recovery must be a Recovery"),
+        ({"teacher": "resnet56"}, "teacher must be a Module"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"stages": 2.5}, r"stages must be a whole number of at least 1, got 2\.5"),
         ({"teacher": None, "criterion": sc.Magnitude(), "recovery": sc.Recovery()}, "needs a teacher"),
     ],
 )
@@ -239,10 +247,60 @@ def test_a_state_that_no_file_holds_is_refused_before_the_cut(data, monkeypatch)
         sc.prune(student, data=data, sparsity=0.5, criterion=sc.Magnitude())
 
 
-def test_calibration_batches_that_can_be_gone_through_once_are_refused(student, data):
-    once = replace(data, calibration=iter(list(data.calibration)))
-    with pytest.raises(sc.InvalidArgument, match="can be gone through once"):
-        sc.prune(student, data=once, sparsity=0.5, criterion=sc.TaskGradient())
+@pytest.mark.parametrize("part", ["calibration", "val", "test"])
+def test_batches_that_can_be_gone_through_once_are_refused(student, data, part):
+    batches = getattr(data, part)
+    once = iter(batches)
+    recovery = sc.Recovery(epochs=1, kd_weight=0)
+    with pytest.raises(sc.InvalidArgument, match=f"the {part}.* batches .* can be gone through once"):
+        sc.prune(
+            student,
+            data=replace(data, **{part: once}),
+            sparsity=0.5,
+            criterion=sc.TaskGradient(),
+            recovery=recovery,
+        )
+    assert next(once) is batches[0]  # none is lost
+
+
+def test_a_student_must_be_a_network(data):
+    with pytest.raises(sc.InvalidArgument, match=r"student must be a Module, .* got None"):
+        sc.prune(None, data=data, sparsity=0.5, criterion=sc.Magnitude())
+
+
+class Torn(nn.Module):
+    """Fails as the code of a user may."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(64, N_CLASSES)
+
+    def forward(self, x):
+        raise KeyError("boom")
+
+
+@pytest.mark.parametrize(
+    ("network", "says"),
+    [
+        (
+            Torn(),
+            r"student \(Torn\) failed on inputs of shape \(2, 1, 8, 8\) from 'blobs' with KeyError: 'boom'",
+        ),
+        (
+            nn.Linear(3, N_CLASSES),
+            r"the student \(Linear\) failed on .* with RuntimeError: mat1 and mat2 shapes",
+        ),
+    ],
+)
+def test_a_network_that_does_not_take_the_data_is_told_with_their_shape(data, network, says):
+    with pytest.raises(sc.DataError, match=says) as caught:
+        sc.prune(network, data=data, sparsity=0.5, criterion=sc.Magnitude())
+    assert caught.value.__cause__ is not None
+
+
+def test_a_sparsity_of_numpy_can_be_written_down(student, data):
+    result = sc.prune(student, data=data, sparsity=np.float32(0.5), criterion=sc.Magnitude())
+    assert json.loads(json.dumps(result.to_json()))["sparsity"]["asked"] == 0.5
 
 
 def test_what_stays_dense_is_told_once(student, data):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from integration.report_helpers import PAGES, Reader, drawn, load, variants
+from secateur.cli import main
 from secateur.errors import RunError
 from secateur.report import render_comparison, render_sweep
 
@@ -20,6 +23,19 @@ def result() -> Any:
 @pytest.fixture(scope="module")
 def pages() -> dict[str, str]:
     return {name: PAGES[name]() for name in ("comparison", "mixed", "sweep")}
+
+
+@pytest.mark.parametrize(("name", "kind"), [("sweep", "a sweep"), ("suite", "a suite")])
+def test_runs_are_compared_with_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, kind: str
+) -> None:
+    for folder, content in (("first", "result"), ("x3", name)):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / f"{content}.json").write_text(json.dumps({"format": f"secateur-{content}"}))
+    assert main(["report", str(tmp_path / "first"), str(tmp_path / "x3")]) == 1
+    said = capsys.readouterr().err
+    assert f"x3' holds {kind}, and runs are compared with runs" in said
+    assert f"secateur report {tmp_path / 'x3'}" in said
 
 
 class TestComparison:

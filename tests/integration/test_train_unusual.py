@@ -203,6 +203,23 @@ def test_a_teacher_may_have_a_length_of_0() -> None:
     assert (student(ROW).softmax(1) - teacher(ROW).softmax(1)).abs().max() < 0.1
 
 
+@pytest.mark.parametrize(
+    "once", [iter, lambda batches: (batch for batch in batches)], ids=["iter", "generator"]
+)
+def test_validation_that_can_be_gone_through_once_is_refused(once: Any) -> None:
+    batches = images()
+    validation = once(batches)
+    with pytest.raises(InvalidArgument, match="validation batches after every epoch, but these can be gone"):
+        next(fit(classifier(nn.Conv2d(3, 4, 3)), images(), ONCE, validation=validation))
+    assert next(validation) is batches[0]  # none is lost
+
+
+@pytest.mark.parametrize("seed", [-1, 0.5, None])
+def test_a_seed_is_a_whole_number_from_0(seed: Any) -> None:
+    with pytest.raises(InvalidArgument, match="seed must be"):
+        next(fit(nn.Linear(6, 3), images(), ONCE, seed=seed))
+
+
 def test_arguments_of_another_kind_are_told() -> None:
     model = nn.Linear(6, 3)
     with pytest.raises(InvalidArgument, match="sparsity must be a number"):

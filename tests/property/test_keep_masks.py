@@ -23,7 +23,7 @@ from property.keep_masks_helpers import (
     step,
 )
 from secateur.enforce import keep_masks
-from secateur.errors import MaskError
+from secateur.errors import InvalidArgument, MaskError
 
 # What is attached, and that it goes
 
@@ -214,3 +214,17 @@ def test_a_model_compiled_to_native_code_keeps_masks() -> None:
         for batch in vectors(STEPS):
             step(compiled, optimizer, batch)
             assert_kept(model, masks)
+
+
+def test_arguments_of_keep_masks_that_changed_places_are_told() -> None:
+    model: Any = make_mlp()
+    masks: Any = masks_for(model)
+    optimizer: Any = torch.optim.SGD(model.parameters(), lr=0.1)
+    for wrong, name in (
+        ((model, masks, optimizer), "optimizer"),
+        ((optimizer, model, masks), "model"),
+        ((model, optimizer, model), "masks"),
+    ):
+        says = rf"^{name} must be a .* in keep_masks\(model, optimizer, masks\), got "
+        with pytest.raises(InvalidArgument, match=says), keep_masks(*wrong):
+            pass

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import warnings
 
+from torch import Tensor
+
 from secateur.allocate.budgets import ERK, SmartRatios, UniformPlus
 from secateur.allocate.patterns import NM, AbstractPattern, Groups, Unstructured
 from secateur.allocate.per_tensor import PerTensor
@@ -65,7 +67,7 @@ def allocate(
 
     Raises:
         InvalidArgument: if `sparsity` is missing, out of range, or not one that scope and pattern can meet.
-        ScoreError: naming a tensor whose scores are not floating, or NaN or infinite.
+        ScoreError: naming a tensor whose scores are no tensor, not floating, or NaN or infinite.
 
     Warns:
         EmptiedLayerWarning: if a tensor keeps nothing.
@@ -74,12 +76,11 @@ def allocate(
     check_kind("pattern", pattern, AbstractPattern, "NM(2, 4)")
     sparsity = pattern.sparsity_for(sparsity)
     scope = pattern.scope_for(scope)
-    scores = pattern.fitting(scores)
     if not scores:
         raise ScoreError("there are no scores to allocate by; score a model first.")
     for name, tensor in scores.items():
-        if not tensor.is_floating_point():
-            raise ScoreError(f"scores of {name!r} must be floating, got {tensor.dtype}.")
+        _check_scores(name, tensor)
+    scores = pattern.fitting(scores)
     masks = Masks(scope(scores, sparsity))
     emptied = [name for name, mask in masks.items() if mask.numel() and not bool(mask.any())]
     if emptied:
@@ -90,3 +91,13 @@ def allocate(
             stacklevel=2,
         )
     return masks
+
+
+def _check_scores(name: str, scores: object) -> None:
+    if not isinstance(scores, Tensor):
+        raise ScoreError(
+            f"scores of {name!r} must be a floating tensor, got {type(scores).__name__}. Make one of it, as "
+            "torch.as_tensor(scores) does, on the device of the weight."
+        )
+    if not scores.is_floating_point():
+        raise ScoreError(f"scores of {name!r} must be floating, got {scores.dtype}.")

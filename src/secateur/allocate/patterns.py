@@ -67,7 +67,8 @@ class Unstructured(AbstractPattern):
             raise InvalidArgument(
                 "sparsity is missing. Pass a fraction in [0, 1), or a pattern that sets it, such as NM(2, 4)."
             )
-        return check_fraction("sparsity", asked, below_one=True)
+        # of NumPy's numbers, too, which JSON cannot hold
+        return float(check_fraction("sparsity", asked, below_one=True))
 
     def scope_for(self, scope: AbstractScope | None) -> AbstractScope:
         """The one asked for, or `Global()`."""
@@ -109,7 +110,12 @@ class NM(AbstractPattern):
     m: int
 
     def __post_init__(self) -> None:
-        if type(self.n) is not int or type(self.m) is not int or not 1 <= self.n < self.m:
+        if type(self.n) is not int or type(self.m) is not int:
+            raise InvalidArgument(
+                f"a pattern n:m takes whole numbers, got n={self.n!r} and m={self.m!r}. "
+                "The usual one is NM(2, 4)."
+            )
+        if not 1 <= self.n < self.m:
             raise InvalidArgument(
                 f"a pattern n:m keeps n of m weights with 1 ≤ n < m, got {self}. The usual one is 2:4."
             )

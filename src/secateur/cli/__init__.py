@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import version
 
 import tyro
@@ -31,7 +32,10 @@ COMMANDS: dict[str, type[Command]] = {
     "bench runtime": BenchRuntime,
 }
 
-_RESUMED = "the same command with --resume goes on from the last finished epoch."
+_RESUMED = (
+    "the same command with --resume goes on from the last finished epoch of training; "
+    "a cut, also one in stages, begins anew."
+)
 AFTER_STOP = {
     "prune": _RESUMED,
     "sweep": _RESUMED,
@@ -74,9 +78,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: Arguments without the program's name; by default those of the process.
 
     Returns:
-        0 if all is well, 1 if the work failed or a check did not hold, 2 if the command was wrong.
+        0 if all is well, or the reader of a pipe has seen enough, as ``head`` does; 1 if the work failed or a
+        check did not hold, 2 if the command was wrong.
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(list(sys.argv[1:] if argv is None else argv))
+    except BrokenPipeError:
+        return 0
+
+
+def _run(arguments: list[str]) -> int:
+    """The exit code of one command; what went wrong is told.
+
+    Raises:
+        BrokenPipeError: if nobody reads any more what the command prints.
+    """
     if not arguments or arguments[0] in ("-h", "--help"):
         out.print(USAGE)
         return 0 if arguments else 2
@@ -92,17 +108,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             warnings.showwarning = _show_warning
             return _parse(name, flags).run()
     except InvalidArgument as error:
-        err.print(f"error: {error}")
-        return 2
+        return _tell(f"error: {error}", code=2)
     except SecateurError as error:
-        err.print(f"error: {error}")
-        return 1
-    except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
-        sys.stderr.close()
-        return 0
+        return _tell(f"error: {error}", code=1)
     except KeyboardInterrupt:
-        err.print(f"stopped; {AFTER_STOP[name]}" if name in AFTER_STOP else "stopped.")
-        return 130
+        return _tell(f"stopped; {AFTER_STOP[name]}" if name in AFTER_STOP else "stopped.", code=130)
+
+
+def _tell(message: str, *, code: int) -> int:
+    """Print how a command ended; `code`, whether or not anybody reads that."""
+    with suppress(BrokenPipeError):
+        err.print(message)
+    return code
 
 
 def _split(arguments: list[str]) -> tuple[str, list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from fractions import Fraction
 from typing import Protocol
 
@@ -10,8 +11,24 @@ from rich.console import Console
 
 from secateur.errors import InvalidArgument
 
-out = Console(highlight=False, markup=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+
+class PipedConsole(Console):
+    """A console whose reader may go away, as ``head`` does."""
+
+    def on_broken_pipe(self) -> None:
+        """Raise, where rich would end the process with exit code 1, which says that a check did not hold.
+
+        Raises:
+            BrokenPipeError: always.
+        """
+        self.quiet = True
+        # What is left in the stream goes nowhere: Python would fail to write it at exit, with another code.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self.file.fileno())
+        raise BrokenPipeError
+
+
+out = PipedConsole(highlight=False, markup=False, soft_wrap=True)
+err = PipedConsole(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 
 class Command(Protocol):

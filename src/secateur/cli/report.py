@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ class Report:
         contents = [_content(path) for path in self.runs]
         if not contents:
             raise InvalidArgument("report needs at least one run folder.")
+        if len(contents) > 1:
+            _check_runs(self.runs, contents)
         path, content = self.runs[0], contents[0]
         default = path / "report.html"
         if len(contents) > 1:
@@ -59,6 +62,21 @@ def _next(path: Path, content: dict[str, Any]) -> tuple[Command, ...]:
         return after_run(load_config(file, RunConfig), read_run(content), path)
     except InvalidArgument:  # copied without it, say, or made by another version
         return ()
+
+
+def _check_runs(paths: Sequence[Path], contents: Sequence[dict[str, Any]]) -> None:
+    """Refuse a sweep or a suite among what is to be compared.
+
+    Raises:
+        RunError: naming its folder.
+    """
+    for path, content in zip(paths, contents, strict=True):
+        kind = {"secateur-sweep": "a sweep", "secateur-suite": "a suite"}.get(str(content.get("format")))
+        if kind is not None:
+            raise RunError(
+                f"{str(path)!r} holds {kind}, and runs are compared with runs. Leave it out, or draw it by "
+                f"itself: secateur report {path}"
+            )
 
 
 def _content(path: Path) -> dict[str, Any]:

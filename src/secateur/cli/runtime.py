@@ -11,10 +11,10 @@ from rich.table import Table
 
 from secateur import deploy
 from secateur.cli.console import err, out, parse_names, parse_sizes, parse_values, print_json
-from secateur.errors import InvalidArgument
+from secateur.errors import InvalidArgument, PlanError
 from secateur.files import write_json
 from secateur.progress import Watcher
-from secateur.runtime import Engine, read_plan
+from secateur.runtime import Engine, Plan, read_plan
 from secateur.runtime.bench import Grid, run_grid, summary
 from secateur.runtime.timing import random_inputs, time_plan
 from secateur.runtime.zoo import ZOO
@@ -118,7 +118,7 @@ class Time:
         """Print the table."""
         if self.batch < 1 or self.seconds <= 0:
             raise InvalidArgument("--batch must be at least 1 and --seconds more than 0.")
-        plan = read_plan(self.plan)
+        plan = _plan(self.plan)
         names = parse_names(self.against)
         inputs = random_inputs(plan, batch=self.batch)
         timings = time_plan(plan, inputs, threads=self.threads, against=names, seconds=self.seconds)
@@ -147,6 +147,21 @@ class Time:
             out.print(table)
             out.print("× says how many times longer than the plan.")
         return 1 if failed else 0
+
+
+def _plan(path: Path) -> Plan:
+    """The plan that a file holds.
+
+    Raises:
+        PlanError: as `read_plan` does; for a folder, saying which file of it to give, or how to make one.
+    """
+    if path.is_dir():
+        inside = path / "student.plan"
+        fix = (
+            f"Give its plan: {inside}" if inside.is_file() else f"Make a plan first: secateur compile {path}"
+        )
+        raise PlanError(f"{str(path)!r} is a folder, not a plan. {fix}")
+    return read_plan(path)
 
 
 @dataclass(frozen=True)

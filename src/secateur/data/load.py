@@ -22,6 +22,8 @@ from secateur.errors import DataError, InvalidArgument
 from secateur.factories import call_factory
 
 _DIGITS_TEST_FRACTION = 0.2
+_MOST_CLASSES = 1_000_000
+"""Above all classifiers of images there are, and with a last layer that still fits into memory."""
 _FACTORY_OPTIONS = ("data", "data_dir", "batch_size")
 
 
@@ -153,6 +155,12 @@ def _count_classes(spec: DatasetSpec, source: Source, parts: Mapping[str, ImageS
     if "train" not in parts:
         raise DataError(f"the data set has no training split, only {', '.join(parts) or 'nothing'}.")
     largest = {name: int(split.labels.max()) for name, split in parts.items()}
+    for name, label in largest.items():
+        if label >= _MOST_CLASSES:
+            raise DataError(
+                f"split {name!r} has label {label}, which is no number of a class: these count from 0 and "
+                f"stay below {_MOST_CLASSES:,}. Number the classes from 0 on."
+            )
     n_classes = spec.n_classes or len(source.classes) or largest["train"] + 1
     if spec.n_classes and source.classes and spec.n_classes != len(source.classes):
         raise DataError(f"the files have {len(source.classes)} classes, the data set {spec.n_classes}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -90,7 +91,7 @@ class Data:
         classes: Names of the classes in the order of their labels; empty if not known.
 
     Raises:
-        DataError: if `n_classes`, `input_shape` or `classes` make no sense.
+        DataError: if `n_classes`, `input_shape` or `classes` make no sense, or a part is not iterable.
     """
 
     name: str
@@ -109,6 +110,13 @@ class Data:
             raise DataError(
                 f"data {self.name!r}: input_shape must be sizes of at least 1, got {self.input_shape}."
             )
+        for part in ("train", "val", "test", "calibration"):
+            batches: object = getattr(self, part)
+            if not (isinstance(batches, Iterable) or hasattr(batches, "__getitem__")):
+                raise DataError(
+                    f"data {self.name!r}: {part} must be batches, such as a DataLoader or a list, got "
+                    f"{type(batches).__name__}. Pass [] where there are none."
+                )
         if self.classes and len(self.classes) != self.n_classes:
             raise DataError(
                 f"data {self.name!r}: {len(self.classes)} names of classes for {self.n_classes} classes."

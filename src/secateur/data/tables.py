@@ -119,6 +119,12 @@ def pick_columns(schema: Schema, spec: DatasetSpec, *, where: str) -> Columns:
     labels = [name for name in integers if features.get(name, {}).get("_type") == "ClassLabel"] or integers
     images = [name for name, kind in types.items() if _holds_bytes(kind)]
     image = _only(images, spec.image_column, "image", list(types), where)
+    meant = spec.label_column or ("" if integers else "label")
+    if meant in types and meant not in integers:
+        raise DataError(
+            f"{where}: column {meant!r} holds {types[meant]}, and labels must be whole numbers, 0 for the "
+            "first class. Write the column as integers, or as a ClassLabel of `datasets`."
+        )
     label = _only(labels, spec.label_column, "label", list(types), where)
     return Columns(image, label, tuple(features.get(label, {}).get("names") or ()))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
@@ -34,7 +35,7 @@ def load_weights(model: nn.Module, path: Path | str) -> None:
 
     Raises:
         ModelError: if the file is missing or unreadable, or names or shapes differ from the model's,
-            or a lazy layer of it has seen no input yet.
+            or a lazy layer of it has seen no input yet, or it has no memory (device meta).
         CheckpointError: if a sparse checkpoint is malformed or does not fit.
     """
     path = Path(path)
@@ -70,6 +71,11 @@ def _read_torch(path: Path) -> Mapping[str, Tensor]:
     try:
         found: object = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as cause:  # a damaged file can raise whatever its bytes make of torch.load
+        if isinstance(cause, pickle.UnpicklingError):  # its text is torch's advice to run what is in the file
+            raise ModelError(
+                f"{str(path)!r} is not a file of plain tensors: it holds more, such as a whole model, whose "
+                "code is not run, or is damaged. Fetch it again, or save model.state_dict() if you trust it."
+            ) from cause
         reason = f"{type(cause).__name__}: {cause}".partition("\n")[0]
         raise ModelError(
             f"{str(path)!r} is not a file of plain tensors ({reason}). "
@@ -97,6 +103,11 @@ def _is_entry(name: object, value: object) -> bool:
 def _check(model: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
     check_has_shapes(model, ModelError)
     own = model.state_dict()
+    if without := [name for name, tensor in own.items() if isinstance(tensor, Tensor) and tensor.is_meta]:
+        raise ModelError(
+            f"{type(model).__name__} is on the device meta, where tensors have no memory to fill: "
+            f"{_some(without)}. Build it on another device, or give it memory with to_empty(device='cpu')."
+        )
     missing = [n for n in own if n not in state and n.rpartition(".")[2] != "num_batches_tracked"]
     unexpected = [n for n in state if n not in own]
     misshapen = [

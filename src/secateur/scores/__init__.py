@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from secateur.errors import ScoreError
@@ -137,11 +137,7 @@ def score(
             ScoreInputs(model, targets, batches, explained(task_loss), values, squared_gradients)
         )
     for name, weight in targets.items():
-        got = tuple(scores[name].shape) if name in scores else "nothing"
-        if got != tuple(weight.shape):
-            raise ScoreError(
-                f"{type(criterion).__name__} returned {got} for {name!r}, expected {tuple(weight.shape)}."
-            )
+        _check_answer(type(criterion).__name__, name, scores.get(name), weight)
     foreign = [name for name in scores if name not in targets]
     if foreign:
         raise ScoreError(
@@ -149,3 +145,14 @@ def score(
             "Return a score for each of inputs.targets and nothing else."
         )
     return scores
+
+
+def _check_answer(criterion: str, name: str, scores: object, weight: Tensor) -> None:
+    if scores is not None and not isinstance(scores, Tensor):
+        raise ScoreError(
+            f"{criterion} returned a {type(scores).__name__} for {name!r}, expected a tensor. Compute in "
+            "torch, or make a tensor of it with torch.as_tensor, on the device of the weight."
+        )
+    got = "nothing" if scores is None else tuple(scores.shape)
+    if got != tuple(weight.shape):
+        raise ScoreError(f"{criterion} returned {got} for {name!r}, expected {tuple(weight.shape)}.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -11,8 +10,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from secateur.errors import InvalidArgument, ScoreError
+from secateur.counts import check_number, check_whole
+from secateur.errors import ScoreError
 from secateur.inputs import Inputs, call
+from secateur.kinds import check_kind
 from secateur.naming import Named
 from secateur.scores.base import AbstractCriterion, ScoreInputs, Solution, SolvingScores, preserving
 from secateur.scores.functional import call_with, promoted, slots_of
@@ -65,10 +66,9 @@ class LayerReconstruction(AbstractCriterion):
     update_weights: bool = True
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.damping) and self.damping > 0):
-            raise InvalidArgument(f"damping must be a finite number above 0, got {self.damping!r}.")
-        if self.passes < 1:
-            raise InvalidArgument(f"passes must be at least 1, got {self.passes!r}.")
+        check_kind("teacher", self.teacher, nn.Module, "a trained torch.nn.Module")
+        check_number("damping", self.damping, above_zero=True)
+        check_whole("passes", self.passes, least=1)
 
     def __call__(self, inputs: ScoreInputs) -> Named:
         """`SolvingScores` from batches with or without labels, or plain scores without `update_weights`.

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from secateur.counts import check_fraction
 from secateur.errors import InvalidArgument, ScoreError, SecateurWarning
-from secateur.kinds import check_used
+from secateur.kinds import check_kind, check_used
 from secateur.losses import KDKind, check_finite, distillation, logits_for
 from secateur.naming import Loss, Named
 from secateur.scores.base import AbstractCriterion, ScoreInputs, preserving
@@ -113,6 +113,7 @@ class TeacherGuided(AbstractCriterion):
     standardize: bool = False
 
     def __post_init__(self) -> None:
+        check_kind("teacher", self.teacher, nn.Module, "a trained torch.nn.Module")
         check_fraction("alpha", self.alpha)
         if self.form not in ("separate", "joint"):
             raise InvalidArgument(f"form must be separate or joint, got {self.form!r}.")

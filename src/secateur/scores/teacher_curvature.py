@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import grad, vmap
 
-from secateur.counts import n_prune
+from secateur.counts import check_number, check_whole, n_prune
 from secateur.errors import InvalidArgument, ScoreError
 from secateur.inputs import Inputs, filled, joined, tensors_of
+from secateur.kinds import check_kind
 from secateur.losses import check_finite, check_outputs, check_temperature, kd_loss, logits_for
 from secateur.naming import Named
 from secateur.scores.base import AbstractCriterion, ScoreInputs, Solution, SolvingScores, preserving
@@ -81,15 +82,16 @@ class TeacherCurvature(AbstractCriterion):
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_kind("teacher", self.teacher, nn.Module, "a trained torch.nn.Module")
         check_temperature(self.temperature)
         if self.draw not in ("student", "teacher", "exact"):
             raise InvalidArgument(f"draw must be student, teacher or exact, got {self.draw!r}.")
         for name, number in (("damping", self.damping), ("memory_gb", self.memory_gb)):
-            if number is not None and not (math.isfinite(number) and number > 0):
-                raise InvalidArgument(f"{name} must be a finite number above 0, got {number!r}.")
+            if number is not None:
+                check_number(name, number, above_zero=True)
         for name, number in (("rows", self.rows), ("block", self.block)):
-            if number is not None and number < 1:
-                raise InvalidArgument(f"{name} must be at least 1, got {number!r}.")
+            if number is not None:
+                check_whole(name, number, least=1)
 
     def __call__(self, inputs: ScoreInputs) -> Named:
         """`SolvingScores` from batches with or without labels, or plain scores without `update_weights`.

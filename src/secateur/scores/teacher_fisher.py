@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from secateur.counts import check_fraction
 from secateur.errors import InvalidArgument, ScoreError
-from secateur.kinds import check_used
+from secateur.kinds import check_kind, check_used
 from secateur.losses import check_finite, check_outputs, check_temperature, logits_for
 from secateur.naming import Named
 from secateur.scores.base import AbstractCriterion, ScoreInputs, preserving
@@ -57,6 +57,7 @@ class TeacherFisher(AbstractCriterion):
     seed: int = 0
 
     def __post_init__(self) -> None:
+        check_kind("teacher", self.teacher, nn.Module, "a trained torch.nn.Module")
         check_temperature(self.temperature)
         if self.kd not in ("forward", "mse"):
             raise InvalidArgument(f"kd must be forward or mse, got {self.kd!r}.")
