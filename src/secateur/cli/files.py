@@ -79,9 +79,8 @@ class Verify:
     def run(self) -> int:
         """Print the checks."""
         found = verify_checkpoint(_checkpoint(self.file))
-        with suppress(
-            BrokenPipeError
-        ):  # the exit code is the answer, whether or not anybody reads the checks
+        # the exit code is the answer, whether or not anybody reads the checks
+        with suppress(BrokenPipeError):
             if self.json:
                 print_json(found.to_dict())
             else:
