@@ -22,7 +22,8 @@ demo: $(VENV)/ready
 	rm -rf runs/demo
 	$(BIN)/secateur prune --data digits --sparsity 0.9 --recover both --out runs/demo
 
-# a file of tests for each core at a time, in their order: the slow ones do not come last
+# a file of tests for each core at a time, in their order: the slow ones do not come last; a process that ends, as
+# one in which a test hung does, is replaced once
 test: $(VENV)/ready
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto --dist loadfile --no-loadscope-reorder --max-worker-restart 1
 

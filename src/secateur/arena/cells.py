@@ -99,7 +99,7 @@ def _code(**spec: str | None) -> dict[str, str]:
 def _source_digest(spec: str, kind: str) -> str:
     try:
         source = inspect.getsourcefile(load_object(spec, kind=kind))
-    except TypeError:  # built in
+    except (OSError, TypeError):  # built in, or typed into an interpreter
         source = None
     return _file_digest(source) if source else ""
 
