@@ -1,36 +1,12 @@
 // Which operations of a plan of halves must not be done in them: squares, which leave the range of a half where their
 // roots are ordinary numbers, and maxima that are compared with what they were taken from.
-#include <algorithm>
-
 #include "program.h"
 
 namespace secateur {
 
 namespace {
 
-// Whether a result may be as large, or as small, as what the operation reads.
-bool keeps_range(OpKind kind) {
-  switch (kind) {
-    case OpKind::binary:
-    case OpKind::scale_shift:
-    case OpKind::clip:
-    case OpKind::max_pool:
-    case OpKind::avg_pool:
-    case OpKind::adaptive_avg_pool:
-    case OpKind::mean:
-    case OpKind::sum:
-    case OpKind::where:
-    case OpKind::reshape:
-    case OpKind::permute:
-    case OpKind::slice:
-    case OpKind::cat:
-    case OpKind::pad:
-    case OpKind::expand: return true;
-    default: return false;
-  }
-}
-
-// Whether a value goes on as it is, but for its sign and for what is left out.
+// Whether numbers go on as they are, but for their sign and for what is left out.
 bool keeps_numbers(OpKind kind) {
   switch (kind) {
     case OpKind::scale_shift:
@@ -42,6 +18,20 @@ bool keeps_numbers(OpKind kind) {
     case OpKind::cat:
     case OpKind::expand: return true;
     default: return false;
+  }
+}
+
+// Whether a result may be as large, or as small, as what the operation reads.
+bool keeps_range(OpKind kind) {
+  switch (kind) {
+    case OpKind::clip:
+    case OpKind::max_pool:
+    case OpKind::avg_pool:
+    case OpKind::adaptive_avg_pool:
+    case OpKind::mean:
+    case OpKind::sum:
+    case OpKind::pad: return true;
+    default: return keeps_numbers(kind);
   }
 }
 

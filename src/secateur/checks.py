@@ -12,7 +12,7 @@ from secateur.allocate import AbstractPattern
 from secateur.calibration import CalibrationRecovery
 from secateur.data import Data
 from secateur.errors import DataError, InvalidArgument, SecateurError, first_line
-from secateur.evaluate import evaluate
+from secateur.evaluate import check_first
 from secateur.inputs import Inputs, tensors_of
 from secateur.kinds import check_kind
 from secateur.losses import logits_for
@@ -119,9 +119,8 @@ def check_evaluable(student: nn.Module, data: Data, splits: Sequence[Literal["va
     """
     for split in splits:
         batches = data.val if split == "val" else data.test
-        first = next(iter(batches), None)
         try:
-            evaluate(student, [] if first is None else [first])
+            check_first(student, batches)
         except DataError as error:
             raise DataError(f"the {split} batches of {data.name!r} cannot be used: {error}") from error
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -80,6 +81,19 @@ def evaluate(model: nn.Module, batches: Batches, *, task_loss: Loss = F.cross_en
         )
     total = sum(loss * size for loss, size in zip(torch.stack(losses).tolist(), sizes, strict=True))
     return Metrics(accuracy=int(torch.stack(hits).sum()) / n, loss=total / n, n_samples=n)
+
+
+def check_first(model: nn.Module, batches: Batches) -> None:
+    """Refuse batches of which the first cannot be evaluated: before long work, not after it.
+
+    Args:
+        model: As for `evaluate`.
+        batches: As for `evaluate`; they must be there to be gone through again.
+
+    Raises:
+        DataError: as `evaluate` does.
+    """
+    evaluate(model, list(islice(batches, 1)))
 
 
 def reestimate_batchnorm(model: nn.Module, batches: Batches) -> int:

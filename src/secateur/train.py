@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from torch.nn import functional as F
 from secateur.counts import check_whole
 from secateur.enforce import keep_masks
 from secateur.errors import TrainingError
-from secateur.evaluate import Metrics, evaluate
+from secateur.evaluate import Metrics, check_first, evaluate
 from secateur.layout import TrainingLayout
 from secateur.losses import data_faults, distillation, explained, logits_for
 from secateur.masks import Masks
@@ -136,7 +135,7 @@ def fit(
     autocast = autocast_for(recipe, device)
     if validation is not None:
         with random_state_kept(device), autocast:
-            evaluate(model, list(islice(validation, 1)))  # what cannot be evaluated is told before an epoch
+            check_first(model, validation)
 
     with ExitStack() as stack:
         stack.enter_context(modes_kept(model))

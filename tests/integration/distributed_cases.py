@@ -6,7 +6,6 @@ does not reach: after TIME_LIMIT seconds the process prints where it stands and 
 
 from __future__ import annotations
 
-import copy
 import faulthandler
 import sys
 from datetime import timedelta
@@ -15,16 +14,8 @@ import pytest
 import torch
 from torch import distributed, nn
 
-from helpers import make_mlp, vectors
-from property.keep_masks_helpers import (
-    STEPS,
-    assert_kept,
-    assert_state_is_zero,
-    assert_trained,
-    build,
-    masks_for,
-    step,
-)
+from helpers import make_mlp
+from property.keep_masks_helpers import assert_training_keeps_masks
 from secateur import MaskError, Masks, apply_masks, keep_masks
 
 TIME_LIMIT = 60.0
@@ -34,15 +25,7 @@ def replicated(*, as_view: bool) -> None:
     """A model inside DistributedDataParallel."""
     model = make_mlp()
     wrapped = nn.parallel.DistributedDataParallel(model, gradient_as_bucket_view=as_view)
-    optimizer = build("SGD nesterov", wrapped, weight_decay=0.1)
-    masks = masks_for(model)
-    before = copy.deepcopy(model.state_dict())
-    with keep_masks(wrapped, optimizer, masks):
-        for batch in vectors(STEPS):
-            step(wrapped, optimizer, batch)
-            assert_kept(model, masks)
-            assert_state_is_zero(model, optimizer, masks)
-    assert_trained(model, before, masks)
+    assert_training_keeps_masks(wrapped, model)
 
 
 def sharded() -> None:

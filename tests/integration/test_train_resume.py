@@ -134,16 +134,12 @@ def test_the_state_is_a_snapshot_of_each_epoch() -> None:
 def test_the_latest_epoch_within_one_standard_error_of_the_best_is_selected(
     monkeypatch: pytest.MonkeyPatch, accuracies: list[float], n_samples: int, selected: int
 ) -> None:
-    figures, validation = iter(accuracies), vectors()
-
-    def figure(_: nn.Module, batches: object) -> Metrics:
-        return Metrics(next(figures) if batches is validation else 0.0, 0.0, n_samples)
-
-    monkeypatch.setattr(train_module, "evaluate", figure)
+    figures = iter(accuracies)
+    monkeypatch.setattr(train_module, "evaluate", lambda *_, **__: Metrics(next(figures), 0.0, n_samples))
     model, state = make_mlp(), TrainState()
     seen: list[dict[str, Tensor]] = []
     curve: list[Epoch] = []
-    for epoch in fit(model, indexed_vectors(), replace(PLAIN, epochs=4), validation=validation, state=state):
+    for epoch in fit(model, indexed_vectors(), replace(PLAIN, epochs=4), validation=vectors(), state=state):
         seen.append(copy.deepcopy(model.state_dict()))
         curve.append(epoch)
     assert [epoch.val_accuracy for epoch in curve] == accuracies

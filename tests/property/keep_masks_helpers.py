@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from helpers import assert_positive_zero
+from helpers import assert_positive_zero, vectors
+from secateur.enforce import keep_masks
 from secateur.masks import Masks
 
 STEPS = 20
@@ -110,3 +112,16 @@ def assert_trained(model: nn.Module, before: dict[str, Tensor], masks: Masks) ->
     for name, parameter in masks.match(model).items():
         moved = parameter[masks[name]] != before[name][masks[name]]
         assert float(moved.float().mean()) > 0.9, name
+
+
+def assert_training_keeps_masks(wrapped: nn.Module, model: nn.Module) -> None:
+    """A few steps of `wrapped` keep the masks of the `model` in it, at every step, and train the rest."""
+    optimizer = build("SGD nesterov", wrapped, weight_decay=0.1)
+    masks = masks_for(model)
+    before = copy.deepcopy(model.state_dict())
+    with keep_masks(wrapped, optimizer, masks):
+        for batch in vectors(STEPS):
+            step(wrapped, optimizer, batch)
+            assert_kept(model, masks)
+            assert_state_is_zero(model, optimizer, masks)
+    assert_trained(model, before, masks)

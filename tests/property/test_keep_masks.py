@@ -16,8 +16,7 @@ from helpers import Snapshot, hooks_of, make_cnn, make_mlp, vectors
 from property.keep_masks_helpers import (
     STEPS,
     assert_kept,
-    assert_state_is_zero,
-    assert_trained,
+    assert_training_keeps_masks,
     build,
     masks_for,
     step,
@@ -190,15 +189,7 @@ def test_masks_of_another_model_are_refused() -> None:
 def test_a_compiled_model_keeps_masks() -> None:
     model = make_mlp()
     compiled: Any = torch.compile(model, backend="aot_eager")
-    optimizer = build("SGD nesterov", compiled, weight_decay=0.1)
-    masks = masks_for(model)
-    before = copy.deepcopy(model.state_dict())
-    with keep_masks(compiled, optimizer, masks):
-        for batch in vectors(STEPS):
-            step(compiled, optimizer, batch)
-            assert_kept(model, masks)
-            assert_state_is_zero(model, optimizer, masks)
-    assert_trained(model, before, masks)
+    assert_training_keeps_masks(compiled, model)
 
 
 @pytest.mark.slow

@@ -19,6 +19,8 @@ from secateur.runtime.bench import Grid, run_grid, summary
 from secateur.runtime.timing import random_inputs, time_plan
 from secateur.runtime.zoo import ZOO
 
+_PLAN = "student.plan"
+
 
 @dataclass(frozen=True)
 class Compile:
@@ -57,7 +59,7 @@ class Compile:
             threads=self.threads,
             data_dir=self.data_dir,
         )
-        path = self.out or self.run_folder / "student.plan"
+        path = self.out or self.run_folder / _PLAN
         deployed.plan.save(path)
         size, n_nonzero = path.stat().st_size, deployed.plan.n_nonzero
         content: dict[str, object] = {
@@ -156,7 +158,7 @@ def _plan(path: Path) -> Plan:
         PlanError: as `read_plan` does; for a folder, saying which file of it to give, or how to make one.
     """
     if path.is_dir():
-        inside = path / "student.plan"
+        inside = path / _PLAN
         fix = (
             f"Give its plan: {inside}" if inside.is_file() else f"Make a plan first: secateur compile {path}"
         )

@@ -77,7 +77,7 @@ def random_inputs(plan: Plan, *, batch: int, seed: int = 0) -> list[Array]:
         shape = (batch, *found.shape[1:])
         whole = found.dtype == "i64"
         inputs.append(rng.integers(0, largest, shape) if whole else rng.standard_normal(shape, np.float32))
-    if tables and not _takes(plan, inputs):
+    if tables and any(x.dtype == np.int64 for x in inputs) and not _takes(plan, inputs):
         return [np.zeros_like(x) if x.dtype == np.int64 else x for x in inputs]
     return inputs
 
