@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from runtime.conftest import HAS_NATIVE
 from secateur.runtime import Engine, Plan
+
+ENGINES = ("native", "reference") if HAS_NATIVE else ("reference",)
 
 
 def sparsify(model: nn.Module, *, density: float = 0.2, seed: int = 0) -> nn.Module:
@@ -37,17 +42,28 @@ def outputs_of(model: nn.Module, inputs: Sequence[Tensor]) -> list[np.ndarray]:
     return [y.numpy() for y in found]
 
 
-def worst_error(model: nn.Module, plan: Plan, inputs: Sequence[Tensor]) -> float:
+def outputs_in(engine: str, plan: Plan, inputs: Sequence[Tensor], *, threads: int = 1) -> list[np.ndarray]:
+    """What one of `ENGINES` gives."""
+    with mock.patch.dict(os.environ, {"SECATEUR_ENGINE": engine}):
+        found = Engine(plan, threads=threads)(*(x.numpy() for x in inputs))
+    return list(found) if isinstance(found, tuple) else [found]
+
+
+def worst_error(
+    model: nn.Module, plan: Plan, inputs: Sequence[Tensor], *, engines: Sequence[str] = ENGINES
+) -> float:
     """Largest difference between engines and torch, relative to the largest number of each output.
 
-    Engines of one thread and of several, whatever the plan advises: they lay out images differently.
+    The native engine with one thread and with several, whatever the plan advises: they lay out images
+    differently.
     """
     plan = replace(plan, program=replace(plan.program, one_thread=0))
     expected = outputs_of(model, inputs)
     errors: list[float] = []
-    for threads in (1, 2, 3):
-        found = Engine(plan, threads=threads)(*(x.numpy() for x in inputs))
-        found = found if isinstance(found, tuple) else (found,)
+    for engine, threads in (("native", 1), ("native", 2), ("native", 3), ("reference", 1)):
+        if engine not in engines:
+            continue
+        found = outputs_in(engine, plan, inputs, threads=threads)
         assert [y.shape for y in found] == [y.shape for y in expected]
         assert all(y.dtype == np.float32 for y in found)
         errors += [_error(a, b) for a, b in zip(found, expected, strict=True)]

@@ -242,7 +242,6 @@ IDS = torch.tensor([[0, 3, 1], [2, 0, 0]])
 TABLE = torch.randn(4, 2, generator=torch.Generator().manual_seed(1))
 
 
-@pytest.mark.usefixtures("engine")
 @pytest.mark.parametrize(
     "function",
     [
@@ -265,7 +264,6 @@ def test_types_of_constants(function: Callable[..., Tensor]) -> None:
     agrees(With(function), X)
 
 
-@pytest.mark.usefixtures("engine")
 @pytest.mark.parametrize("seen", [[True, False], [False, True], [True, True]], ids=str)
 def test_an_attention_mask_may_be_repeated_for_each_sample(seen: list[bool]) -> None:
     def masked(_: nn.Module, x: Tensor) -> Tensor:
@@ -284,7 +282,6 @@ def test_a_number_read_from_a_buffer_is_no_batch_size() -> None:
             compile_model(With(lambda self, x: x * self.seen.sum().item()), X, fallback=fallback)
 
 
-@pytest.mark.usefixtures("engine")
 @pytest.mark.parametrize(
     "function",
     [

@@ -17,8 +17,6 @@ from runtime.test_ops import Function, check, image
 from secateur.errors import CompileError
 from secateur.runtime import compile as compile_model
 
-pytestmark = pytest.mark.usefixtures("engine")
-
 SCALE = torch.linspace(0.5, 2, 8)
 MASK = torch.arange(63).reshape(9, 7) % 3 == 0
 LIMITS = torch.arange(63.0).reshape(9, 7).masked_fill(torch.arange(63).reshape(9, 7) % 2 == 0, float("inf"))

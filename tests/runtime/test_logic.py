@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
-from itertools import product
 from typing import Literal
-from unittest import mock
 
 import numpy as np
 import pytest
@@ -14,13 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from runtime.conftest import HAS_NATIVE
-from runtime.models import Function, Padded, outputs_of
+from runtime.models import ENGINES, Function, Padded, outputs_in, outputs_of
 from secateur.errors import CompileError, InvalidArgument
 from secateur.runtime import Engine, Plan
 from secateur.runtime import compile as compile_model
-
-ENGINES = ("native", "reference") if HAS_NATIVE else ("reference",)
 
 X = torch.tensor([[0.5, -1.0, 0.0, torch.nan, torch.inf, -torch.inf], [-0.0, 2.0, 1.0, 3.0, -7.5, 2.0]])
 Y = torch.tensor([[0.5, 1.0, -0.0, torch.nan, torch.inf, 0.0], [0.0, -2.0, 2.0, 3.0, -7.5, 1.0]])
@@ -36,16 +30,14 @@ def agrees(
 ) -> Plan:
     """A function gives in both engines what it gives in torch, at all batch sizes; conditions as 1 and 0."""
     model = Function(function)
-    with mock.patch.dict(os.environ, {"SECATEUR_ENGINE": ENGINES[0]}):
-        plan = compile_model(model, inputs, threads=1, fallback=fallback)
-    for n, engine in product((2, 1, 5), ENGINES):
+    plan = compile_model(model, inputs, threads=1, fallback=fallback)
+    for n in (2, 1, 5):
         batch = [torch.cat([x] * 3)[:n] for x in inputs]
-        with mock.patch.dict(os.environ, {"SECATEUR_ENGINE": engine}):
-            found = Engine(plan, threads=2)(*(x.numpy() for x in batch))
-        results = found if isinstance(found, tuple) else (found,)
-        for a, b in zip(results, outputs_of(model, batch), strict=True):
-            assert a.dtype == (np.int64 if b.dtype in (np.int64, np.int32) else np.float32)
-            np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
+        expected = outputs_of(model, batch)
+        for engine in ENGINES:
+            for a, b in zip(outputs_in(engine, plan, batch, threads=2), expected, strict=True):
+                assert a.dtype == (np.int64 if b.dtype in (np.int64, np.int32) else np.float32)
+                np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance)
     return plan
 
 
@@ -129,12 +121,13 @@ def test_numbers_are_cut_off_towards_zero() -> None:
     agrees(lambda x: [x.long(), (x * 1e6).long().float()], torch.tensor([[0.9, -0.9, 1.5, -2.5, 7.0, -0.0]]))
 
 
-def test_numbers_that_are_no_integers_become_the_nearest(engine: str) -> None:
+def test_numbers_that_are_no_integers_become_the_nearest() -> None:
     plan = compile_model(Function(lambda x: x.long()), torch.ones(1, 6), threads=1)
-    x = np.array([[np.nan, np.inf, -np.inf, 1e19, -1e19, 2.0**62]], np.float32)
+    x = torch.tensor([[torch.nan, torch.inf, -torch.inf, 1e19, -1e19, 2.0**62]])
     largest = np.iinfo(np.int64).max
-    assert engine
-    np.testing.assert_array_equal(Engine(plan)(x), [[0, largest, -largest - 1, largest, -largest - 1, 2**62]])
+    for engine in ENGINES:
+        [found] = outputs_in(engine, plan, [x])
+        np.testing.assert_array_equal(found, [[0, largest, -largest - 1, largest, -largest - 1, 2**62]])
 
 
 def test_sums_up_to_here_do_not_lose_digits() -> None:
@@ -196,7 +189,6 @@ def test_what_differs_from_image_to_image_is_refused(function: Callable[..., Ten
         compile_model(Function(function), IDS)
 
 
-@pytest.mark.usefixtures("engine")
 @pytest.mark.parametrize("given", [False, True], ids=["found", "given"])
 def test_a_transformer_with_padding(given: bool) -> None:
     torch.manual_seed(0)
@@ -206,9 +198,10 @@ def test_a_transformer_with_padding(given: bool) -> None:
     plan = compile_model(model, inputs, threads=1)
     for n in (3, 1, 2):
         batch = [x[-n:] for x in inputs]
-        found = Engine(plan)(*(x.numpy() for x in batch))
-        assert isinstance(found, np.ndarray)
-        np.testing.assert_allclose(found, outputs_of(model, batch)[0], rtol=1e-4, atol=1e-5)
+        [expected] = outputs_of(model, batch)
+        for engine in ENGINES:
+            [found] = outputs_in(engine, plan, batch)
+            np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_mask_for_attention_may_be_computed() -> None:

@@ -16,7 +16,6 @@ from secateur.errors import CompileError, InvalidArgument
 from secateur.models import resnet
 from secateur.models.vgg import vgg16_bn
 
-pytestmark = pytest.mark.usefixtures("engine")
 TOLERANCE = 1e-4  # of issue and docs/runtime.md, relative to the largest output
 IMAGES = (2, 3, 32, 32)
 MODELS = {
@@ -49,6 +48,7 @@ def test_models_give_what_torch_gives(name: str, density: float) -> None:
         assert worst_error(model, plan, [random_like(example, n)]) < TOLERANCE
 
 
+@pytest.mark.usefixtures("engine")
 @pytest.mark.parametrize("name", ["resnet20", "encoder"])
 def test_a_saved_plan_gives_the_same_numbers(name: str, tmp_path: Path) -> None:
     build, example = MODELS[name]
@@ -116,6 +116,7 @@ def test_a_missing_operator_is_named_with_its_place() -> None:
         sc.runtime.compile(Odd(), torch.randn(IMAGES))
 
 
+@pytest.mark.usefixtures("engine")
 def test_missing_operators_run_in_torch_if_asked(tmp_path: Path) -> None:
     model = sparsify(Odd())
     plan = sc.runtime.compile(model, torch.randn(IMAGES), fallback="torch")
@@ -168,6 +169,7 @@ def test_an_attention_mask_of_zeros_and_ones_is_constant() -> None:
     assert worst_error(Masked(), plan, [torch.randn(3, 6, 8)]) < TOLERANCE
 
 
+@pytest.mark.usefixtures("engine")
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_narrow_weights_are_half_the_size_and_about_as_good(precision: str, tmp_path: Path) -> None:
     model = sparsify(resnet.resnet20(), density=0.1)

@@ -16,7 +16,6 @@ from secateur.runtime import Engine
 from secateur.runtime import compile as compile_model
 from secateur.runtime.engine import find_native
 
-pytestmark = pytest.mark.usefixtures("engine")
 TOLERANCE = 1e-5
 
 

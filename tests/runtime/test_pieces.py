@@ -12,8 +12,6 @@ from runtime.models import worst_error
 from runtime.test_ops import Function
 from secateur.runtime import compile as compile_model
 
-pytestmark = pytest.mark.usefixtures("engine")
-
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "several rows for each": lambda x: torch.atan(x.reshape(-1, 3)) * 2,
     "batch last": lambda x: (torch.atan(x.t()) * 2).t() + x,

@@ -83,6 +83,8 @@ def _quiet() -> Generator[None]:
 def _taken_apart(exported: ExportedProgram) -> ExportedProgram:
     """What has no lowering replaced by what torch makes it of; recurrent layers go step by step."""
     known = torch.export.default_decompositions()
+    # A size is no part of anything, and another round of export for it would change nothing.
+    known.pop(torch.ops.aten.sym_size.int, None)
 
     def missing() -> dict[Any, Any]:
         """Each once: some are taken apart only for some arguments."""
