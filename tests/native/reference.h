@@ -79,27 +79,7 @@ struct Conv {
 };
 
 // weight is (outputs, channels / groups, kh, kw).
-inline Image conv(Image& x, const Conv& p, const std::vector<float>& weight, const std::vector<float>& bias,
-                  Image* residual, int64_t height, int64_t width, secateur::Activation activation) {
-  Image y(x.n, p.outputs, height, width);
-  const int64_t inputs = x.channels / p.groups, per_group = p.outputs / p.groups;
-  for (int64_t n = 0; n < x.n; n++)
-    for (int64_t o = 0; o < p.outputs; o++)
-      for (int64_t i = 0; i < height; i++)
-        for (int64_t j = 0; j < width; j++) {
-          double sum = double(bias[size_t(o)]);
-          for (int64_t c = 0; c < inputs; c++)
-            for (int64_t ky = 0; ky < p.kh; ky++)
-              for (int64_t kx = 0; kx < p.kw; kx++) {
-                const int64_t iy = i * p.sy + ky * p.dy - p.top, ix = j * p.sx + kx * p.dx - p.left;
-                if (iy < 0 || ix < 0 || iy >= x.height || ix >= x.width) continue;
-                sum += double(weight[size_t(((o * inputs + c) * p.kh + ky) * p.kw + kx)]) *
-                       double(x.at(n, o / per_group * inputs + c, iy, ix));
-              }
-          if (residual) sum += double(residual->at(n, o, i, j));
-          y.at(n, o, i, j) = float(activated(sum, activation));
-        }
-  return y;
-}
+Image conv(Image& x, const Conv& p, const std::vector<float>& weight, const std::vector<float>& bias, Image* residual,
+           int64_t height, int64_t width, secateur::Activation activation);
 
 }  // namespace reference
