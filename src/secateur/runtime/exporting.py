@@ -14,7 +14,7 @@ from contextlib import contextmanager, redirect_stderr
 from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
 from torch.export.graph_signature import OutputKind
 from torch.fx import Node
@@ -23,6 +23,8 @@ from secateur.errors import CompileError
 from secateur.inputs import Arguments
 from secateur.runtime.export_faults import check_runs, said, why_not
 from secateur.runtime.lowering import LOWERINGS
+
+aten: Any = torch.ops.aten
 
 _A_BATCH_SIZE = re.compile(r"[\w'\[\].]+\.size\(\)\[0\]")
 """The batch size of an input, in the conditions that export writes down."""
@@ -81,10 +83,20 @@ def _quiet() -> Generator[None]:
 
 
 def _taken_apart(exported: ExportedProgram) -> ExportedProgram:
-    """What has no lowering replaced by what torch makes it of; recurrent layers go step by step."""
+    """What has no lowering replaced by what torch makes it of; recurrent layers go step by step.
+
+    Where each operator has one, nothing is changed in place either, and another round of export, which takes
+    as long as the first or several times that, is not needed.
+    """
+    for node in exported.graph.nodes:
+        _without_dropout(node)
+        _out_of_place(node)
+    if all(map(_has_lowering, exported.graph.nodes)):
+        exported.graph.eliminate_dead_code()
+        return exported
     known = torch.export.default_decompositions()
     # A size is no part of anything, and another round of export for it would change nothing.
-    known.pop(torch.ops.aten.sym_size.int, None)
+    known.pop(aten.sym_size.int, None)
 
     def missing() -> dict[Any, Any]:
         """Each once: some are taken apart only for some arguments."""
@@ -96,6 +108,45 @@ def _taken_apart(exported: ExportedProgram) -> ExportedProgram:
     while here := missing():
         exported = exported.run_decompositions(here)
     return exported
+
+
+_NEW = {
+    *("aten.conv1d.default", "aten.conv1d.padding", "aten.conv2d.default", "aten.conv2d.padding"),
+    *("aten.linear.default", "aten.batch_norm.default", "aten.add.Tensor", "aten.mul.Tensor"),
+}
+"""Operators whose result shares no memory with what they were given."""
+
+
+def _without_dropout(node: Node) -> None:
+    """Hand on what dropout hands on: in eval mode the very tensor, which may be changed in place later."""
+    if node.target in (aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default):
+        given, _, training = node.args
+        if isinstance(given, Node) and not training:
+            node.replace_all_uses_with(given, lambda user: user.op != "output")
+            if not node.users:
+                node.graph.erase_node(node)
+
+
+def _out_of_place(node: Node) -> None:
+    """Make an operator that changes a new tensor in place, which nobody else sees, one that does not.
+
+    As in most networks of convolutions: ``relu_(batch_norm(x))``.
+    """
+    changed = node.args[0] if node.args else None
+    name, _, overload = str(node.target).removeprefix("aten.").partition(".")
+    if not (isinstance(changed, Node) and name.endswith("_") and f"aten.{name[:-1]}.{overload}" in LOWERINGS):
+        return
+    types = {x.meta["val"].dtype for x in node.all_input_nodes if isinstance(x.meta.get("val"), Tensor)}
+    if str(changed.target) in _NEW and len(changed.users) == 1 and len(types) == 1:
+        node.target = getattr(getattr(aten, name[:-1]), overload)
+
+
+def _has_lowering(node: Node) -> bool:
+    if node.op != "call_function":
+        return node.op in ("placeholder", "output")
+    if node.target is aten.batch_norm.default and node.args[5]:
+        return False  # with the statistics of the batch it may change those that it keeps
+    return str(node.target) in LOWERINGS or node.target in (operator.getitem, aten.sym_size.int)
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -102,7 +103,7 @@ def addmm(low: Lowering, x: Operand, mat1: Operand, mat2: Operand, beta: float, 
     return low.add_layer("linear", mat1, low.transposed(weight), bias if len(bias) == n else bias.expand(n))
 
 
-@lowers("_native_batch_norm_legit_no_training.default")
+@lowers("batch_norm.default")
 def batch_norm(
     low: Lowering,
     input: Operand,  # noqa: A002
@@ -110,9 +111,9 @@ def batch_norm(
     bias: Operand | None,
     running_mean: Operand,
     running_var: Operand,
-    momentum: float,
     eps: float,
-) -> list[Activation]:
+    **_: object,
+) -> Activation:
     """BatchNorm with running statistics: a scale and a shift for each channel."""
     mean = constant(running_mean, "mean").double()
     scale = 1 / torch.sqrt(constant(running_var, "variance").double() + eps)
@@ -122,7 +123,13 @@ def batch_norm(
     if bias is not None:
         shift = shift + constant(bias, "bias").double()
     names = {"scale": low.weight(scale, "scale"), "shift": low.weight(shift, "shift")}
-    return [low.add("scale_shift", [input], activation="none", **names)]
+    return low.add("scale_shift", [input], activation="none", **names)
+
+
+@lowers("_native_batch_norm_legit_no_training.default")
+def batch_norm_with_statistics(low: Lowering, **arguments: Any) -> list[Activation]:  # noqa: ANN401
+    """The same with more results, of which nothing can be used."""
+    return [batch_norm(low, **arguments)]
 
 
 @lowers("layer_norm.default")
