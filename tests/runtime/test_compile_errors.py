@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import math
 import re
 from collections.abc import Callable
@@ -140,6 +141,12 @@ def test_what_export_refuses_is_told_with_its_place(
     assert re.search(message, said)
     assert ADVICE not in said
     assert capfd.readouterr().err == ""
+
+
+def test_torch_logs_nothing_of_a_model_that_fails(caplog: pytest.LogCaptureFixture) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.AvgPool2d(9)).eval()
+    assert "the model itself fails" in refusal(model, torch.randn(2, 3, 8, 8))
+    assert [record.name for record in caplog.records if record.levelno >= logging.WARNING] == []
 
 
 def test_a_failure_to_take_operators_apart_is_none_of_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:

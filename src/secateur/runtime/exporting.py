@@ -67,19 +67,24 @@ def export(model: nn.Module, example: Arguments) -> ExportedProgram:
     return exported
 
 
+_LOGS = ("torch.fx.experimental.symbolic_shapes", "torch._subclasses.fake_tensor")
+
+
 @contextmanager
 def _quiet() -> Generator[None]:
-    """Nothing of what torch warns of, logs and prints when export fails: graphs, and what to guard."""
-    log = logging.getLogger("torch.fx.experimental.symbolic_shapes")
-    before = log.disabled
-    # Who asks for more than warnings by TORCH_LOGS gets it.
-    log.disabled = before or not log.isEnabledFor(logging.INFO)
+    """Nothing of what torch warns of, logs and prints when export fails: graphs, stacks, what to guard."""
+    logs = [logging.getLogger(name) for name in _LOGS]
+    before = [log.disabled for log in logs]
+    for log in logs:
+        # Who asks for more than warnings by TORCH_LOGS gets it.
+        log.disabled |= not log.isEnabledFor(logging.INFO)
     try:
         with redirect_stderr(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        log.disabled = before
+        for log, disabled in zip(logs, before, strict=True):
+            log.disabled = disabled
 
 
 def _taken_apart(exported: ExportedProgram) -> ExportedProgram:
