@@ -29,6 +29,8 @@ class PipedConsole(Console):
 
 out = PipedConsole(highlight=False, markup=False, soft_wrap=True)
 err = PipedConsole(stderr=True, highlight=False, markup=False, soft_wrap=True)
+if not out.is_terminal and "COLUMNS" not in os.environ:
+    out.width = 1000  # in a file or a pipe there is no edge of a screen for tables to lose columns to
 
 
 class Command(Protocol):
