@@ -341,22 +341,6 @@ def test_a_closed_pipe_changes_no_exit_code(finished, arguments, code, closed):
     assert not done.stderr
 
 
-@pytest.mark.parametrize(
-    ("columns", "whole"), [({}, True), ({"COLUMNS": "60"}, False)], ids=["pipe", "asked"]
-)
-def test_tables_lose_no_column_in_a_pipe(columns, whole):
-    code = """
-from rich.table import Table
-from secateur.cli.console import out
-out.print(Table(*(f"column number {i}" for i in range(12))))
-"""
-    environment = {key: value for key, value in os.environ.items() if key != "COLUMNS"} | columns
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
-    )
-    assert all(f"column number {i} " in done.stdout for i in range(12)) == whole
-
-
 def test_the_installed_command_and_the_module_answer():
     done = subprocess.run([sys.executable, "-m", "secateur"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
