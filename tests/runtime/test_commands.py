@@ -88,6 +88,7 @@ def test_time_for_programs(plan_file: Path, capsys: pytest.CaptureFixture[str]) 
         (["time", "PLAN", "--against", "tensorrt"], 2, "unknown engine 'tensorrt'; known are onnxruntime"),
         (["time", "PLAN", "--batch", "0"], 2, "--batch must be at least 1"),
         (["time", "PLAN", "--threads", "0"], 2, "threads must be at least 1, got 0"),
+        (["time", "PLAN", "--batch", "1000000000000"], 1, "there is not enough memory: Unable to allocate"),
         (["time", "nothing.plan"], 1, "cannot read 'nothing.plan'"),
         (["time", "RUN"], 1, "is a folder, not a plan."),
         (["time", "."], 1, "'.' is a folder, not a plan. Make a plan first: secateur compile ."),

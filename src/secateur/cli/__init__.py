@@ -111,6 +111,10 @@ def _run(arguments: list[str]) -> int:
         return _tell(f"error: {error}", code=2)
     except SecateurError as error:
         return _tell(f"error: {error}", code=1)
+    except MemoryError as error:
+        return _tell(
+            f"error: there is not enough memory: {error}. Take smaller batches or fewer inputs.", code=1
+        )
     except KeyboardInterrupt:
         return _tell(f"stopped; {AFTER_STOP[name]}" if name in AFTER_STOP else "stopped.", code=130)
 
