@@ -151,7 +151,8 @@ def _has_lowering(node: Node) -> bool:
         return node.op in ("placeholder", "output")
     if node.target is aten.batch_norm.default and node.args[5]:
         return False  # with the statistics of the batch it may change those that it keeps
-    return str(node.target) in LOWERINGS or node.target in (operator.getitem, aten.sym_size.int)
+    is_size = isinstance(node.meta.get("val"), torch.SymInt)
+    return is_size or str(node.target) in LOWERINGS or node.target is operator.getitem
 
 
 @contextmanager

@@ -188,7 +188,7 @@ def broadcast(low: Lowering, x: Operand, shape: Shape) -> Activation:
     return low.add("expand", [full], shape)
 
 
-@lowers("expand.default", "broadcast_to.default")
+@lowers("expand.default", "expand_as.default", "broadcast_to.default")
 def expand(low: Lowering, x: Operand, **_: object) -> Activation:
     """Dimensions of size 1 repeated."""
     return broadcast(low, x, low.shapes[0])
