@@ -190,13 +190,15 @@ def test_functions(group: str) -> None:
 
 
 MODULES = [nn.PReLU(), nn.PReLU(8), nn.GLU(1), nn.ChannelShuffle(2)]
+MODULES += [nn.InstanceNorm2d(8, affine=True, track_running_stats=True)]
 MODULES += [nn.GroupNorm(4, 8), nn.GroupNorm(2, 8, affine=False), nn.InstanceNorm2d(8, affine=True)]
 
 
 @pytest.mark.parametrize("module", MODULES, ids=str)
 def test_modules(module: nn.Module) -> None:
-    for parameter in module.parameters():
-        nn.init.uniform_(parameter, 0.2, 2)
+    for tensor in (*module.parameters(), *module.buffers()):
+        if tensor.is_floating_point():
+            nn.init.uniform_(tensor, 0.2, 2)
     check(module, image(8))
     check(
         nn.Sequential(

@@ -288,6 +288,7 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "squeezed": lambda x: x[:, :1].squeeze(1).unsqueeze(-1).expand(-1, -1, -1, 4),
     "nothing": lambda x: F.dropout(x, 0.5, training=False).contiguous(),
     "product": lambda x: x @ x.transpose(-1, -2),
+    "product with a vector": lambda x: (x @ torch.ones(7)) * (x[:, 0] @ torch.arange(7.0))[:, None],
     "product with a constant": lambda x: x @ torch.ones(7, 4) + torch.ones(9, 9) @ x @ torch.ones(7, 4),
 }
 

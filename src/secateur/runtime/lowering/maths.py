@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from secateur.runtime.lowering.base import (
     LOWERINGS,
@@ -255,8 +256,10 @@ def softmax(
 def matmul(low: Lowering, x: Operand, other: Operand = 0.0, mat2: Operand | None = None) -> Activation:
     """Matrix product; one with a constant on the right is a linear layer."""
     right = other if mat2 is None else mat2
-    if not isinstance(right, Activation | int | float) and right.ndim == 2:
+    if isinstance(right, Tensor) and right.ndim == 2:
         return low.add_layer("linear", x, low.transposed(right), None)
+    if isinstance(right, Tensor) and right.ndim == 1:
+        return low.reshape(low.add_layer("linear", x, right[None], None), low.shapes[0])
     return low.add("matmul", [x, right])
 
 

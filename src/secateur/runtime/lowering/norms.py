@@ -8,9 +8,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from secateur.runtime.lowering.base import Activation, Lowering, Unsupported, dimension, lowers, optional
+from secateur.runtime.lowering.base import (
+    Activation,
+    Lowering,
+    Operand,
+    Unsupported,
+    dimension,
+    lowers,
+    optional,
+)
 from secateur.runtime.lowering.composed import absolute, largest
-from secateur.runtime.lowering.layers import layer_norm
+from secateur.runtime.lowering.layers import batch_norm, layer_norm
 from secateur.runtime.lowering.maths import add, div, mean, mul, power, sub, total
 
 
@@ -45,16 +53,16 @@ def instance_norm(
     input: Activation,  # noqa: A002
     weight: Tensor | None,
     bias: Tensor | None,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
+    running_mean: Operand,
+    running_var: Operand,
     use_input_stats: bool,
     momentum: float,
     eps: float,
     cudnn_enabled: bool,
 ) -> Activation:
-    """GroupNorm with as many groups as channels."""
+    """GroupNorm with as many groups as channels; with running statistics, BatchNorm."""
     if not use_input_stats:
-        raise Unsupported("it uses running statistics")
+        return batch_norm(low, input, weight, bias, running_mean, running_var, eps)
     return group_norm(low, input, input.shape[1], weight, bias, eps, cudnn_enabled)
 
 
