@@ -32,6 +32,7 @@ IN_PLACE: dict[str, Callable[[Tensor], object]] = {
     "what is seen later": lambda x: F.relu_(y := x * 2) + y,
     "what a view sees": later,
     "a view": lambda x: F.relu_((y := x * 2).view(-1, 2, 3)).flatten(1) + y,
+    "what a conversion hands on": lambda x: F.relu_((y := x * 2).float()) + y,
     "what dropout hands on": lambda x: F.relu_(F.dropout(y := x * 2, training=False)) + y,
     "an input": lambda x: F.relu_(x) + x,
     "a condition": lambda x: (x > 0).logical_not_().float().add_(x),

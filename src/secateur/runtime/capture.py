@@ -15,7 +15,7 @@ from torch.fx import Node
 
 from secateur.errors import CompileError
 from secateur.inputs import Arguments
-from secateur.runtime.exporting import depends_on_values, export, place_of, results_of, where_of
+from secateur.runtime.exporting import CHECKS, depends_on_values, export, place_of, results_of, where_of
 from secateur.runtime.graph import Graph
 from secateur.runtime.lowering import BATCHES, LOWERINGS, Activation, Lowering, Sized, Unsupported, kept_as
 from secateur.runtime.program import Value
@@ -117,7 +117,7 @@ class _Builder:
     def _call(self, node: Node) -> object:
         if node.target is operator.getitem:
             return self._part(cast("Node", node.args[0]), cast("int", node.args[1]))
-        if _is_symbolic(node.meta.get("val")) or node.target in _CHECKS:
+        if _is_symbolic(node.meta.get("val")) or node.target in CHECKS:
             return node.meta.get("val")
         target, arguments = cast("Any", node.target), self._arguments(node)
         if _draws(target, arguments):
@@ -255,13 +255,6 @@ class _Builder:
 
 _IN_PLANS = {torch.float32: "f32", torch.int64: "i64", torch.bool: "f32"}
 """Types that may pass into a plan and out of it, and what they are there."""
-
-_CHECKS = {
-    torch.ops.aten._assert_scalar.default,
-    torch.ops.aten._assert_tensor_metadata.default,
-    torch.ops.aten.sym_constrain_range_for_size.default,
-}
-"""Operators that torch inserts to check sizes and types; the engine checks its inputs itself."""
 
 _UNWRITTEN = {
     torch.ops.aten.empty.memory_format,

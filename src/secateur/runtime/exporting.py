@@ -26,6 +26,13 @@ from secateur.runtime.lowering import LOWERINGS
 
 aten: Any = torch.ops.aten
 
+CHECKS = {
+    aten._assert_scalar.default,
+    aten._assert_tensor_metadata.default,
+    aten.sym_constrain_range_for_size.default,
+}
+"""Operators that torch inserts to check sizes and types; the engine checks its inputs itself."""
+
 _A_BATCH_SIZE = re.compile(r"[\w'\[\].]+\.size\(\)\[0\]")
 """The batch size of an input, in the conditions that export writes down."""
 
@@ -152,7 +159,7 @@ def _has_lowering(node: Node) -> bool:
     if node.target is aten.batch_norm.default and node.args[5]:
         return False  # with the statistics of the batch it may change those that it keeps
     is_size = isinstance(node.meta.get("val"), torch.SymInt)
-    return is_size or str(node.target) in LOWERINGS or node.target is operator.getitem
+    return is_size or str(node.target) in LOWERINGS or node.target in (operator.getitem, *CHECKS)
 
 
 @contextmanager
