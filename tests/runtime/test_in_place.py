@@ -35,6 +35,8 @@ IN_PLACE: dict[str, Callable[[Tensor], object]] = {
     "what a conversion hands on": lambda x: F.relu_((y := x * 2).float()) + y,
     "what dropout hands on": lambda x: F.relu_(F.dropout(y := x * 2, training=False)) + y,
     "an input": lambda x: F.relu_(x) + x,
+    "a comparison": lambda x: (x * 2).gt_(0.5) + x,
+    "whole numbers": lambda x: (x.long() * 2).logical_not_() + x,
     "a condition": lambda x: (x > 0).logical_not_().float().add_(x),
 }
 

@@ -127,6 +127,11 @@ _NEW = {
     *("aten.linear.default", "aten.batch_norm.default", "aten.add.Tensor", "aten.mul.Tensor"),
 }
 """Operators whose result shares no memory with what they were given."""
+_IN_PLACE = {
+    *("add", "sub", "mul", "div", "clamp", "relu", "hardtanh", "leaky_relu", "elu", "celu", "selu"),
+    *("silu", "mish", "hardswish", "hardsigmoid", "sigmoid", "tanh"),
+}
+"""Arithmetic and activation functions, which give floats of what is in floats."""
 
 
 def _without_dropout(node: Node) -> None:
@@ -144,13 +149,15 @@ def _out_of_place(node: Node) -> None:
 
     As in most networks of convolutions: ``relu_(batch_norm(x))``.
     """
-    changed = node.args[0] if node.args else None
-    name, _, overload = str(node.target).removeprefix("aten.").partition(".")
-    if not (isinstance(changed, Node) and name.endswith("_") and f"aten.{name[:-1]}.{overload}" in LOWERINGS):
+    name, _, overload = str(node.target).removeprefix("aten.").partition("_.")
+    if name not in _IN_PLACE:
         return
+    changed = node.args[0]
+    is_new = isinstance(changed, Node) and str(changed.target) in _NEW and len(changed.users) == 1
     types = {x.meta["val"].dtype for x in node.all_input_nodes if isinstance(x.meta.get("val"), Tensor)}
-    if str(changed.target) in _NEW and len(changed.users) == 1 and len(types) == 1:
-        node.target = getattr(getattr(aten, name[:-1]), overload)
+    # in place a tensor keeps its type, which of several types, or of whole numbers, it would not otherwise
+    if is_new and types == {torch.float32}:
+        node.target = getattr(getattr(aten, name), overload)
 
 
 def _has_lowering(node: Node) -> bool:
