@@ -128,7 +128,7 @@ _NEW = {
 }
 """Operators whose result shares no memory with what they were given."""
 _IN_PLACE = {
-    *("add", "sub", "mul", "div", "clamp", "relu", "hardtanh", "leaky_relu", "elu", "celu", "selu"),
+    *("add", "sub", "mul", "div", "clamp", "relu", "relu6", "hardtanh", "leaky_relu", "elu", "celu", "selu"),
     *("silu", "mish", "hardswish", "hardsigmoid", "sigmoid", "tanh"),
 }
 """Arithmetic and activation functions, which give floats of what is in floats."""
