@@ -15,7 +15,15 @@ from torch.fx import Node
 
 from secateur.errors import CompileError
 from secateur.inputs import Arguments
-from secateur.runtime.exporting import CHECKS, depends_on_values, export, place_of, results_of, where_of
+from secateur.runtime.exporting import (
+    concerns_sizes,
+    depends_on_values,
+    export,
+    is_symbolic,
+    place_of,
+    results_of,
+    where_of,
+)
 from secateur.runtime.graph import Graph
 from secateur.runtime.lowering import BATCHES, LOWERINGS, Activation, Lowering, Sized, Unsupported, kept_as
 from secateur.runtime.program import Value
@@ -117,7 +125,7 @@ class _Builder:
     def _call(self, node: Node) -> object:
         if node.target is operator.getitem:
             return self._part(cast("Node", node.args[0]), cast("int", node.args[1]))
-        if _is_symbolic(node.meta.get("val")) or node.target in CHECKS:
+        if concerns_sizes(node):
             return node.meta.get("val")
         target, arguments = cast("Any", node.target), self._arguments(node)
         if _draws(target, arguments):
@@ -161,7 +169,7 @@ class _Builder:
     def _constant(self, node: Node, arguments: Mapping[str, object]) -> object:
         """What an operator gives that no input goes into: constants, or what they are for each batch size."""
         target, given = cast("Any", node.target), (self._known(node.args), self._known(node.kwargs))
-        if not any(isinstance(x, Sized) or _is_symbolic(x) for x in _flat(arguments.values())):
+        if not any(isinstance(x, Sized) or is_symbolic(x) for x in _flat(arguments.values())):
             return _computed(target, *given)
         return _joined([_computed(target, *_at(given, place)) for place in range(len(BATCHES))])
 
@@ -207,7 +215,7 @@ class _Builder:
                 return {"condition" if value.is_condition else "input": len(inputs) - 1}
             if isinstance(x, list | tuple):
                 return [encoded(item) for item in cast("Sequence[object]", x)]
-            if _is_symbolic(x):
+            if is_symbolic(x):
                 return {"batch": -_dimension(x)}
             if x is None or isinstance(x, bool | int | str) or (isinstance(x, float) and math.isfinite(x)):
                 return x
@@ -283,7 +291,7 @@ def _at(x: Any, place: int) -> Any:  # noqa: ANN401  arguments of any structure
         return [_at(item, place) for item in cast("Sequence[Any]", x)]
     if isinstance(x, dict):
         return {key: _at(item, place) for key, item in cast("dict[str, Any]", x).items()}
-    if not _is_symbolic(x):
+    if not is_symbolic(x):
         return x
     expression = x.node.expr
     symbols = list(expression.free_symbols)
@@ -303,10 +311,6 @@ def _joined(found: Sequence[Any]) -> Any:  # noqa: ANN401  a tensor or a sequenc
     return [_joined(parts) for parts in zip(*found, strict=True)]
 
 
-def _is_symbolic(x: object) -> bool:
-    return isinstance(x, torch.SymInt | torch.SymBool | torch.SymFloat)
-
-
 def _draws(target: Any, arguments: Mapping[str, object]) -> bool:  # noqa: ANN401  torch has no type for it
     """Whether an operator draws random numbers; not so dropout that is switched off."""
     switches = ("train", "training", "dropout_p")
@@ -317,7 +321,7 @@ def _check_sizes(target: str, arguments: Mapping[str, object]) -> None:
     """Refuse an operator that computes with the batch size: lowering would take that of the example."""
     for name, x in arguments.items():
         whole = target == "aten.slice.Tensor" and name in ("start", "end")
-        if name not in _SHAPES and not whole and any(map(_is_symbolic, _flat([x]))):
+        if name not in _SHAPES and not whole and any(map(is_symbolic, _flat([x]))):
             raise Unsupported(f"its argument {name!r} depends on the batch size or on values")
 
 

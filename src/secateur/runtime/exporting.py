@@ -26,7 +26,7 @@ from secateur.runtime.lowering import LOWERINGS
 
 aten: Any = torch.ops.aten
 
-CHECKS = {
+_CHECKS = {
     aten._assert_scalar.default,
     aten._assert_tensor_metadata.default,
     aten.sym_constrain_range_for_size.default,
@@ -107,14 +107,11 @@ def _taken_apart(exported: ExportedProgram) -> ExportedProgram:
         exported.graph.eliminate_dead_code()
         return exported
     known = torch.export.default_decompositions()
-    # A size is no part of anything, and another round of export for it would change nothing.
-    known.pop(aten.sym_size.int, None)
 
     def missing() -> dict[Any, Any]:
         """Each once: some are taken apart only for some arguments."""
-        used = {node.target for node in exported.graph.nodes if node.op == "call_function"}
-        here = [target for target in used if str(target) not in LOWERINGS and target in known]
-        return {target: known.pop(target) for target in here}
+        here = {node.target for node in exported.graph.nodes if not _has_lowering(node)}
+        return {target: known.pop(target) for target in here if target in known}
 
     exported = exported.run_decompositions(missing())
     while here := missing():
@@ -165,8 +162,7 @@ def _has_lowering(node: Node) -> bool:
         return node.op in ("placeholder", "output")
     if node.target is aten.batch_norm.default and node.args[5]:
         return False  # with the statistics of the batch it may change those that it keeps
-    is_size = isinstance(node.meta.get("val"), torch.SymInt)
-    return is_size or str(node.target) in LOWERINGS or node.target in (operator.getitem, *CHECKS)
+    return concerns_sizes(node) or str(node.target) in LOWERINGS or node.target is operator.getitem
 
 
 @contextmanager
@@ -267,6 +263,16 @@ def results_of(exported: ExportedProgram) -> list[object]:
                 "nothing from one call to the next: pass it in as an input, and return what becomes of it."
             )
     return results
+
+
+def is_symbolic(x: object) -> bool:
+    """Whether something is a number that stands for one of each batch size."""
+    return isinstance(x, torch.SymInt | torch.SymBool | torch.SymFloat)
+
+
+def concerns_sizes(node: Node) -> bool:
+    """Whether a node computes with sizes, or checks them; in a plan nothing is left of it."""
+    return is_symbolic(node.meta.get("val")) or node.target in _CHECKS
 
 
 def depends_on_values(symbol: object) -> bool:

@@ -51,7 +51,6 @@ def convert(low: Lowering, x: Operand, **_: object) -> Activation:
 @lowers(
     "view.default",
     "reshape.default",
-    "flatten.using_ints",
     "_unsafe_view.default",
     "flatten.using_ints",
     "unflatten.int",
