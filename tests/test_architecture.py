@@ -271,6 +271,12 @@ def test_importing_the_package_or_its_engine_loads_no_torch() -> None:
     assert not loaded & {"torch", "safetensors", *DEFERRED}
 
 
+def test_timing_a_plan_loads_no_torch() -> None:
+    loaded = loaded_by("from secateur.cli import command_class; command_class('time')")
+    assert {"numpy", "secateur", "tyro"} <= loaded
+    assert not loaded & {"torch", "safetensors", "matplotlib"}
+
+
 @pytest.mark.parametrize("name", sorted(TORCH_FREE))
 def test_what_runs_a_plan_needs_numpy_only(name: str) -> None:
     roots = {target.split(".")[0] for target in imports_of(f"secateur.runtime.{name}")}

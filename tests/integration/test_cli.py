@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import secateur as sc
-from secateur.cli import COMMANDS, main
+from secateur.cli import COMMANDS, command_class, main
 from secateur.cli.console import parse_values
 from secateur.errors import InvalidArgument
 
@@ -314,14 +314,23 @@ def test_a_stopped_command_says_what_is_left_of_it(name, capsys, monkeypatch):
     def stopped(_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(COMMANDS[name], "run", stopped)
+    monkeypatch.setattr(command_class(name), "run", stopped)
     files = {"report": ["r"], "inspect": ["f"], "verify": ["f"], "compile": ["r"], "time": ["p"]}
     assert run(*name.split(), *files.get(name, [])) == 130
     said = capsys.readouterr().err
     assert said.startswith("stopped")
-    assert ("--resume" in said) == hasattr(COMMANDS[name](*files.get(name, [])), "resume")
+    assert ("--resume" in said) == hasattr(command_class(name)(*files.get(name, [])), "resume")
     assert ("the same command" in said) == (name in ("prune", "sweep") or name.startswith("bench"))
     assert ("a cut, also one in stages, begins anew" in said) == (name in ("prune", "sweep"))
+
+
+def test_a_command_that_is_stopped_while_torch_is_imported_says_so(capsys, monkeypatch):
+    def stopped(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("secateur.cli.command_class", stopped)
+    assert run("inspect", "f") == 130
+    assert capsys.readouterr().err == "stopped.\n"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pkgutil
 import sys
 import warnings
 from collections.abc import Sequence
@@ -10,27 +11,23 @@ from importlib.metadata import version
 
 import tyro
 
-from secateur.cli.bench import BenchAccuracy
 from secateur.cli.console import Command, err, out
-from secateur.cli.files import Inspect, Verify
-from secateur.cli.prune import Prune, Sweep
-from secateur.cli.report import Report
-from secateur.cli.runtime import BenchRuntime, Compile, Time
-from secateur.config import RunConfig, SweepConfig, load_config
 from secateur.errors import InvalidArgument, SecateurError
 from secateur.values import unknown
 
-COMMANDS: dict[str, type[Command]] = {
-    "prune": Prune,
-    "sweep": Sweep,
-    "report": Report,
-    "inspect": Inspect,
-    "verify": Verify,
-    "compile": Compile,
-    "time": Time,
-    "bench accuracy": BenchAccuracy,
-    "bench runtime": BenchRuntime,
+COMMANDS = {
+    "prune": "prune:Prune",
+    "sweep": "prune:Sweep",
+    "report": "report:Report",
+    "inspect": "files:Inspect",
+    "verify": "files:Verify",
+    "compile": "compile:Compile",
+    "time": "time:Time",
+    "bench accuracy": "bench_accuracy:BenchAccuracy",
+    "bench runtime": "bench_runtime:BenchRuntime",
 }
+"""Where the commands stand in this package. Only the one that is asked for is imported: most need torch,
+which takes seconds."""
 
 _RESUMED = (
     "the same command with --resume goes on from the last finished epoch of training; "
@@ -139,20 +136,30 @@ def _parse(name: str, arguments: list[str]) -> Command:
         raise InvalidArgument(f"{first} needs to know which: accuracy or runtime, before {second}.")
     if name not in COMMANDS:
         raise InvalidArgument(unknown("command", name, COMMANDS))
-    kind = COMMANDS[name]
+    kind = command_class(name)
     default: Command | None = None
-    if kind in (Prune, Sweep):
+    if name in ("prune", "sweep"):
         path, arguments = _take_config(arguments)
-        if path is not None:
-            default = (
-                Prune(load_config(path, RunConfig))
-                if kind is Prune
-                else Sweep.of(load_config(path, SweepConfig))
-            )
+        default = None if path is None else _configured(name, path)
     program, style = f"secateur {name}", (tyro.conf.FlagCreatePairsOff,)
     if default is None:
         return tyro.cli(kind, args=arguments, prog=program, config=style)
     return tyro.cli(kind, args=arguments, prog=program, config=style, default=default)
+
+
+def command_class(name: str) -> type[Command]:
+    """The class behind a key of `COMMANDS`."""
+    return pkgutil.resolve_name(f"{__name__}.{COMMANDS[name]}")
+
+
+def _configured(name: str, path: str) -> Command:
+    """``prune`` or ``sweep`` with the values of a file."""
+    from secateur.cli.prune import Prune, Sweep
+    from secateur.config import RunConfig, SweepConfig, load_config
+
+    return (
+        Prune(load_config(path, RunConfig)) if name == "prune" else Sweep.of(load_config(path, SweepConfig))
+    )
 
 
 def _take_config(arguments: list[str]) -> tuple[str | None, list[str]]:

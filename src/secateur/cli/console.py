@@ -32,6 +32,9 @@ err = PipedConsole(stderr=True, highlight=False, markup=False, soft_wrap=True)
 if not out.is_terminal and "COLUMNS" not in os.environ:
     out.width = 1000  # in a file or a pipe there is no edge of a screen for tables to lose columns to
 
+PLAN_FILE = "student.plan"
+"""Where `secateur compile` puts the plan of a run, in its folder."""
+
 
 class Command(Protocol):
     """One subcommand: its fields are its flags."""
