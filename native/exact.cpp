@@ -1,5 +1,9 @@
 // Which operations of a plan of halves must not be done in them: squares, which leave the range of a half where their
-// roots are ordinary numbers, and maxima that are compared with what they were taken from.
+// roots are ordinary numbers; bounds and constants that a half would take for 0, such as that of a norm to divide by;
+// and maxima that are compared with what they were taken from.
+#include <algorithm>
+#include <cmath>
+
 #include "program.h"
 
 namespace secateur {
@@ -35,9 +39,25 @@ bool keeps_range(OpKind kind) {
   }
 }
 
+constexpr double least_half = 6.103515625e-05;  // below, halves lose digits, and below 3e-8 all of them
+
 bool is_bounded(const Op* maker) {
   return maker && maker->kind == OpKind::activate &&
          (maker->activation == Activation::sigmoid || maker->activation == Activation::tanh);
+}
+
+bool is_tiny(double number) { return number != 0 && std::abs(number) < least_half; }
+
+// Whether the operation is a bound, or the constant of a sum, that a half would take for 0, as in x / (|x| + 1e-8).
+bool has_tiny_number(const Op& op, const std::vector<Op*>& makers) {
+  if (op.kind == OpKind::clip) return is_tiny(op.low) || is_tiny(op.high);
+  if (op.kind != OpKind::binary) return false;
+  return std::any_of(op.inputs.begin(), op.inputs.end(), [&](int id) {
+    const Op* maker = makers[size_t(id)];
+    if (!maker || maker->kind != OpKind::constant || maker->weight->is_integer) return false;
+    const std::vector<float> numbers = maker->weight->all();
+    return !numbers.empty() && std::all_of(numbers.begin(), numbers.end(), is_tiny);
+  });
 }
 
 }  // namespace
@@ -49,7 +69,8 @@ void mark_exact(Program& program) {
     const bool squares = op.kind == OpKind::binary && op.binary == Binary::mul && op.inputs[0] == op.inputs[1];
     bool reads_far = false;
     for (const int id : op.inputs) reads_far = reads_far || far[size_t(id)];
-    op.exact = (squares && !is_bounded(makers[size_t(op.inputs[0])])) || (reads_far && keeps_range(op.kind));
+    op.exact = (squares && !is_bounded(makers[size_t(op.inputs[0])])) || has_tiny_number(op, makers) ||
+               (reads_far && keeps_range(op.kind));
     far[size_t(op.output)] = op.exact;
     makers[size_t(op.output)] = &op;
   }

@@ -169,8 +169,8 @@ SECATEUR_INLINE float sum_of(F v) {
   return sum;
 }
 
-// e^x, relative error below 2 ulp where the result is a normal number: 2^n · polynomial (Cephes expf) with the
-// reduction x = n·ln2 + r, ln2 in two parts.
+// e^x, relative error below 2 ulp; 0 below −87.3 and infinity above 88.3, where floats nearly end: 2^n · polynomial
+// (Cephes expf) with the reduction x = n·ln2 + r, ln2 in two parts.
 SECATEUR_INLINE F exponential(F x) {
   const F clipped = at_most(at_least(x, spread(-87.3f)), spread(88.3f));
   const F scaled = clipped * 1.44269504f;
@@ -189,6 +189,8 @@ SECATEUR_INLINE F exponential(F x) {
   F power;
   __builtin_memcpy(&power, &bits, sizeof power);
   F result = p * power;
+  result = x < spread(-87.3f) ? F{} : result;
+  result = x > spread(88.3f) ? spread(__builtin_inff()) : result;
   return x != x ? x : result;
 }
 

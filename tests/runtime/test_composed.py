@@ -61,6 +61,13 @@ FUNCTIONS: dict[str, dict[str, Callable[[Tensor], Tensor]]] = {
         "places of the largest few": lambda x: x.topk(5, 2).indices * 1.0,
         "smallest few": lambda x: x.topk(1, -1, largest=False).values,
         "few of which not all are finite": lambda x: x.masked_fill(MASK, -math.inf).topk(9, 2).values,
+        "largest where the batch is not first": lambda x: x.permute(2, 3, 0, 1).amax(0).permute(1, 0, 2),
+        "larger where the batch is not first": lambda x: torch.maximum(
+            x.permute(1, 2, 0, 3), SCALE.reshape(8, 1, 1, 1) - 1
+        ).permute(2, 0, 1, 3),
+        "log-softmax where the batch is not first": lambda x: (
+            x.permute(3, 2, 0, 1).log_softmax(1).permute(2, 3, 0, 1)
+        ),
         "between others": lambda x: torch.clamp(x, SCALE.reshape(8, 1, 1) - 1, x.mean(1, keepdim=True) + 1),
     },
     "masks": {
@@ -93,6 +100,7 @@ FUNCTIONS: dict[str, dict[str, Callable[[Tensor], Tensor]]] = {
         "reflected": lambda x: F.pad(x, (3, 2, 0, 8), mode="reflect"),
         "replicated": lambda x: F.pad(x, (3, 0, 1, 12), mode="replicate"),
         "circular": lambda x: F.pad(x, (3, 7, 9, 0), mode="circular"),
+        "padded and cut off": lambda x: F.pad(x, (4, -7, -9, 3), value=2.0),
         "diagonals": lambda x: x.diagonal(0, 2, 3) + x.diagonal(2, 3, 2) + x.diagonal(-1, -2, -1),
         "windows of a dimension": lambda x: x.unfold(2, 4, 2),
         "windows": lambda x: F.unfold(x, (3, 2), dilation=(2, 1), padding=(1, 2), stride=(1, 2)),
@@ -322,7 +330,7 @@ def test_networks() -> None:
 
 def test_what_runs_along_the_batch_is_refused() -> None:
     for function in (
-        lambda x: x.permute(1, 0, 2, 3).amax(0),
+        lambda x: x.permute(1, 0, 2, 3).amax(1),
         lambda x: x.amax(0),
         lambda x: x.roll(1),
         lambda x: x.flip(0),

@@ -138,7 +138,10 @@ class TestInputs:
                 r"'x' must have the shape \(batch, 3, 32, 32\), got \(1, 3, 32, 31\)",
             ),
             (np.zeros((3, 32, 32), np.float32), r"must have the shape \(batch, 3, 32, 32\)"),
-            (np.zeros((0, 3, 32, 32), np.float32), r"must have the shape \(batch, 3, 32, 32\), got \(0,"),
+            (
+                np.zeros((0, 3, 32, 32), np.float32),
+                r"\(batch, 3, 32, 32\) with a batch of at least 1, got \(0,",
+            ),
             (
                 np.zeros((1, 3, 32, 32)),
                 r"must be float32, got float64. Convert it with .astype\(np.float32\)",

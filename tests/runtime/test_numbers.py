@@ -49,6 +49,22 @@ def test_bounds_and_padding_may_be_infinite(name: str) -> None:
     agrees(BOUNDS[name], INFINITE, rtol=1e-6)
 
 
+ENDS = torch.tensor(
+    [[-torch.inf, -3.4e38, -1e30, -104.0, -88.0, 0.0, 88.0, 89.0, 3.4e38, torch.inf, torch.nan]]
+)
+
+
+@pytest.mark.parametrize(
+    "function", [torch.sigmoid, torch.tanh, F.silu, F.mish, torch.exp], ids=lambda f: f.__name__
+)
+def test_exponentials_where_floats_end(function: Callable[[Tensor], Tensor]) -> None:
+    model = Function(function)
+    plan, [expected] = compile_model(model, ENDS), outputs_of(model, [ENDS])
+    for engine in ENGINES:
+        [found] = outputs_in(engine, plan, [ENDS])
+        np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-37)
+
+
 def test_crossing_bounds_on_images() -> None:
     check(nn.Sequential(nn.Conv2d(3, 4, 3), nn.Hardtanh(-1, 1), nn.Conv2d(4, 2, 1)), torch.randn(2, 3, 9, 7))
     model = nn.Sequential(nn.Conv2d(3, 4, 3), Function(BOUNDS["crossing"]), nn.ReLU())

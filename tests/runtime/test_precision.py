@@ -120,6 +120,25 @@ def test_squares_beyond_the_range_of_half_precision(name: str) -> None:
         assert np.abs(engine(x.numpy()) - expected).max() < 0.02 * np.abs(expected).max()
 
 
+TINY = {
+    "bound": Function(lambda x: x.clamp(min=1e-12)),
+    "bound to divide by": Function(lambda x: 1 / x.abs().clamp(min=1e-10)),
+    "constant to divide by": Function(lambda x: x / (x.abs() + 1e-8)),
+    "normalize": Function(lambda x: F.normalize(x, dim=1)),
+    "largest": Function(lambda x: x / x.amax((2, 3), keepdim=True).clamp(min=1e-10)),
+}
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_numbers_that_half_precision_would_take_for_zero(name: str) -> None:
+    """Where all that a network sees is black."""
+    conv = nn.Conv2d(3, 8, 3, padding=1, bias=False)
+    model, images = nn.Sequential(conv, nn.ReLU(), TINY[name]).eval(), torch.randn(2, 3, 16, 16)
+    engine = Engine(compile_model(model, images, precision="fp16", threads=1), threads=1)
+    black = torch.zeros(2, 3, 16, 16)
+    np.testing.assert_allclose(engine(black.numpy()), outputs_of(model, [black])[0], rtol=1e-3)
+
+
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
 def test_tables_of_whole_numbers_are_exact(precision: Literal["fp16", "bf16"]) -> None:
     table = torch.arange(5000).flip(0)

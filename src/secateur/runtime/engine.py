@@ -267,7 +267,8 @@ def _checked(x: object, name: str, shape: Sequence[int], dtype: np.dtype[Any]) -
     fits = array.ndim == len(shape) and array.shape[0] >= 1 and array.shape == concrete(shape, array.shape[0])
     if not fits:
         text = ", ".join(map(str, expected))
-        raise InvalidArgument(f"input {name!r} must have the shape ({text}), got {array.shape}.")
+        empty = " with a batch of at least 1" if array.shape[:1] == (0,) else ""
+        raise InvalidArgument(f"input {name!r} must have the shape ({text}){empty}, got {array.shape}.")
     if array.dtype == np.bool_ and dtype == np.float32:
         return array.astype(np.float32)  # as plans keep conditions
     if array.dtype != dtype:

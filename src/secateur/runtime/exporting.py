@@ -102,6 +102,7 @@ def _taken_apart(exported: ExportedProgram) -> ExportedProgram:
     """
     for node in exported.graph.nodes:
         _without_dropout(node)
+        _one_by_one(node)
         _out_of_place(node)
     if all(map(_has_lowering, exported.graph.nodes)):
         exported.graph.eliminate_dead_code()
@@ -133,12 +134,23 @@ _IN_PLACE = {
 
 def _without_dropout(node: Node) -> None:
     """Hand on what dropout hands on: in eval mode the very tensor, which may be changed in place later."""
-    if node.target in (aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default):
-        given, _, training = node.args
-        if isinstance(given, Node) and not training:
-            node.replace_all_uses_with(given, lambda user: user.op != "output")
-            if not node.users:
-                node.graph.erase_node(node)
+    if node.target not in (aten.dropout.default, aten.feature_dropout.default, aten.alpha_dropout.default):
+        return
+    given, p, training = node.args
+    if isinstance(given, Node) and (p == 0 or not training):
+        node.replace_all_uses_with(given, lambda user: user.op != "output")
+        if node.users:  # an output, which export knows by the name of its node
+            node.target, node.args = aten.alias.default, (given,)
+        else:
+            node.graph.erase_node(node)
+
+
+def _one_by_one(node: Node) -> None:
+    """Take parts of what is unbound by themselves: changed in place, they would cost torch the open batch."""
+    if node.target is aten.unbind.int:
+        for part in list(node.users):
+            part.target, part.args = aten.select.int, (node.args[0], *(node.args[1:] or (0,)), part.args[1])
+        node.graph.erase_node(node)
 
 
 def _out_of_place(node: Node) -> None:

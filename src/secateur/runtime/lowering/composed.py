@@ -131,15 +131,19 @@ def largest(low: Lowering, x: Activation, dim: Sequence[int] | None, keepdim: bo
     """Largest number along dimensions other than the batch: a pool over all of them."""
     if low.dtype(x) == torch.int64:
         return _winner(maximum, low, x, dim, keepdim=keepdim)
-    if x.shape[0] > 0:
-        raise Unsupported("its first dimension is not the batch")
     dims = [dimension(d, x.shape) for d in (dim or range(len(x.shape)))]
-    kept = [d for d in range(1, len(x.shape)) if d not in dims]
-    sizes = [math.prod(x.shape[d] for d in group) for group in (kept, dims)]
-    rows = low.reshape(permuted(low, x, [0, *kept, *dims]), (x.shape[0], sizes[0], 1, sizes[1]))
-    found = low.add("max_pool", [rows], kernel=[1, sizes[1]], stride=[1, sizes[1]], padding=[0] * 4)
+    left = [d for d in range(len(x.shape)) if d not in dims]
+    kept = sorted(left, key=lambda d: x.shape[d] > 0)  # the batch goes first, as a pool wants it
+    if x.shape[kept[0]] > 0:
+        raise Unsupported("it has no dimension for the batch")
+    batch, *sizes = (x.shape[d] for d in kept)
+    n = math.prod(x.shape[d] for d in dims)
+    rows = low.reshape(permuted(low, x, [*kept, *dims]), (batch, math.prod(sizes), 1, n))
+    found = low.add("max_pool", [rows], kernel=[1, n], stride=[1, n], padding=[0] * 4)
+    if kept != left:
+        found = permuted(low, low.reshape(found, (batch, *sizes)), [kept.index(d) for d in left])
     ones = [1 if d in dims else size for d, size in enumerate(x.shape)]
-    return low.reshape(found, tuple(ones if keepdim else (x.shape[d] for d in (0, *kept))))
+    return low.reshape(found, tuple(ones if keepdim else (x.shape[d] for d in left)))
 
 
 @lowers("amin.default")

@@ -285,19 +285,19 @@ def pad(
     """Places with one number before and after; negative padding cuts off."""
     pairs = [[0, 0]] * (len(x.shape) - len(pad) // 2)
     pairs += [[int(pad[i]), int(pad[i + 1])] for i in range(len(pad) - 2, -1, -2)]
+    grown = [[max(0, before), max(0, after)] for before, after in pairs]
+    if mode == "constant" and any(map(any, grown)):
+        fill = float(value or 0)
+        if fill == math.inf or math.isnan(fill):
+            raise Unsupported(f"it pads with {fill:g}")
+        x = low.add("pad", [x], padding=grown, value=None if fill == -math.inf else fill)
     for dim, (before, after) in enumerate(pairs):
         if mode != "constant" and max(before, after) > 0:
             x = _padded_by_itself(low, x, dimension(dim, x.shape), before, after, mode)
         elif min(before, after) < 0:
             size = x.shape[dimension(dim, x.shape)]
             x = sliced(low, x, dim, max(0, -before), size - max(0, -after))
-    grown = [[max(0, before), max(0, after)] for before, after in pairs]
-    if mode != "constant" or not any(map(any, grown)):
-        return x
-    fill = float(value or 0)
-    if fill == math.inf or math.isnan(fill):
-        raise Unsupported(f"it pads with {fill:g}")
-    return low.add("pad", [x], padding=grown, value=None if fill == -math.inf else fill)
+    return x
 
 
 def _padded_by_itself(
