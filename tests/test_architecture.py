@@ -63,6 +63,7 @@ LAYERS = (
         "deploy",
         "cli",
         "api",
+        "yaml_files",
         "__main__",
     },
 )
@@ -272,7 +273,7 @@ def test_importing_the_package_or_its_engine_loads_no_torch() -> None:
 
 
 def test_timing_a_plan_loads_no_torch() -> None:
-    loaded = loaded_by("from secateur.cli import command_class; command_class('time')")
+    loaded = loaded_by("from secateur.cli.commands import command_class; command_class('time')")
     assert {"numpy", "secateur", "tyro"} <= loaded
     assert not loaded & {"torch", "safetensors", "matplotlib"}
 

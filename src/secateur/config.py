@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Hashable
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
@@ -12,7 +11,6 @@ from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 import tyro
 import yaml
 from torch import nn
-from yaml.constructor import ConstructorError
 
 from secateur.allocate import AbstractScope, Unstructured
 from secateur.building import build_criterion_from, build_pattern_from, build_scope_from, wants_teacher
@@ -28,6 +26,7 @@ from secateur.scores import AbstractCriterion
 from secateur.stages import check_stages
 from secateur.steps import Execution
 from secateur.values import from_mapping, plain, without_defaults
+from secateur.yaml_files import load_yaml
 
 T = TypeVar("T")
 _SEEDS = 2**32
@@ -357,32 +356,6 @@ def load_config(path: str | Path, kind: type[T]) -> T:
         InvalidArgument: if the file cannot be read, or holds an unknown key or a value of another type.
     """
     return from_mapping(kind, load_yaml(path), where=str(path))
-
-
-def load_yaml(path: str | Path) -> object:
-    """The content of a YAML file, a mapping if it is empty.
-
-    Raises:
-        InvalidArgument: if the file cannot be read, or gives a key twice.
-    """
-    try:
-        data = yaml.load(Path(path).read_text(), Loader=_UniqueKeys)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise InvalidArgument(f"cannot read the configuration {str(path)!r}: {error}") from error
-    return {} if data is None else data
-
-
-class _UniqueKeys(yaml.SafeLoader):
-    """Of a key that is given twice, PyYAML would take the last value and say nothing."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        """As the loader does, for keys that differ."""
-        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if twice is not None:
-            problem = f"key {twice!r} appears twice; keep one of them"
-            raise ConstructorError(problem=problem, problem_mark=node.start_mark)
-        return super().construct_mapping(node, deep)
 
 
 def dump_config(config: object) -> str:

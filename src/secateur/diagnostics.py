@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from secateur.allocate import AbstractPattern, AbstractScope, Unstructured, allocate
 from secateur.errors import DataError, MaskError
 from secateur.masks import Masks
-from secateur.naming import Batches, Loss, Named, length_of
+from secateur.naming import Batches, Loss, Named, check_repeatable, length_of
 from secateur.scores import AbstractCriterion, GuidedScores
 from secateur.stages import mask_warnings_ignored, staged_masks
 
@@ -88,7 +88,9 @@ def split_half_overlap(
 
     Raises:
         DataError: if there are fewer than two batches.
+        InvalidArgument: if they can be gone through once only.
     """
+    check_repeatable(batches, "each half of the calibration batches is taken by itself")
     n_batches = length_of(batches)
     if n_batches is not None and n_batches < 2:
         raise DataError(f"split-half stability needs at least 2 calibration batches, got {n_batches}.")

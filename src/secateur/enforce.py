@@ -21,7 +21,8 @@ def keep_masks(model: nn.Module, optimizer: Optimizer, masks: Masks) -> Generato
     On entry the pruned weights, their gradients and whatever the optimizer remembers at their places
     (momentum, second moments; the whole history of LBFGS) are zeroed. While inside, their gradients
     are zeroed as soon as they are accumulated, so neither clipping nor optimizer state ever sees
-    them, and the weights are zeroed after each step. On exit every hook is removed and the masks are
+    them (those of a weight that was frozen on entry, before each step), and the weights are zeroed after each
+    step. On exit every hook is removed and the masks are
     checked. Nothing in the model is renamed or wrapped, so state dicts, copies, ``torch.compile``,
     autocast and gradient scaling work as ever.
 
@@ -58,11 +59,20 @@ def keep_masks(model: nn.Module, optimizer: Optimizer, masks: Masks) -> Generato
                 bits, list(kept.values())
             )
 
+    frozen = {name for name, parameter in parameters.items() if not parameter.requires_grad}
+
+    def mask_late(*_: object) -> None:
+        # What is trained only later can have had no hook.
+        for name, parameter in masks.match(model).items() if frozen else ():
+            if name in frozen:
+                _gradient_masker(kept[name])(parameter)
+
     with ExitStack() as stack:
         for name, parameter in parameters.items():
             if parameter.requires_grad:
                 handle = parameter.register_post_accumulate_grad_hook(_gradient_masker(kept[name]))
                 stack.callback(handle.remove)
+        stack.callback(optimizer.register_step_pre_hook(mask_late).remove)
         stack.callback(optimizer.register_step_post_hook(zero_weights).remove)
         yield
         masks.check(model)

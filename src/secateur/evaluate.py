@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPriva
 from secateur.errors import DataError
 from secateur.inputs import Inputs, call
 from secateur.layout import laid_out
-from secateur.losses import explained, logits_for
+from secateur.losses import check_scalar, explained, logits_for
 from secateur.modules import device_of, modes_kept
 from secateur.naming import Batches, Loss, split_batches
 
@@ -68,10 +68,13 @@ def evaluate(model: nn.Module, batches: Batches, *, task_loss: Loss = F.cross_en
                     f"{tuple(logits.shape)} for {len(y)} labels. Give a binary classifier two outputs."
                 )
             # All stays on the device until the end: no batch waits for the one before.
-            hits.append((logits.argmax(dim=1) == y).sum())
-            lowest += [y.min()] if len(y) else []
-            losses.append(task_loss(logits, y).reshape(()))
-            sizes.append(len(y))
+            if len(y):
+                loss = task_loss(logits, y)
+                check_scalar("task", loss)
+                hits.append((logits.argmax(dim=1) == y).sum())
+                lowest.append(y.min())
+                losses.append(loss.reshape(()))
+                sizes.append(len(y))
     n = sum(sizes)
     if not n:
         raise DataError("the loader yielded batches without a sample; check that the data set is not empty.")
@@ -172,10 +175,13 @@ class _Average:
         self._n_samples += n
         self._n_batches += 1
         if self._n_batches == 1:
-            self._means = [t.clone() for t in self._statistics()]
+            # in halves, what a late batch adds to the average would be rounded off
+            self._means = [
+                t.to(torch.promote_types(t.dtype, torch.float32), copy=True) for t in self._statistics()
+            ]
         else:
             for mean, tensor in zip(self._means, self._statistics(), strict=True):
-                mean.lerp_(tensor, n / self._n_samples)
+                mean.lerp_(tensor.to(mean.dtype), n / self._n_samples)
 
     def finish(self) -> None:
         """Give the layer the averages, if any batch has reached it."""

@@ -125,7 +125,8 @@ def call(network: Callable[..., object], inputs: Inputs) -> object:
 
 def _check_precision(network: Callable[..., object], inputs: Inputs, error: RuntimeError) -> None:
     """Say of a network that failed that types do not go together, if that may be why."""
-    if torch.is_autocast_enabled(inputs.device.type) and "dtype" in str(error):
+    of_types = "dtype" in str(error) or "scalar type" in str(error)
+    if torch.is_autocast_enabled(inputs.device.type) and of_types:
         raise DataError(
             f"a network that computes in fp32 failed in mixed precision: {first_line(error)} "
             "Set precision='fp32'."

@@ -63,8 +63,11 @@ def to_training(model: nn.Module) -> None:
 
 
 def remembered(tensors: Iterable[Tensor]) -> Callable[[], None]:
-    """Copy `tensors`; what comes back gives them, bit for bit, the values that they have now."""
-    state = [(tensor, tensor.detach().clone()) for tensor in tensors]
+    """Copy `tensors`; what comes back gives them, bit for bit, the values that they have now.
+
+    Expanded ones are left out: torch lets nobody write to what is one number in several places.
+    """
+    state = [(tensor, tensor.detach().clone()) for tensor in tensors if not is_expanded(tensor)]
 
     def put_back() -> None:
         with torch.no_grad():
@@ -72,6 +75,34 @@ def remembered(tensors: Iterable[Tensor]) -> Callable[[], None]:
                 tensor.copy_(value)
 
     return put_back
+
+
+def is_expanded(tensor: Tensor) -> bool:
+    """Whether several elements are one number in memory."""
+    return any(n > 1 and stride == 0 for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+
+
+def why_not_writable(tensor: Tensor) -> str | None:
+    """Why nothing can be written to a tensor, and what to do about it; None if it can."""
+    if tensor.is_inference() and not torch.is_inference_mode_enabled():
+        return "it was made under torch.inference_mode(). Use copy.deepcopy(model), made outside of it."
+    if is_expanded(tensor):
+        return "it is expanded, many of its numbers are one in memory. Make it with .clone()."
+    return None
+
+
+@contextmanager
+def plain_attention() -> Generator[None]:
+    """Transformer layers in the operators that they are made of, not in one that does it all.
+
+    That one, for eval mode without gradients, hands nested tensors on.
+    """
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def device_of(model: nn.Module) -> torch.device:

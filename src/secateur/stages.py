@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from secateur.allocate import AbstractPattern, AbstractScope, Unstructured, allocate
-from secateur.counts import check_whole
+from secateur.counts import check_whole, n_prune
 from secateur.errors import EmptiedLayerWarning, InvalidArgument, LeftDenseWarning
 from secateur.masks import Masks
 from secateur.naming import Batches, Loss, Named, check_repeatable
@@ -130,6 +130,8 @@ def staged_masks(
     if stages > 1:
         check_calibration(batches, stages)
         check_apart(criterion, targets)
+    if gone is not None:
+        _check_gone(gone, targets, sparsity)
     schedule = geometric_sparsities(sparsity, stages)
     masks: Masks | None = gone
     with _maskable(targets) as weights:
@@ -353,6 +355,21 @@ def check_calibration(batches: Batches | None, times: int) -> None:
         InvalidArgument: saying how often they are needed.
     """
     check_repeatable(batches, f"this cut goes through the calibration batches {times} times")
+
+
+def _check_gone(gone: Masks, targets: dict[str, nn.Parameter], sparsity: float) -> None:
+    """Refuse masks of an earlier cut that are of other weights, or removed more than is to be gone now."""
+    if set(gone) != set(targets):
+        odd = sorted(set(gone) ^ set(targets))
+        raise InvalidArgument(
+            f"gone must have the masks of the weights that are cut now: {', '.join(odd)} stand on one side "
+            "only. Give both cuts the same include and exclude."
+        )
+    asked = n_prune(sum(weight.numel() for weight in targets.values()), sparsity)
+    if gone.n_prune > asked:
+        raise InvalidArgument(
+            f"sparsity must be at least the {gone.sparsity:g} of the weights that are gone, got {sparsity:g}."
+        )
 
 
 def check_apart(criterion: AbstractCriterion, targets: dict[str, nn.Parameter]) -> None:

@@ -20,9 +20,16 @@ from secateur.enforce import keep_masks
 from secateur.errors import TrainingError
 from secateur.evaluate import Metrics, check_first, evaluate
 from secateur.layout import TrainingLayout
-from secateur.losses import data_faults, distillation, explained, logits_for
+from secateur.losses import check_scalar, data_faults, distillation, explained, logits_for
 from secateur.masks import Masks
-from secateur.modules import device_of, modes_kept, random_state_kept, share_weights, to_training
+from secateur.modules import (
+    device_of,
+    modes_kept,
+    random_state_kept,
+    share_weights,
+    to_training,
+    why_not_writable,
+)
 from secateur.naming import (
     Batches,
     IndexedBatch,
@@ -203,6 +210,7 @@ def _mixed_loss(
             if guide is not None and guidance is None:
                 guidance = guide.ask(batch.inputs)
         task = task_loss(logits.float(), batch.labels)
+        check_scalar("task", task)
         if guidance is None:
             return task
         kd = distance(logits.float(), guidance.float())
@@ -234,8 +242,9 @@ def check_trainable(
         Number of batches of an epoch.
 
     Raises:
-        TrainingError: if the teacher is missing or is the model itself, all parameters are frozen, or the
-            loader has no length, or cannot repeat the views that the recipe asks for.
+        TrainingError: if the teacher is missing or is the model itself, all parameters are frozen, a tensor
+            of the model cannot be written to, or the loader has no length, or cannot repeat the views that
+            the recipe asks for.
         InvalidArgument: if `execution` is unknown, or impossible here.
     """
     resolve_execution(execution, model, device_of(model), 1)
@@ -253,6 +262,9 @@ def check_trainable(
             _check_views(train, recipe)
     if not any(p.requires_grad for p in model.parameters()):
         raise TrainingError("the model has no trainable parameter; call requires_grad_(True) on some.")
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if isinstance(tensor, Tensor) and (reason := why_not_writable(tensor)):
+            raise TrainingError(f"the state of {name!r} cannot be put back after training: {reason}")
     n_batches = length_of(train)
     if not n_batches:
         raise TrainingError("the training loader needs a length above 0, for the learning-rate schedule.")

@@ -170,6 +170,21 @@ def test_a_collected_file_is_a_source_of_cells(finished: tuple[Suite, SuiteFolde
     assert run_suite(suite, other, device="cpu", watcher=Watcher()) == 0
 
 
+def test_a_damaged_suite_file_is_not_taken_for_another_suite(tmp_path: Path) -> None:
+    suite = suite_of(SMALL, tmp_path)
+    held = SuiteFolder.open(tmp_path / "out", suite).path / "suite.yaml"
+    whole = held.read_text()
+    held.write_text("{")
+    with pytest.raises(RunError, match=r"or is damaged.*the cells stay"):
+        SuiteFolder.open(tmp_path / "out", suite)
+    held.unlink()
+    SuiteFolder.open(tmp_path / "out", suite)
+    assert held.read_text() == whole
+    held.write_text("# suite other")
+    with pytest.raises(RunError, match="another suite"):
+        SuiteFolder.open(tmp_path / "out", suite)
+
+
 def test_a_cell_follows_from_what_decides_its_result(tmp_path: Path) -> None:
     suite = suite_of(SMALL, tmp_path)
     ids = [cell.id for cell in plan(suite)]

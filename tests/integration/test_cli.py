@@ -2,17 +2,19 @@
 
 import json
 import os
+import shlex
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 import secateur as sc
-from secateur.cli import COMMANDS, command_class, main
-from secateur.cli.console import parse_values
-from secateur.errors import InvalidArgument
+from secateur.cli import main
+from secateur.cli.commands import COMMANDS
 
 QUICK = [
     *("--n-calibration", "256", "--pretrain.epochs", "2", "--recovery.epochs", "2", "--pretrain.lr", "0.05"),
@@ -34,6 +36,11 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "first"
     assert run("prune", "--sparsity", 0.8, "--recover", "both", "--out", folder, *QUICK) == 0
     return folder
+
+
+@pytest.fixture
+def run_folder_with_space(finished, tmp_path):
+    return Path(shutil.copytree(finished, tmp_path / "a ü b"))
 
 
 def test_a_run_folder_is_complete(finished):
@@ -281,26 +288,6 @@ def test_a_full_disk_loses_nothing(finished, tmp_path, capsys, monkeypatch):
     assert (folder / "student.safetensors").read_bytes() == (finished / "student.safetensors").read_bytes()
 
 
-@pytest.mark.parametrize(
-    ("text", "values"),
-    [
-        ("0.8,0.9", (0.8, 0.9)),
-        ("0.9", (0.9,)),
-        ("0:1:0.25", (0.0, 0.25, 0.5, 0.75, 1.0)),
-        ("0:1:0.1", tuple(i / 10 for i in range(11))),
-        ("0.5:0.9:0.3", (0.5, 0.8)),
-    ],
-)
-def test_lists_and_ranges_are_exact(text, values):
-    assert parse_values("alpha", text) == values
-
-
-@pytest.mark.parametrize("text", ["", "a", "0:1", "0:1:0", "1:0:0.1", "0.1,,0.2", "1/0"])
-def test_other_texts_are_refused(text):
-    with pytest.raises(InvalidArgument, match="--alpha"):
-        parse_values("alpha", text)
-
-
 @pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_help(name, capsys):
     with pytest.raises(SystemExit) as caught:
@@ -309,28 +296,31 @@ def test_every_command_has_help(name, capsys):
     assert f"secateur {name}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_a_stopped_command_says_what_is_left_of_it(name, capsys, monkeypatch):
-    def stopped(_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(command_class(name), "run", stopped)
-    files = {"report": ["r"], "inspect": ["f"], "verify": ["f"], "compile": ["r"], "time": ["p"]}
-    assert run(*name.split(), *files.get(name, [])) == 130
-    said = capsys.readouterr().err
-    assert said.startswith("stopped")
-    assert ("--resume" in said) == hasattr(command_class(name)(*files.get(name, [])), "resume")
-    assert ("the same command" in said) == (name in ("prune", "sweep") or name.startswith("bench"))
-    assert ("a cut, also one in stages, begins anew" in said) == (name in ("prune", "sweep"))
+def test_a_configuration_is_given_once(tmp_path, capsys):
+    (tmp_path / "a.yaml").write_text("sparsity: 0.9")
+    again = ["--config", str(tmp_path / "a.yaml")]
+    assert run("prune", *again, *again) == 2
+    assert "--config may be given once" in capsys.readouterr().err
 
 
-def test_a_command_that_is_stopped_while_torch_is_imported_says_so(capsys, monkeypatch):
-    def stopped(_):
-        raise KeyboardInterrupt
+def test_next_commands_can_be_pasted(run_folder_with_space, capsys):
+    assert run("compile", str(run_folder_with_space), "--threads", "1") == 0
+    [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("next")]
+    _, *command = shlex.split(line)
+    assert command[1:3] == ["time", str(run_folder_with_space / "student.plan")]
+    assert run("inspect", command[2]) == 0
+    assert shlex.quote(command[2]) in capsys.readouterr().out
+    assert run(*command[1:3], "--seconds", "0.05", "--threads", "1") == 0
 
-    monkeypatch.setattr("secateur.cli.command_class", stopped)
-    assert run("inspect", "f") == 130
-    assert capsys.readouterr().err == "stopped.\n"
+
+def test_a_report_can_be_asked_for_by_its_result(run_folder_with_space, capsys):
+    assert run("report", str(run_folder_with_space / "result.json")) == 0
+    assert str(run_folder_with_space / "report.html") in capsys.readouterr().out
+
+
+def test_nothing_to_time_is_told(tmp_path, capsys):
+    assert run("bench", "runtime", "--models", "", "--out", str(tmp_path / "b")) == 2
+    assert "nothing to time" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

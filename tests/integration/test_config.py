@@ -99,6 +99,14 @@ def test_bad_yaml_names_the_key_and_what_is_allowed(tmp_path, text, names):
         assert name.lower() in str(caught.value).lower()
 
 
+def test_words_and_whole_numbers_are_what_they_look_like(tmp_path):
+    text = "batchnorm: off\npattern: 2:4\nstages: 010\nsetup: {device: yes}\nregrow: true"
+    made = load_config(write(tmp_path, text), RunConfig)
+    assert (made.batchnorm, made.pattern, made.stages, made.setup.device) == ("off", "2:4", 10, "yes")
+    assert made.regrow is True
+    assert load_config(write(tmp_path, dump_config(made)), RunConfig) == made
+
+
 def test_numbers_that_yaml_takes_for_text_are_read(tmp_path):
     text = "sparsity: 9e-1\nstages: '3'\nrecovery: {lr: 1e-2, epochs: 1e1}\nsetup: {dataset: {mean: ['.5']}}"
     made = load_config(write(tmp_path, text), RunConfig)

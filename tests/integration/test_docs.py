@@ -28,8 +28,9 @@ from integration.docs_helpers import (
 from secateur import CalibrationRecovery, Recovery
 from secateur.arena import Suite, load_suite, plan
 from secateur.arena.cell import build_method
-from secateur.cli import COMMANDS, _parse, _split, main
+from secateur.cli import main
 from secateur.cli.bench_accuracy import BenchAccuracy
+from secateur.cli.commands import COMMANDS, _parse, _split
 from secateur.cli.console import parse_values
 from secateur.cli.prune import Prune, Sweep
 from secateur.config import RunConfig, build_criterion, build_scope, dump_config, load_config

@@ -148,6 +148,20 @@ def test_deep_networks_name_every_layer(pages: dict[str, str]) -> None:
     assert all(f'<th scope="row">{layer["name"]}</th>' in pages["deep"] for layer in layers)
 
 
+def test_a_run_that_was_taken_up_again_does_not_pass_its_total_for_the_whole(
+    result: Any, pages: dict[str, str]
+) -> None:
+    assert "The whole run took 1 min 6 s." in Reader(pages["run"]).text
+    assert "taken up again" not in Reader(pages["run"]).text
+    result["seconds"]["total"] = 40.0  # and its steps took 63.3 s
+    text = Reader(render_run(result)).text
+    assert "The whole run" not in text
+    assert "The run was stopped and taken up again; its steps took 1 min 3 s together." in text
+    assert "Scoring and choosing took 0.8 s of 1 min 3 s in all. The run was stopped and" in text
+    assert "the total of 40 s in its result counts from there" in text
+    assert "<td>1\u00a0min\u00a03\u00a0s</td>" in render_comparison([result])
+
+
 def test_strange_names_are_text_and_never_markup(result: Any) -> None:
     evil = "<script>alert(1)</script> & \"'$x_1$ 層 {{ 7*7 }}"
     result["layers"][0]["name"] = evil

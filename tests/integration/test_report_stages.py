@@ -8,9 +8,12 @@ from dataclasses import asdict
 from typing import Any
 
 import pytest
+import torch
 
+import secateur as sc
 from integration.report_helpers import Reader, drawn, load
 from secateur.calibration import CalibrationRecovery
+from secateur.data import Data
 from secateur.errors import RunError
 from secateur.report import render_comparison, render_run
 
@@ -165,6 +168,73 @@ def test_runs_that_differ_in_their_steps_are_told_apart() -> None:
     assert "teacher-guided (calibration none)" in text
     assert "teacher-guided (calibration 20 steps)" in text
     assert "teacher-guided (calibration 20 steps augment mix teacher teacher)" in text
+
+
+APART = "one score a weight, not the terms of task and teacher apart."
+
+
+def pruned(*, alpha: float = 0.5, form: Any = "separate", labels: bool = True, **options: Any) -> str:
+    """The report of a real cut, guided by a teacher, as text."""
+    pixels = torch.randn(48, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    batches = [(x, torch.arange(24) % 3) for x in pixels.split(24)]
+    calibration = batches if labels else [x for x, _ in batches]
+    data = Data("bare", 3, (1, 8, 8), train=[], val=[], test=batches, calibration=calibration)
+    student, teacher = (
+        sc.build_model(name, num_classes=3, in_channels=1) for name in ("small-cnn", "wide-cnn")
+    )
+    criterion = sc.TeacherGuided(teacher, alpha=alpha, form=form)
+    result = sc.prune(
+        student, teacher=teacher, criterion=criterion, data=data, sparsity=0.8, stages=2, **options
+    )
+    content = {"format": "secateur-result", "run_id": "x", **result.to_json()}
+    return Reader(render_run(content)).text.split("Do task and teacher agree?")[1]
+
+
+STEPS = CalibrationRecovery(steps=1, final_steps=1)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"calibration_recovery": STEPS}, f"because a cut with calibration steps keeps {APART}"),
+        ({"form": "joint"}, f"because the joint form gives {APART}"),
+        ({"alpha": 0.0, "labels": False}, "because the calibration data have no labels, so there is no"),
+        ({"regrow": True}, "The rank correlation is"),
+        ({"alpha": 0.0}, "The rank correlation is"),
+    ],
+)
+def test_why_task_and_teacher_are_not_compared(options: dict[str, Any], says: str) -> None:
+    assert says in pruned(**options)[:200]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"criterion": {"name": "magnitude"}}, "this criterion has no task term beside a teacher term."),
+        ({"criterion": {"name": "mine:Own"}}, f"a cut with calibration steps keeps {APART}"),
+        (
+            {"criterion": {"name": "mine:Own"}, "calibration_recovery": None},
+            f"a cut that moves the kept weights keeps {APART}",
+        ),
+        (
+            {"criterion": {"name": "mine:Own"}, "calibration_recovery": None, "stages": staged()["stages"]},
+            "this criterion has no task term beside a teacher term.",
+        ),
+        (
+            {
+                "n_prune": 56_224,
+                "n_prunable": 56_224,
+                "calibration_recovery": None,
+                "stages": staged()["stages"],
+            },
+            "no weight stays, so there are no masks to compare.",
+        ),
+    ],
+)
+def test_why_there_is_no_agreement_in_rarer_cases(change: dict[str, Any], says: str) -> None:
+    run = taught() | change
+    run["diagnostics"]["agreement"] = None
+    assert f"Do task and teacher agree?: not shown, because {says}" in Reader(render_run(run)).text
 
 
 @pytest.mark.parametrize(

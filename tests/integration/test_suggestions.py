@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 from integration.report_helpers import load
-from secateur.cli import _parse, _split, main
+from secateur.cli import main
+from secateur.cli.commands import _parse, _split
 from secateur.cli.prune import Prune, Sweep
 from secateur.config import CalibrationOptions, RunConfig, ScoreOptions, Setup, SweepConfig
 from secateur.data import DataOptions

@@ -57,7 +57,13 @@ class SuiteFolder:
                 (folder.path / name).mkdir(parents=True, exist_ok=True)
             held = folder.path / "suite.yaml"
             title = f"# suite {suite.name}"
-            if held.is_file() and held.read_text().partition("\n")[0] != title:
+            first = held.read_text().partition("\n")[0] if held.is_file() else title
+            if not first.startswith("# suite "):
+                raise RunError(
+                    f"{str(held)!r} was not written here, or is damaged. If the folder is this suite's, "
+                    "delete it: it is written anew, and the cells stay."
+                )
+            if first != title:
                 raise RunError(
                     f"{str(path)!r} holds another suite than {suite.name!r}. Choose another --out."
                 )

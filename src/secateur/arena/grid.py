@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -93,8 +96,9 @@ def run_in_parallel(
     ]
     seen = sum(map(folder.finished, cells))
     try:
-        for worker in workers:
-            worker.start()
+        with _interrupts_ignored():  # by the workers, which inherit it; the one that began them ends them
+            for worker in workers:
+                worker.start()
         with watcher.stage("cells", len(cells) - seen) as step:
             while any(worker.is_alive() for worker in workers):
                 time.sleep(0.5)
@@ -135,8 +139,19 @@ def _work(suite: Suite, folder: SuiteFolder, device: str, shard: tuple[int, int]
     except SecateurError as error:
         watcher.say(f"error: {error}")
         sys.exit(1)
-    except KeyboardInterrupt:  # which the parent has too, and tells
-        sys.exit(1)
+
+
+@contextmanager
+def _interrupts_ignored() -> Generator[None]:
+    """Ctrl-C changes nothing inside; outside of the first thread, which alone may say so, it is left."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _end_with_parent() -> None:

@@ -9,13 +9,13 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from secateur.config import load_yaml
 from secateur.counts import check_fraction
 from secateur.data import DataOptions
 from secateur.errors import InvalidArgument
 from secateur.losses import KDKind
 from secateur.recovery import Recovery
 from secateur.values import from_mapping, plain, unknown, without_defaults
+from secateur.yaml_files import load_yaml
 
 _OF_TEACHER = ("kd", "beta", "standardize", "temperature")
 """What a method may have otherwise than the suite's recovery, and only a recovery with a teacher reads."""

@@ -23,7 +23,7 @@ from secateur.checkpoint.metadata import (
 from secateur.checkpoint.saving import identity
 from secateur.errors import CheckpointError
 from secateur.masks import Masks
-from secateur.modules import check_has_shapes
+from secateur.modules import check_has_shapes, why_not_writable
 from secateur.runtime.container import FORMAT as PLAN
 from secateur.targets import unwrap
 
@@ -200,20 +200,11 @@ def _fill(model: nn.Module, state: Mapping[str, Tensor], path: str | os.PathLike
                 f"{first[identity(tensor)]!r} and {name!r} are one shared tensor in the model, but differ in "
                 f"{str(path)!r}. Build the model that was saved."
             )
-        if reason := _not_writable(tensor):
+        if reason := why_not_writable(tensor):
             raise CheckpointError(
                 f"{name!r} of {type(bare).__name__} cannot be filled from {str(path)!r}: {reason}"
             )
     bare.load_state_dict(state)
-
-
-def _not_writable(tensor: Tensor) -> str | None:
-    """Why nothing can be written to a tensor, and what to do about it; None if it can."""
-    if tensor.is_inference() and not torch.is_inference_mode_enabled():
-        return "it was made under torch.inference_mode(). Fill copy.deepcopy(model), made outside of it."
-    if any(size > 1 and stride == 0 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)):
-        return "it is expanded, many of its numbers are one in memory. Make it with .clone()."
-    return None
 
 
 def _describe(tensor: Tensor) -> str:

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from secateur import deploy
 from secateur.cli.console import err, out, parse_names, parse_sizes, parse_values, print_json
+from secateur.errors import InvalidArgument
 from secateur.files import write_json
 from secateur.progress import Watcher
 from secateur.runtime.bench import Grid, run_grid, summary
@@ -56,6 +57,8 @@ class BenchRuntime:
             threads=self.threads,
             seconds=self.seconds,
         )
+        if not (grid.models or self.runs):
+            raise InvalidArgument("there is nothing to time: name --models, or folders with --runs.")
         networks = [deploy.network_of_run(Path(name)) for name in parse_names(self.runs)]
         watcher = Watcher(None if self.json else err)
         cells = list(watcher.track(run_grid(grid, self.out, pruned_networks=networks), "cells"))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
@@ -80,5 +82,6 @@ class Compile:
                 )
                 for row in agreement.differing:
                     out.print(f"      sample {row['sample']}: torch {row['torch']}, engine {row['engine']}")
-            out.print(f"next  secateur time {path} --against onnxruntime")
+            rival = "onnxruntime" if find_spec("onnxruntime") else "torch"
+            out.print(f"next  secateur time {shlex.quote(str(path))} --against {rival}")
         return 1 if agreement is not None and agreement.differing and self.precision == "fp32" else 0

@@ -32,6 +32,8 @@ err = PipedConsole(stderr=True, highlight=False, markup=False, soft_wrap=True)
 if not out.is_terminal and "COLUMNS" not in os.environ:
     out.width = 1000  # in a file or a pipe there is no edge of a screen for tables to lose columns to
 
+_MOST_VALUES = 1000
+"""Of a range on the command line."""
 PLAN_FILE = "student.plan"
 """Where `secateur compile` puts the plan of a run, in its folder."""
 
@@ -55,8 +57,13 @@ def parse_values(name: str, text: str) -> tuple[float, ...]:
             start, stop, step = (Fraction(part) for part in text.split(":"))
             if step <= 0 or stop < start:
                 raise ValueError
-            return tuple(float(start + i * step) for i in range(int((stop - start) / step) + 1))
+            n = int((stop - start) / step) + 1
+            if n > _MOST_VALUES:
+                raise InvalidArgument(f"--{name} {text} names {n:,} values; take at most {_MOST_VALUES:,}.")
+            return tuple(float(start + i * step) for i in range(n))
         return tuple(float(Fraction(part)) for part in text.split(","))
+    except InvalidArgument:
+        raise
     except (ValueError, ZeroDivisionError) as error:
         raise InvalidArgument(
             f"--{name} takes numbers such as 0.8,0.9 or a rising range START:STOP:STEP, got {text!r}."
@@ -94,7 +101,9 @@ def compared(ratio: float, places: int) -> str:
         ratio: Above 0.
         places: Decimals.
     """
-    return f"{ratio:.{places}f} times larger" if ratio >= 1 else f"{1 / ratio:.{places}f} times smaller"
+    if ratio == 1:
+        return "the same size"
+    return f"{ratio:.{places}f} times larger" if ratio > 1 else f"{1 / ratio:.{places}f} times smaller"
 
 
 def print_json(content: object) -> None:

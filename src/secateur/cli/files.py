@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -64,7 +65,7 @@ class Inspect:
             return
         out.print(str(plan))
         out.print(f"a plan, no checkpoint; {size_bytes:,} bytes")
-        out.print(f"next  secateur time {path}")
+        out.print(f"next  secateur time {shlex.quote(str(path))}")
 
 
 @dataclass(frozen=True)

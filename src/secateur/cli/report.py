@@ -19,24 +19,27 @@ from secateur.report.page import Command
 from secateur.report.schema import read_run, read_sweep
 from secateur.suggestions import after_run, after_suite, after_sweep
 
+_RESULTS = ("result.json", "sweep.json", "suite.json")
+
 
 @dataclass(frozen=True)
 class Report:
     """Draw the report of a finished run, a sweep or a suite, or of several runs side by side."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Run folders."""
+    """Run folders, or the result.json, sweep.json or suite.json in them."""
     out: Path | None = None
     """HTML file; by default report.html in the run folder, or comparison.html here for several runs."""
 
     def run(self) -> int:
         """Draw, and say where."""
-        contents = [_content(path) for path in self.runs]
+        folders = [path.parent if path.name in _RESULTS and path.is_file() else path for path in self.runs]
+        contents = [_content(folder) for folder in folders]
         if not contents:
             raise InvalidArgument("report needs at least one run folder.")
         if len(contents) > 1:
-            _check_runs(self.runs, contents)
-        path, content = self.runs[0], contents[0]
+            _check_runs(folders, contents)
+        path, content = folders[0], contents[0]
         default = path / "report.html"
         if len(contents) > 1:
             page, default = render_comparison(contents), Path("comparison.html")
@@ -85,7 +88,7 @@ def _content(path: Path) -> dict[str, Any]:
     Raises:
         RunError: if it holds none of them.
     """
-    for name in ("result.json", "sweep.json", "suite.json"):
+    for name in _RESULTS:
         if (path / name).is_file():
             return read_json(path / name)
     raise RunError(f"{str(path)!r} holds no result.json, sweep.json or suite.json; is the run finished?")

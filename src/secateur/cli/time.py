@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import tyro
-from rich.table import Table
+from rich.table import Column, Table
 
 from secateur.cli.console import PLAN_FILE, err, out, parse_names, print_json
 from secateur.errors import InvalidArgument, PlanError
@@ -55,7 +55,8 @@ class Time:
                 f"outputs of {t.name} differ by {t.difference:.1e} of the largest: its time means nothing."
             )
         if not self.json:
-            table = Table("engine", "version", "median ms", "p95 ms", "samples/s", "×", "difference")
+            names = ("engine", "version", "median ms", "p95 ms", "samples/s", "×", "difference")
+            table = Table(*(Column(name, overflow="fold") for name in names))
             for t in timings:
                 if t.agrees:
                     numbers = (1e3 * t.median_s, 1e3 * t.p95_s)

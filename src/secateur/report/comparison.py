@@ -11,6 +11,7 @@ from secateur.report.canvas import SERIES
 from secateur.report.comparison_words import common_stage, comparable, contest, disagreements, lede
 from secateur.report.facts import shared
 from secateur.report.grouping import Cell, grouped, labels
+from secateur.report.outcome_panels import whole_seconds
 from secateur.report.page import Command, Page, Panel, Section, Stat, Table
 from secateur.report.plots import Bar, Line, Mark, bars, lines
 from secateur.report.words import ABSENT, STAGES, compared, duration, listing, percent, shorten, times, value
@@ -223,6 +224,6 @@ def _runs_table(runs: Sequence[Run]) -> Table:
         dense, sparse = run["size_bytes"]["dense"], run["size_bytes"]["sparse"]
         ratio = times(dense / sparse) if dense and sparse else ABSENT
         shown = (percent(run["accuracy"][stage]) for stage in ("dense", *_COLUMNS))
-        zeros, total = percent(run["sparsity"]["prunable"]), duration(run["seconds"]["total"])
+        zeros, total = percent(run["sparsity"]["prunable"]), duration(whole_seconds(run))
         rows.append((label, zeros, *shown, ratio, total, value("seed", run["seed"]), run["run_id"]))
     return Table("Test accuracy of each run, stage by stage", head, tuple(rows))

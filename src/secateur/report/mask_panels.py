@@ -159,11 +159,7 @@ def agreement_panel(run: Run) -> Panel:
     """Whether the labels and the teacher rank the weights alike."""
     found = run["diagnostics"]["agreement"]
     if found is None:
-        return Panel(
-            "agreement",
-            "Do task and teacher agree?",
-            absent="this criterion has no task term beside a teacher term",
-        )
+        return Panel("agreement", "Do task and teacher agree?", absent=_why_no_agreement(run))
     layers: Sequence[Run] = found["layers"]
     ranks = [("all layers", found["spearman"])]
     ranks += zip(
@@ -199,3 +195,24 @@ def agreement_panel(run: Run) -> Panel:
             "Rank correlation by layer", ("layer", "Spearman"), tuple((row.name, row.text) for row in rows)
         ),
     )
+
+
+def _why_no_agreement(run: Run) -> str:
+    """The first reason that holds; of a criterion of the user's own only the result can tell what it gave."""
+    criterion = run["criterion"]
+    guided = criterion["name"] == "teacher-guided"
+    if not guided and ":" not in criterion["name"]:
+        return _ONE_TERM
+    if guided and criterion.get("form") == "joint":
+        return f"the joint form gives {_NONE_APART}"
+    if run.get("calibration_recovery"):
+        return f"a cut with calibration steps keeps {_NONE_APART}"
+    if any(row.get("loss") for row in run.get("stages", {}).get("rows", ())):
+        return f"a cut that moves the kept weights keeps {_NONE_APART}"
+    if run["n_prune"] == run["n_prunable"]:
+        return "no weight stays, so there are no masks to compare"
+    return "the calibration data have no labels, so there is no task term" if guided else _ONE_TERM
+
+
+_ONE_TERM = "this criterion has no task term beside a teacher term"
+_NONE_APART = "one score a weight, not the terms of task and teacher apart"

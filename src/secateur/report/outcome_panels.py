@@ -146,9 +146,25 @@ def size_panel(run: Run) -> Panel:
     )
 
 
+def seconds_by_step(run: Run) -> dict[str, float]:
+    """The known times of a run, without the whole."""
+    return {key: spent for key, spent in run["seconds"].items() if key != "total" and spent is not None}
+
+
+def was_resumed(run: Run) -> bool:
+    """Whether the steps took longer than the whole, which counts from where a run was taken up again."""
+    total = run["seconds"]["total"]
+    return total is not None and sum(seconds_by_step(run).values()) > total
+
+
+def whole_seconds(run: Run) -> float | None:
+    """What a run took in all; of one that was taken up again the sum of its steps."""
+    return sum(seconds_by_step(run).values()) if was_resumed(run) else run["seconds"]["total"]
+
+
 def seconds_panel(run: Run) -> Panel:
     """Where the time went."""
-    spent = {key: value for key, value in run["seconds"].items() if key != "total" and value is not None}
+    spent = seconds_by_step(run)
     if not spent:
         return Panel("seconds", "Time spent", absent="no times were recorded")
     rows = [
@@ -156,9 +172,14 @@ def seconds_panel(run: Run) -> Panel:
         for key, value in spent.items()
     ]
     cut = sum(spent.get(key, 0.0) for key in _PRUNING[:2])
-    total = run["seconds"]["total"]
+    total = whole_seconds(run)
     whole = f" of {duration(total)} in all" if total is not None else ""
     finding = f"Scoring and choosing took {duration(cut)}{whole}."
+    if was_resumed(run):
+        finding += (
+            " The run was stopped and taken up again: what it took in all is the sum of the bars, as the "
+            f"total of {duration(run['seconds']['total'])} in its result counts from there."
+        )
     return Panel(
         "seconds",
         "Time spent",

@@ -14,6 +14,8 @@ from secateur.report.outcome_panels import (
     final_stage,
     seconds_panel,
     size_panel,
+    was_resumed,
+    whole_seconds,
 )
 from secateur.report.page import Command, Page, Section, Stat
 from secateur.report.stage_losses_panel import stage_losses_panels
@@ -77,18 +79,26 @@ def _headline(run: Run) -> tuple[Stat, ...]:
 
 
 def _lede(run: Run) -> str:
-    models, data, total = run["models"], run["data"], run["seconds"]["total"]
+    models, data = run["models"], run["data"]
     student = models["student"].get("name", "the student")
     teacher = f", with {models['teacher'].get('name', 'a teacher')} as teacher" if models["teacher"] else ""
-    took = f" The whole run took {duration(total)}." if total is not None else ""
     stage = final_stage(run)
     where = f" The last accuracy is that of the network {_PHRASES[stage]}." if stage is not None else ""
     return (
         f"{student} on {data['name']}{teacher}, "
         f"cut by {run['criterion']['name']} with {run['scope']['name']} scope. "
         "Sparsity over all parameters, biases and norms included, "
-        f"is {percent(run['sparsity']['all'])}.{where}{took}"
+        f"is {percent(run['sparsity']['all'])}.{where}{_took(run)}"
     )
+
+
+def _took(run: Run) -> str:
+    total = whole_seconds(run)
+    if total is None:
+        return ""
+    if was_resumed(run):
+        return f" The run was stopped and taken up again; its steps took {duration(total)} together."
+    return f" The whole run took {duration(total)}."
 
 
 _PHRASES = {

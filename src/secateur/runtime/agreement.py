@@ -20,9 +20,9 @@ from torch.utils._pytree import tree_leaves
 
 from secateur.errors import CompileError, InvalidArgument, SlowEngineWarning
 from secateur.inputs import Arguments, call
+from secateur.modules import plain_attention
 from secateur.runtime.differences import largest_difference
 from secateur.runtime.engine import Engine
-from secateur.runtime.exporting import plain_attention
 from secateur.runtime.plan import Plan
 
 _BATCHES = (1, 3)

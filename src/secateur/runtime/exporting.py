@@ -21,6 +21,7 @@ from torch.fx import Node
 
 from secateur.errors import CompileError
 from secateur.inputs import Arguments
+from secateur.modules import plain_attention
 from secateur.runtime.export_faults import check_runs, said, why_not
 from secateur.runtime.lowering import LOWERINGS
 
@@ -175,17 +176,6 @@ def _has_lowering(node: Node) -> bool:
     if node.target is aten.batch_norm.default and node.args[5]:
         return False  # with the statistics of the batch it may change those that it keeps
     return concerns_sizes(node) or str(node.target) in LOWERINGS or node.target is operator.getitem
-
-
-@contextmanager
-def plain_attention() -> Generator[None]:
-    """Transformer layers in the operators that they are made of, not in one that does it all."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
 
 
 def _check_paths(exported: ExportedProgram) -> None:

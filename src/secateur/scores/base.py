@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from secateur.errors import ScoreError
+from secateur.errors import DataError, ScoreError
 from secateur.inputs import Inputs
 from secateur.layout import laid_out
 from secateur.losses import logits_for
-from secateur.modules import modes_kept, remembered
+from secateur.modules import modes_kept, plain_attention, remembered
 from secateur.naming import Batches, Loss, Named, split_batches
 
 
@@ -54,13 +54,20 @@ class ScoreInputs:
 
         Raises:
             ScoreError: if there are no batches.
-            DataError: if the loader is empty or yields something unusable.
+            DataError: if the loader is empty or yields something unusable. Batches without a sample are
+                passed over.
         """
         if self.batches is None:
             raise ScoreError(
                 "this criterion needs calibration batches; pass an iterable of (inputs, labels)."
             )
-        yield from laid_out(split_batches(self.batches, self.device), self.model, *others)
+        empty = True
+        for x, labels in laid_out(split_batches(self.batches, self.device), self.model, *others):
+            if len(x):
+                empty = False
+                yield x, labels
+        if empty:
+            raise DataError("the calibration batches hold no sample; check that the data set is not empty.")
 
     def logits(self, x: Inputs) -> Tensor:
         """The student's logits for inputs from `stream`, however many tensors it takes; see `logits_of`."""
@@ -134,14 +141,17 @@ class SolvingScores(Mapping[str, Tensor], abc.ABC):
 def preserving(model: nn.Module) -> Generator[None]:
     """Put `model` in eval mode, and give back modes, buffers, gradients and random state bit for bit.
 
-    Also after an exception. Parameters are never written by scoring, so they are not copied.
+    Also after an exception. Parameters are never written by scoring, so they are not copied. Transformer
+    layers run as they do in training.
     """
     grads = {p: p.grad for p in model.parameters()}
     # By module, places without a tensor included: a forward pass may fill them.
     buffers = [(held, dict(held)) for held in (module._buffers for module in model.modules())]  # pyright: ignore[reportPrivateUsage]
+    # weight_norm and its like keep what they computed in an attribute
+    attributes = [(vars(module), dict(_tensors_in(module))) for module in model.modules()]
     put_back = remembered(model.buffers())
     cuda = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
-    with torch.random.fork_rng(devices=cuda), modes_kept(model):
+    with torch.random.fork_rng(devices=cuda), modes_kept(model), plain_attention():
         try:
             for parameter in grads:
                 parameter.grad = None
@@ -153,7 +163,14 @@ def preserving(model: nn.Module) -> Generator[None]:
             for held, before in buffers:
                 held.clear()
                 held.update(before)
+            for held, tensors in attributes:
+                held.update(tensors)
             put_back()
+
+
+def _tensors_in(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The tensors that are plain attributes of a module."""
+    return ((name, value) for name, value in vars(module).items() if isinstance(value, Tensor))
 
 
 @contextmanager

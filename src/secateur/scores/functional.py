@@ -9,16 +9,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import disable_saved_tensors_hooks
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from secateur.errors import ScoreError, first_line
-from secateur.inputs import Inputs, call, filled, tensors_of
+from secateur.inputs import Arguments, Inputs, call, check_takes, filled, tensors_of
 from secateur.losses import logits_of
 from secateur.naming import Named
-from secateur.scores.gradient import check_depends
+from secateur.scores.gradient import check_depends, reentrance_explained
 from secateur.targets import unwrap
 
+_NO_CHECKPOINTS = (
+    "a score that runs the network with other weights than its own cannot follow activation checkpointing. "
+    "Switch that off while scoring."
+)
 _MOST_SAMPLES = 32
 """Samples whose gradients are taken at a time; more are not faster, and their activations need memory."""
 _MOST_GRADIENTS = 1 << 26
@@ -106,16 +111,25 @@ def call_with(module: nn.Module, slots: Mapping[str, str], state: Named, x: Inpu
     """The outputs of `module` for `x`, with `state` in the places of its names (`slots_of`).
 
     Raises:
-        ScoreError: if the network makes tensors that do not go with the precision of `state`.
+        ScoreError: if the network makes tensors that do not go with the precision of `state`, or computes
+            activations anew in the backward pass, when its own weights are in their places again.
+        DataError: if it does not take the inputs.
     """
     placed = {place: state[name] for place, name in slots.items() if name in state}
     try:
-        with sdpa_kernel(SDPBackend.MATH):  # the fused attentions have no second derivative
+        # The fused attentions have no second derivative.
+        with sdpa_kernel(SDPBackend.MATH), disable_saved_tensors_hooks(_NO_CHECKPOINTS):
             return call(
                 lambda *args, **named: functional_call(module, placed, args, named, tie_weights=False), x
             )
+    except TypeError:
+        if isinstance(x, Arguments):
+            check_takes(module, x)
+        raise
     except RuntimeError as error:
-        if "dtype" not in str(error):
+        if _NO_CHECKPOINTS in str(error):
+            raise ScoreError(_NO_CHECKPOINTS) from error
+        if "dtype" not in str(error) and "scalar type" not in str(error):
             raise
         precisions = ", ".join(sorted({str(t.dtype) for t in placed.values() if t.is_floating_point()}))
         raise ScoreError(
@@ -155,9 +169,10 @@ def gradients_of(loss: Tensor, wanted: Named, *, create_graph: bool = False) -> 
         ScoreError: if the loss does not depend on any weight.
     """
     check_depends(loss)
-    found = torch.autograd.grad(
-        loss, list(wanted.values()), create_graph=create_graph, allow_unused=True, materialize_grads=True
-    )
+    with reentrance_explained():
+        found = torch.autograd.grad(
+            loss, list(wanted.values()), create_graph=create_graph, allow_unused=True, materialize_grads=True
+        )
     return dict(zip(wanted, found, strict=True))
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, TypeAlias
@@ -133,8 +134,26 @@ def backward_to(
         ScoreError: if the loss does not depend on the weights.
     """
     check_depends(loss)
-    with gradients_to(targets, sink):
+    with gradients_to(targets, sink), reentrance_explained():
         loss.backward(retain_graph=keep_graph, inputs=list(targets.values()))
+
+
+@contextmanager
+def reentrance_explained() -> Generator[None]:
+    """Say what to do where a network's activations are computed anew in a way that forbids what is asked.
+
+    Raises:
+        ScoreError: in the place of torch's error.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "use_reentrant" not in str(error):
+            raise
+        raise ScoreError(
+            "gradients of some weights alone cannot be taken through reentrant activation checkpointing. "
+            "Call torch.utils.checkpoint with use_reentrant=False, or switch it off while scoring."
+        ) from error
 
 
 def check_depends(loss: Tensor) -> None:

@@ -41,7 +41,7 @@ class Lamp(AbstractCriterion):
             # In float64: the running sum of millions of squares, and the squares of small weights.
             ascending, order = weight.flatten().double().square().sort(stable=True)
             left = ascending.flip(0).cumsum(0).flip(0)
-            shares = torch.where(left > 0, ascending / left, 0.0)
+            shares = torch.where(left == 0, 0.0, ascending / left)  # NaN stays, to be refused
             dtype = torch.promote_types(weight.dtype, torch.float32)
             scores[name] = torch.empty_like(shares).scatter_(0, order, shares).view(weight.shape).to(dtype)
         return scores

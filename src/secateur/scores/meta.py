@@ -13,6 +13,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
+from secateur.counts import check_whole
 from secateur.errors import InvalidArgument, ScoreError
 from secateur.inputs import Inputs
 from secateur.losses import check_finite, check_temperature, kd_loss
@@ -68,8 +69,7 @@ class AbstractMeta(AbstractCriterion):
     inner_lr: float = 0.01
 
     def __post_init__(self) -> None:
-        if self.steps < 1:
-            raise InvalidArgument(f"steps must be at least 1, got {self.steps!r}.")
+        check_whole("steps", self.steps, least=1)
         if not (math.isfinite(self.inner_lr) and self.inner_lr > 0):
             raise InvalidArgument(f"inner_lr must be a finite number above 0, got {self.inner_lr!r}.")
 

@@ -122,7 +122,16 @@ class TeacherFisher(AbstractCriterion):
 
 
 def draw_classes(logits: Tensor, generator: torch.Generator) -> Tensor:
-    """A class for each row of `logits` by its softmax, int64, shape (N,); the same on any device."""
+    """A class for each row of `logits` by its softmax, int64, shape (N,); the same on any device.
+
+    Raises:
+        ScoreError: if the logits are no numbers.
+    """
     dice = torch.rand((len(logits), 1), generator=generator, dtype=torch.float64).to(logits.device)
     cumulative = logits.double().softmax(dim=1).cumsum(dim=1)
+    if bool(cumulative.isnan().any()):
+        raise ScoreError(
+            "no classes can be drawn from logits that hold NaN or infinity. Check the weights of the network "
+            "that gave them: the teacher, or the student where it draws."
+        )
     return (cumulative < dice).sum(dim=1).clamp_(max=logits.shape[1] - 1)

@@ -160,4 +160,5 @@ def _ranks(rows: Tensor) -> Tensor:
     n = rows.shape[1]
     order = rows.argsort(dim=1, stable=True)
     ranks = torch.arange(1, n + 1, dtype=rows.dtype, device=rows.device) / n
-    return torch.empty_like(rows).scatter_(1, order, ranks.expand_as(rows))
+    placed = torch.empty_like(rows).scatter_(1, order, ranks.expand_as(rows))
+    return torch.where(rows.isfinite(), placed, rows)  # what is no number has no rank, and is refused

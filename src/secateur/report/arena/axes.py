@@ -10,10 +10,12 @@ from itertools import pairwise
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.textpath import TextToPath
 
 from secateur.report.arena.grid import Method
 from secateur.report.arena.schema import FAMILIES
-from secateur.report.canvas import BLUE, FONT, GREEN, GREY, GRID, INK, MUTED, ORANGE, PURPLE, RED
+from secateur.report.canvas import BLUE, FONT, GREEN, GREY, GRID, INK, MUTED, ORANGE, PURPLE, RED, WIDTH
 from secateur.report.words import shorten
 
 COLOURS = (BLUE, ORANGE, GREEN, PURPLE, RED, GREY)
@@ -21,13 +23,19 @@ MARKERS = "os^Dv<>P"
 SPARSITY_LABEL = "zeros among prunable weights"
 _LABEL_LENGTH = 38
 _TAG_LENGTH = 21
-_TICK_ROOM = 0.13
-"""Share of the axis that the label of a sparsity takes."""
+_TICK_ROOM = 21.0
+"""Points along the axis that the label of a sparsity takes."""
 _LINE = FONT + 2.0
 _LEAST_HEIGHT = 180.0
 _BELOW = 34.0
 """Points under the axes, for ticks and their label."""
 _ABOVE = 8.0
+_LEFT, _RIGHT = 34.0, 198.0
+"""Where the axes begin and end, in points, unless labels need more room."""
+_TICK_GAP = 6.0
+"""Points between the left edge and the axes that no label of a tick takes."""
+_TAGS_AT = 1.06
+"""Where names begin, in widths of the axes."""
 
 
 def place(sparsity: float) -> float:
@@ -36,16 +44,20 @@ def place(sparsity: float) -> float:
 
 
 def sparsity_axis(axes: Axes, sparsities: Sequence[float]) -> None:
-    """Ticks at the sparsities of the suite, each at its `place`; where they crowd, some have no label."""
-    axes.set_xticks([place(sparsity) for sparsity in sparsities], _spaced_labels(sparsities))
+    """Ticks at the sparsities of the suite, each at its `place`; where they crowd, some have no label.
+
+    How many have room is told by the width of the axes, so after `make_room`.
+    """
+    share = _TICK_ROOM / (WIDTH * axes.get_position().width)
+    axes.set_xticks([place(sparsity) for sparsity in sparsities], _spaced_labels(sparsities, share))
     axes.set_xlabel(SPARSITY_LABEL)
     axes.tick_params(length=0)
     axes.spines["left"].set_visible(False)
 
 
-def _spaced_labels(sparsities: Sequence[float]) -> list[str]:
-    """Labels of rising sparsities, empty where the next one to the right would be touched."""
-    room = _TICK_ROOM * (place(sparsities[-1]) - place(sparsities[0]))
+def _spaced_labels(sparsities: Sequence[float], share: float) -> list[str]:
+    """Labels of rising sparsities, empty where the next one to the right would be within that `share`."""
+    room = share * (place(sparsities[-1]) - place(sparsities[0]))
     labels: list[str] = []
     taken = math.inf
     for sparsity in reversed(sparsities):
@@ -83,7 +95,7 @@ class Tag:
 
 
 def axes_with_tags(figure: Figure, height: float, above: float = 0.0) -> Axes:
-    """Axes of one width in every figure, with room for names to the right of them.
+    """Axes with room for names to the right of them; `make_room` sees to it that it is enough.
 
     Args:
         figure: Empty, `canvas.WIDTH` wide.
@@ -91,7 +103,28 @@ def axes_with_tags(figure: Figure, height: float, above: float = 0.0) -> Axes:
         above: Room to leave free at the top, in points.
     """
     figure.set_layout_engine("none")
-    return figure.add_axes((0.11, _BELOW / height, 0.53, 1 - (_BELOW + _ABOVE + above) / height))
+    heights = _BELOW / height, 1 - (_BELOW + _ABOVE + above) / height
+    return figure.add_axes((_LEFT / WIDTH, heights[0], (_RIGHT - _LEFT) / WIDTH, heights[1]))
+
+
+def make_room(axes: Axes, names: Sequence[str]) -> None:
+    """Narrow the axes by what the longest label of a tick at the left and the longest name need.
+
+    Args:
+        axes: From `axes_with_tags`, with limits and labels of the vertical axis set.
+        names: All that figures of one kind name, so that their axes are of one width.
+    """
+    left = max(_LEFT, _TICK_GAP + _widest([label.get_text() for label in axes.get_yticklabels()]))
+    room = WIDTH - 1 - _widest([line for name in names for line in _wrapped(name)])
+    width = min(_RIGHT - left, (room - left) / _TAGS_AT)
+    box = axes.get_position()
+    axes.set_position((left / WIDTH, box.y0, width / WIDTH, box.height))
+
+
+def _widest(texts: Sequence[str]) -> float:
+    """Points that the longest text beside the axes takes in matplotlib's font, which is a wide one."""
+    font, measure = FontProperties(size=FONT - 1), TextToPath().get_text_width_height_descent
+    return max((measure(text, font, ismath=False)[0] for text in texts), default=0.0)
 
 
 def height_for(names: Sequence[str]) -> float:
@@ -104,7 +137,7 @@ def write_tags(axes: Axes, tags: Sequence[Tag], height: float) -> None:
     """Names right of the axes, as near to their marks as they can stand without touching.
 
     Args:
-        axes: From `axes_with_tags`, with its limits set.
+        axes: From `axes_with_tags`, after `make_room`.
         tags: At least one.
         height: Of the figure, in points.
     """
@@ -117,7 +150,7 @@ def write_tags(axes: Axes, tags: Sequence[Tag], height: float) -> None:
         axes.annotate(
             "\n".join(_wrapped(tag.text)),
             (tag.x, tag.y),
-            xytext=(1.06, y),
+            xytext=(_TAGS_AT, y),
             textcoords="axes fraction",
             va="center",
             color=tag.colour,

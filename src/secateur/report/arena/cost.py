@@ -14,6 +14,7 @@ from secateur.report.arena.axes import (
     Tag,
     axes_with_tags,
     height_for,
+    make_room,
     name_rows,
     row_lines,
     rows_by_family,
@@ -63,7 +64,9 @@ def epochs_of(cell: Cell) -> float | None:
     recipe, n_train = strategy.get("recovery"), cell["data"].get("n_train")
     if trained is None or not recipe or not n_train:
         return trained
-    steps = (strategy["stages"] - 1) * recipe["steps"] + recipe["final_steps"]
+    # Null in files of earlier versions: as many as in the other stages.
+    final = recipe["steps"] if recipe["final_steps"] is None else recipe["final_steps"]
+    steps = (strategy["stages"] - 1) * recipe["steps"] + final
     return trained + steps * recipe["batch_size"] / n_train
 
 
@@ -114,6 +117,7 @@ def _trade(grid: Grid, reached: dict[Method, Estimate], key: str, title: str, ho
         _seconds_axis(axes, most=4)
         axes.grid(axis="y")
         axes.yaxis.set_major_formatter(whole_percent)
+        make_room(axes, [method.label for method in reached])
         axes.spines["left"].set_visible(False)
         axes.set_xlabel("time for one cell (logarithmic)")
         write_tags(axes, [Tag(timed[i][0].label, *places[i], MUTED) for i in front], height)

@@ -14,6 +14,7 @@ from secateur.report.arena.axes import (
     Tag,
     axes_with_tags,
     height_for,
+    make_room,
     place,
     sparsity_axis,
     whole_percent,
@@ -96,6 +97,7 @@ def _panel(
         _dense_line(axes, grid)
         axes.grid(axis="y")
         axes.yaxis.set_major_formatter(whole_percent)
+        make_room(axes, [method.label for method in curves])
         sparsity_axis(axes, grid.sparsities)
         axes.margins(x=0.04)
         write_tags(axes, tags, height)

@@ -17,6 +17,7 @@ from secateur.report.arena.axes import (
     Tag,
     axes_with_tags,
     height_for,
+    make_room,
     place,
     sparsity_axis,
     whole_percent,
@@ -125,6 +126,7 @@ def _accuracy_panel(grid: Grid, keys: Keys) -> Panel:
             tags.append(Tag(_CORNERS[index], place(curve[-1][0]), curve[-1][1].mean, colour))
         axes.grid(axis="y")
         axes.yaxis.set_major_formatter(whole_percent)
+        make_room(axes, _CORNERS)
         sparsity_axis(axes, grid.sparsities)
         write_tags(axes, tags, height)
 
@@ -178,6 +180,7 @@ def _effects_panel(grid: Grid, keys: Keys) -> Panel:
             tags.append(Tag(name, x[-1], y[-1], colour))
         axes.grid(axis="y")
         axes.yaxis.set_major_formatter(whole_points)
+        make_room(axes, [*effects])
         sparsity_axis(axes, grid.sparsities)
         write_tags(axes, tags, height)
 
