@@ -230,6 +230,8 @@ OUTCOMES: dict[str, Callable[[], str]] = {
         partial(difference, TRAINED, "random-label-teacher", "teacher-guided"),
         partial(difference, TRAINED, "self-teacher", "teacher-guided"),
         partial(difference, ONE_SHOT, "untrained-teacher", "teacher-guided"),
+        partial(difference, ONE_SHOT, "random-label-teacher", "teacher-guided"),
+        partial(difference, ONE_SHOT, "self-teacher", "teacher-guided"),
     ),
     "paper-alpha": lines(
         partial(difference, ONE_SHOT, "teacher-gradient", "teacher-guided"),
