@@ -68,6 +68,16 @@ FUNCTIONS: dict[str, dict[str, Callable[[Tensor], Tensor]]] = {
         "log-softmax where the batch is not first": lambda x: (
             x.permute(3, 2, 0, 1).log_softmax(1).permute(2, 3, 0, 1)
         ),
+        "found": lambda x: torch.cat(
+            [
+                x[:, :, 0, 0].gather(1, x[:, :, 1, 1].topk(3, 1).indices),
+                x[:, :, 1, 1].gather(1, x[:, :, 0, 0].argmax(1, True)),
+            ],
+            1,
+        ),
+        "chosen by their logarithm": lambda x: F.cross_entropy(
+            x[:, :, 0, 0], x[:, :, 1, 1].argmin(1), reduction="none"
+        ),
         "between others": lambda x: torch.clamp(x, SCALE.reshape(8, 1, 1) - 1, x.mean(1, keepdim=True) + 1),
     },
     "masks": {
@@ -82,6 +92,9 @@ FUNCTIONS: dict[str, dict[str, Callable[[Tensor], Tensor]]] = {
         "norms of other orders": lambda x: x.norm(1, 1) + x.norm(3, 1) + x.norm(math.inf, 1),
         "variance": lambda x: x.var((1, 2)) + x.var((1, 2), unbiased=False),
         "deviation": lambda x: x.std((1, 2)) + x.std((2, 3), correction=0).mean(1, keepdim=True),
+        "variance or deviation and mean": lambda x: (
+            torch.add(*torch.var_mean(x, (1, 2))) - torch.add(*torch.std_mean(x, (1, 2), correction=0))
+        ),
         "rms norm": lambda x: F.rms_norm(x, (9, 7), MASK.float() + 1, 1e-3),
         "group norm with a scale": lambda x: F.group_norm(x, 2, weight=SCALE),
         "group norm with a shift": lambda x: F.group_norm(x, 2, bias=SCALE),

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from secateur import provenance
-from secateur.errors import InvalidArgument
+from secateur.errors import InvalidArgument, RunError
 from secateur.files import read_json, write_json
 from secateur.runtime.compiler import compile_model
 from secateur.runtime.engine import load
@@ -112,13 +112,13 @@ def run_grid(
         also: Time a plan at a batch size in ways of their own; what they return is listed with the others.
 
     Raises:
-        InvalidArgument: if the folder cannot be made, or a file there was measured with other threads or
-            without some of the engines.
+        RunError: if the folder cannot be made.
+        InvalidArgument: if a file there was measured with other threads or without some of the engines.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InvalidArgument(f"cannot use the folder {str(folder)!r}: {error}. Choose another.") from error
+        raise RunError(f"cannot use the folder {str(folder)!r}: {error}. Choose another.") from error
     for cell in cells_of(grid, pruned_networks):
         path = folder / cell.file
         if not path.is_file():

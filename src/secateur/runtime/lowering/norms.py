@@ -139,3 +139,19 @@ def corrected_deviation(
 ) -> Activation:
     """Root of the variance with a correction."""
     return low.activate(corrected_variance(low, x, dim, correction, keepdim), "sqrt")
+
+
+@lowers("var_mean.correction")
+def variance_and_mean(
+    low: Lowering, x: Activation, dim: Sequence[int] | None, correction: float | None, keepdim: bool
+) -> list[Activation]:
+    """Variance with a correction, and the mean; what is not used drops out of the plan."""
+    return [corrected_variance(low, x, dim, correction, keepdim), mean(low, x, dim, keepdim, None)]
+
+
+@lowers("std_mean.correction")
+def deviation_and_mean(
+    low: Lowering, x: Activation, dim: Sequence[int] | None, correction: float | None, keepdim: bool
+) -> list[Activation]:
+    """Root of the variance, and the mean."""
+    return [corrected_deviation(low, x, dim, correction, keepdim), mean(low, x, dim, keepdim, None)]

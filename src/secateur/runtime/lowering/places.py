@@ -23,7 +23,7 @@ from secateur.runtime.lowering.base import (
 from secateur.runtime.lowering.composed import largest, smallest
 from secateur.runtime.lowering.logic import both, differ, either, is_nan
 from secateur.runtime.lowering.maths import add
-from secateur.runtime.lowering.views import joined, permuted, taken
+from secateur.runtime.lowering.views import joined, permuted, sliced, taken
 
 _LEAST = torch.iinfo(torch.int64).min
 _MOST_ROUNDS = 64
@@ -106,12 +106,23 @@ def _found_place(low: Lowering, x: Activation, place: Activation) -> Activation:
 
 @lowers("gather.default")
 def gather(low: Lowering, x: Operand, dim: int, index: Operand, sparse_grad: bool) -> Activation:
-    """Numbers of a constant vector, or of one that is repeated, at places that are given at run time."""
+    """Numbers of a vector at places that are given at run time: of a constant, or of each image."""
+    if isinstance(x, Activation) and isinstance(index, Activation) and x.value not in low.filled:
+        return _gathered(low, x, dim, index)
     table = low.filled.get(x.value) if isinstance(x, Activation) else x
     is_vector = isinstance(table, Tensor) and table.numel() == table.shape[dim]
     if not is_vector or not isinstance(index, Activation):
         raise Unsupported("it gathers places of what is no constant vector")
     return _rows(low, constant(table, "table").flatten(), 0, index)
+
+
+def _gathered(low: Lowering, x: Activation, dim: int, index: Activation) -> Activation:
+    """x[b, i[b, k]], one k after the other."""
+    if len(x.shape) != 2 or x.shape[0] != -1 or dim % 2 != 1 or index.shape[1] > _MOST_ROUNDS:
+        raise Unsupported(f"it gathers other than at most {_MOST_ROUNDS} places of a vector for each image")
+    places = (sliced(low, index, 1, k, k + 1) for k in range(index.shape[1]))
+    found = [_found_place(low, x, low.reshape(place, (-1,))) for place in places]
+    return joined(low, [low.reshape(number, (-1, 1)) for number in found], 1)
 
 
 def _rows(low: Lowering, table: Tensor, dim: int, indices: Operand) -> Activation:
