@@ -27,6 +27,7 @@ from secateur.schedules import cosine_with_warmup
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 """``f(inputs, generator)``: another look of a batch, of the same shape."""
 
+_NO_NUMBERS = "The teacher's outputs hold NaN or infinity: check its weights."
 _WARMUP = 0.1
 _CHUNK = 256
 
@@ -212,9 +213,11 @@ def distil_on_inputs(
                 logits = logits_for(student, x)
             loss = distance(logits.float(), taught.float())
             if not bool(torch.isfinite(loss)):
+                numbers = bool(torch.isfinite(taught).all())
+                advice = f"Lower lr ({recipe.lr:g}) or cut in more stages." if numbers else _NO_NUMBERS
                 raise TrainingError(
                     f"the distillation loss of step {step + 1} in stage {stage} is {float(loss.detach())}. "
-                    f"Lower lr ({recipe.lr:g}) or cut in more stages."
+                    f"{advice}"
                 )
             optimizer.zero_grad(set_to_none=True)
             loss.backward()

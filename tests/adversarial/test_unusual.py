@@ -57,6 +57,15 @@ def test_no_classes_are_drawn_from_a_teacher_without_numbers(
         sc.score(network(), [X], kind(teacher))
 
 
+def test_steps_by_a_teacher_without_numbers_blame_the_teacher() -> None:
+    teacher = network()
+    with torch.no_grad():
+        teacher[4].bias[0] = torch.nan
+    steps = sc.CalibrationRecovery(steps=2, final_steps=2)
+    with pytest.raises(TrainingError, match="teacher's outputs hold NaN"):
+        sc.cut(network(), [X], sc.Magnitude(), sparsity=0.5, recovery=steps, teacher=teacher)
+
+
 class Checkpointed(nn.Module):
     def __init__(self, *, reentrant: bool) -> None:
         super().__init__()
