@@ -209,7 +209,7 @@ class RunConfig:
     sparsity: float | None = None
     """Fraction of the prunable weights to remove, in [0, 1); by default 0.9, or what the pattern removes."""
     pattern: str = "unstructured"
-    """Where zeros may stand: unstructured (anywhere), or N:M such as 2:4 (in YAML in quotes): of every M
+    """Where zeros may stand: unstructured (anywhere), or N:M such as 2:4: of every M
     weights along the input N stay."""
     alpha: float | None = None
     """Weight of the task term in the score, in [0, 1]: 0 = teacher alone, 1 = labels alone (default 0.5)."""
