@@ -173,6 +173,13 @@ def test_inputs_that_a_network_does_not_take_are_named(criterion: sc.AbstractCri
         sc.score(nn.Linear(6, 3), batches, criterion)
 
 
+def test_labels_are_blamed_by_scores_of_single_samples() -> None:
+    with pytest.raises(DataError, match="labels go from 0 to 7"):
+        sc.score(network(), [(X, torch.where(Y == 2, 7, Y))], sc.Fisher())
+    with pytest.raises(DataError, match=r"labels must have shape \(12,\)"):
+        sc.score(network(), [(X, Y[:3])], sc.Fisher())
+
+
 def test_a_task_loss_of_many_numbers_is_refused_by_training_and_evaluation() -> None:
     def each(outputs: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(outputs, labels, reduction="none")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Literal, cast
 
@@ -144,14 +145,26 @@ class Fisher(AbstractCriterion):
         squares = zero_scores(inputs.weights)
         n_samples = 0
         for index, (x, y) in enumerate(inputs.stream_labelled(self)):
-            for x_part, y_part in zip(x.split(chunk), y.split(chunk), strict=True):
-                # vmap differentiates by itself, so no graph to the leaves is needed
-                with torch.no_grad(), sample_by_sample(self, "Choose per='batch'."):
-                    gradients, losses = per_sample(targets, x_part, tensors_of(x_part), y_part)
-                check_finite("task", losses.sum(), index)
-                for name, gradient in gradients.items():
-                    squares[name].add_(gradient.square().sum(0))
+            with _data_blamed_first(inputs, x, y):
+                for x_part, y_part in zip(x.split(chunk), y.split(chunk), strict=True):
+                    # vmap differentiates by itself, so no graph to the leaves is needed
+                    with torch.no_grad(), sample_by_sample(self, "Choose per='batch'."):
+                        gradients, losses = per_sample(targets, x_part, tensors_of(x_part), y_part)
+                    check_finite("task", losses.sum(), index)
+                    for name, gradient in gradients.items():
+                        squares[name].add_(gradient.square().sum(0))
             n_samples += len(x)
         for total in squares.values():
             total.div_(n_samples)
         return squares
+
+
+@contextmanager
+def _data_blamed_first(inputs: ScoreInputs, x: Inputs, y: Tensor) -> Generator[None]:
+    """Where samples fail one by one, the loss of the batch says better what is wrong with the data, if it is."""
+    try:
+        yield
+    except (ValueError, IndexError):
+        with torch.no_grad():
+            inputs.task_loss(inputs.logits(x), y)
+        raise
