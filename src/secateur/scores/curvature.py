@@ -161,7 +161,7 @@ class Fisher(AbstractCriterion):
 
 @contextmanager
 def _data_blamed_first(inputs: ScoreInputs, x: Inputs, y: Tensor) -> Generator[None]:
-    """Where samples fail one by one, the loss of the batch says better what is wrong with the data, if it is."""
+    """Where samples fail one by one, the loss of the batch says better what is wrong with the data."""
     try:
         yield
     except (ValueError, IndexError):
