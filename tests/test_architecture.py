@@ -21,6 +21,7 @@ LAYERS = (
     {
         "errors",
         "inputs",
+        "interrupts",
         "naming",
         "counts",
         "targets",

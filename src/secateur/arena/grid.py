@@ -8,8 +8,6 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Generator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,6 +20,7 @@ from secateur.arena.folder import SuiteFolder
 from secateur.arena.networks import Networks
 from secateur.arena.suite import Suite
 from secateur.errors import InvalidArgument, RunError, SecateurError
+from secateur.interrupts import on_interrupt
 from secateur.progress import Watcher
 
 
@@ -96,7 +95,7 @@ def run_in_parallel(
     ]
     seen = sum(map(folder.finished, cells))
     try:
-        with _interrupts_ignored():  # by the workers, which inherit it; the one that began them ends them
+        with on_interrupt(signal.SIG_IGN):  # which the workers inherit: the one that began them ends them
             for worker in workers:
                 worker.start()
         with watcher.stage("cells", len(cells) - seen) as step:
@@ -139,19 +138,6 @@ def _work(suite: Suite, folder: SuiteFolder, device: str, shard: tuple[int, int]
     except SecateurError as error:
         watcher.say(f"error: {error}")
         sys.exit(1)
-
-
-@contextmanager
-def _interrupts_ignored() -> Generator[None]:
-    """Ctrl-C changes nothing inside; outside of the first thread, which alone may say so, it is left."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _end_with_parent() -> None:
