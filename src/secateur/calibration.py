@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -258,7 +258,13 @@ def _another_look(look: Augment, inputs: Inputs, generator: torch.Generator) -> 
         raise InvalidArgument(
             f"augment changes inputs that are one tensor, got {len(tensors)} tensors. Set augment='none'."
         )
-    return filled(inputs, [look(tensors[0], generator)])
+    found: Any = look(tensors[0], generator)  # a function of the user's may give anything
+    if not isinstance(found, Tensor) or found.shape != tensors[0].shape:
+        got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        raise InvalidArgument(
+            f"augment must return a tensor of the shape of its inputs, {tuple(tensors[0].shape)}, got {got}."
+        )
+    return filled(inputs, [found])
 
 
 @contextmanager
@@ -329,7 +335,14 @@ def mix(images: Tensor, generator: torch.Generator) -> Tensor:
 
     Mixup (https://arxiv.org/abs/1710.09412) without labels, as in https://arxiv.org/abs/2106.05237: the
     teacher says what a mixture is.
+
+    Raises:
+        InvalidArgument: for whole numbers, such as tokens, which have no mixture.
     """
+    if not images.is_floating_point():
+        raise InvalidArgument(
+            f"augment='mix' takes inputs of floating type, got {images.dtype}. Set augment='none'."
+        )
     n = len(images)
     share = torch.rand(n, generator=generator)
     share[: n // 2] = 1.0

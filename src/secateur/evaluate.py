@@ -58,7 +58,10 @@ def evaluate(model: nn.Module, batches: Batches, *, task_loss: Loss = F.cross_en
             if y is None:
                 raise DataError("evaluation needs labels, got a batch without.")
             if y.ndim != 1:
-                raise DataError(f"labels must have shape (batch,), got {tuple(y.shape)}.")
+                raise DataError(
+                    f"labels must have shape (batch,), got {tuple(y.shape)}: accuracy is counted by samples. "
+                    "For other labels leave validation out, and measure by a loop of your own."
+                )
             if y.dtype.is_floating_point:
                 raise DataError(f"labels must be whole numbers, got {y.dtype}.")
             logits = logits_for(model, x)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -64,6 +65,28 @@ def test_steps_by_a_teacher_without_numbers_blame_the_teacher() -> None:
     steps = sc.CalibrationRecovery(steps=2, final_steps=2)
     with pytest.raises(TrainingError, match="teacher's outputs hold NaN"):
         sc.cut(network(), [X], sc.Magnitude(), sparsity=0.5, recovery=steps, teacher=teacher)
+
+
+@pytest.mark.parametrize(
+    ("augment", "says"),
+    [
+        ("mix", "takes inputs of floating type, got torch.int64"),
+        (lambda x, generator: None, r"of the shape of its inputs, \(12, 5\), got NoneType"),
+        (lambda x, generator: x[:3], r"got \(3, 5\)"),
+    ],
+    ids=["mix", "nothing", "fewer"],
+)
+def test_what_augments_must_fit_its_inputs(augment: Any, says: str) -> None:
+    model = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(20, 3))
+    tokens = torch.arange(60).reshape(12, 5) % 9
+    steps = sc.CalibrationRecovery(steps=2, final_steps=2, batch_size=12, augment=augment)
+    with pytest.raises(InvalidArgument, match=says):
+        sc.cut(model, [tokens], sc.Magnitude(), sparsity=0.5, recovery=steps, teacher=copy.deepcopy(model))
+
+
+def test_validation_says_that_it_counts_by_samples() -> None:
+    with pytest.raises(DataError, match="leave validation out"):
+        sc.evaluate(nn.Linear(6, 3), [(X, Y[:, None].expand(12, 7))])
 
 
 class Checkpointed(nn.Module):

@@ -145,3 +145,27 @@ def test_workers_end_with_a_parent_that_was_killed(tmp_path: Path) -> None:
     while processes_of(main_process.pid) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert not processes_of(main_process.pid)
+
+
+@pytest.mark.parametrize(
+    ("method", "says"),
+    [
+        (
+            Method(criterion="magnitude", start="small"),
+            "start: small is a narrow network .* for strategy: dense",
+        ),
+        (Method(criterion="magnitude", sparsities=(0.9, 0.9)), "'odd': sparsities must differ"),
+        (Method(criterion="snip", calibration_batches=0), "'odd': calibration_batches must be at least 1"),
+        (Method(strategy_options={"criterion": "lamp"}), "criterion stands beside strategy_options"),
+        (Method(strategy_options={"scope": "erk"}), "scope stands beside strategy_options"),
+    ],
+)
+def test_methods_that_could_only_fail_later_are_refused_at_once(method: Method, says: str) -> None:
+    with pytest.raises(InvalidArgument, match=says):
+        replace(SUITE, methods={"odd": method})
+
+
+@pytest.mark.parametrize("name", ["seeds", "random_label_epochs"])
+def test_numbers_of_a_suite_are_whole_and_not_negative(name: str) -> None:
+    with pytest.raises(InvalidArgument, match=f"{name} must be at least 0, got -1"):
+        replace(SUITE, **{name: (-1,) if name == "seeds" else -1})

@@ -139,8 +139,9 @@ def test_headline_setting_and_provenance(pages: dict[str, str]) -> None:
     text = Reader(pages["full"]).text
     for part in (
         "20 methods · 50–99 % zeros among prunable weights · 3 seeds · 450 of 450 cells finished",
-        "resnet20 on cifar10 with resnet56 as teacher, with one recovery for all (40 epochs, KD weight 0.7), "
-        "on NVIDIA H100",
+        "resnet20 on cifar10 with resnet56 as teacher, with one recovery for all but 2 methods (40 epochs, "
+        "KD weight 0.7), on NVIDIA H100",
+        "One recovery for all but teacher-guided, no KD and task |w·g|, no KD: epochs 40",
         "commit f444038efdc1b3594bcd605b21d115084a2b331c",
         "torch 2.13.0",
         "secateur bench accuracy --suite cifar10-resnet20",

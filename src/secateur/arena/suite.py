@@ -9,7 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal
 
-from secateur.counts import check_fraction
+from secateur.counts import check_fraction, check_whole
 from secateur.data import DataOptions
 from secateur.errors import InvalidArgument
 from secateur.losses import KDKind
@@ -121,9 +121,11 @@ class Suite:
     def __post_init__(self) -> None:
         for sparsity in self.sparsities:
             check_fraction("sparsity", sparsity, below_one=True)
-        for name, values in (("sparsities", self.sparsities), ("seeds", self.seeds)):
-            if len(set(values)) < len(values):
-                raise InvalidArgument(f"{name} must differ from each other, got {plain(values)}.")
+        check_whole("random_label_epochs", self.random_label_epochs, least=0)
+        for seed in self.seeds:
+            check_whole("seeds", seed, least=0)
+        _check_differ("sparsities", self.sparsities)
+        _check_differ("seeds", self.seeds)
         labelled: dict[str, str] = {}
         deciding: dict[str, str] = {}
         for key, method in self.methods.items():
@@ -139,6 +141,7 @@ class Suite:
                     f"methods {same!r} and {key!r} do the same, and would fill the same places of the grid. "
                     "Remove one of them."
                 )
+            _check_method(key, method)
             self._check_recovery(key, method)
             extra = set(method.sparsities or ()) - set(self.sparsities)
             if extra:
@@ -177,6 +180,33 @@ class Suite:
                     f"two_by_two names {key!r}, which is not among the methods; "
                     f"correct its name: {', '.join(self.methods)}."
                 )
+
+
+def _check_differ(name: str, values: Sequence[float]) -> None:
+    if len(set(values)) < len(values):
+        raise InvalidArgument(f"{name} must differ from each other, got {plain(values)}.")
+
+
+def _check_method(key: str, method: Method) -> None:
+    """Refuse what could only fail, or come to nothing, once networks are trained.
+
+    Raises:
+        InvalidArgument: naming the method.
+    """
+    _check_differ(f"method {key!r}: sparsities", method.sparsities or ())
+    if method.calibration_batches is not None:
+        check_whole(f"method {key!r}: calibration_batches", method.calibration_batches, least=1)
+    if method.start == "small" and method.strategy != "dense":
+        raise InvalidArgument(
+            f"method {key!r}: start: small is a narrow network that is not pruned, for strategy: dense only, "
+            f"not for {method.strategy!r}."
+        )
+    for option in ("criterion", "scope"):
+        if option in method.strategy_options:
+            raise InvalidArgument(
+                f"method {key!r}: {option} stands beside strategy_options, not in it: {option}: NAME and "
+                f"{option}_options."
+            )
 
 
 def suite_names() -> list[str]:

@@ -45,7 +45,7 @@ def is_deterministic(subject: Subject) -> None:
     _require_same(subject, expected, anew, "from an equal criterion", "Keep no state outside of __call__.")
     with seeded(99):
         other = again(criterion)
-    fix = "Draw from torch.Generator().manual_seed(self.seed), with the seed as a field."
+    fix = "Draw from torch.Generator().manual_seed(self.seed), with the seed as a field; score in eval mode."
     _require_same(subject, expected, other, "in another random state", fix)
     student.eval()
     fix = "Leave the modes of inputs.model as they are: eval."

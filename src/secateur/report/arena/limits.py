@@ -10,7 +10,7 @@ from secateur.report.arena.cost import cost
 from secateur.report.arena.grid import Grid
 from secateur.report.arena.schema import STAGES
 from secateur.report.arena.square import square_notices
-from secateur.report.arena.words import at, count, zeros
+from secateur.report.arena.words import at, count, other_recoveries, zeros
 from secateur.report.outcome_panels import wilson
 from secateur.report.page import Notice
 from secateur.report.words import SPACE, listing, number, percent, value
@@ -198,9 +198,11 @@ def _budget(grid: Grid) -> Iterator[tuple[str, str]]:
             "Nothing was trained after the cut. Which method is best may change once networks recover.",
         )
         return
+    others = other_recoveries(grid)
+    whose = f"all but {listing(others, most=9)}" if others else "all"
     yield (
         "Budget",
-        f"One recovery for all: {value('recovery', recovery)}. It was not tuned for each method, and a "
+        f"One recovery for {whose}: {value('recovery', recovery)}. It was not tuned for each method, and a "
         "longer or shorter one may change the order.",
     )
 

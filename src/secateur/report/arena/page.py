@@ -80,7 +80,7 @@ def _set_up(grid: Grid) -> str:
     subject = f"{student or 'one network'} on {data.get('name', 'one data set')}{taught}"
     machines = listing(list(dict.fromkeys(map(machine, grid.common("hardware")))), most=3)
     done = f"{len(grid.cells)} of {grid.content['n_planned']} cells"
-    set_up = f"Measured in {done}: {subject}, {budget(grid.suite['recovery'])}, on {machines}."
+    set_up = f"Measured in {done}: {subject}, {budget(grid)}, on {machines}."
     return f"{described}. {set_up}" if described else set_up
 
 

@@ -95,7 +95,7 @@ def accuracy_markdown(grid: Grid) -> str:
     done, planned = len(grid.cells), grid.content["n_planned"]
     cells = f"{done} cells" if done == planned else f"**{done} of {planned} cells**, the rest is not run yet"
     intro = (
-        f"Suite `{grid.suite['name']}`, {budget(grid.suite['recovery'])}, {seeds}, {cells}. "
+        f"Suite `{grid.suite['name']}`, {budget(grid)}, {seeds}, {cells}. "
         f"Test accuracy in %, {STAGES[grid.final]}: mean ± standard deviation. "
         f"{LEGEND.format(reference=grid.reference.label)}."
     )

@@ -51,15 +51,31 @@ def count(n: float, word: str) -> str:
     return f"{n:g} {word}" + ("" if n == 1 else "s")
 
 
-def budget(recovery: Mapping[str, Any] | None) -> str:
-    """The recovery that a suite gives every method, in a few words."""
+def budget(grid: Grid) -> str:
+    """The recovery that a suite gives its methods, in a few words, and how many have another."""
+    recovery: Mapping[str, Any] | None = grid.suite["recovery"]
     if recovery is None or recovery.get("epochs") == 0:
         return "without any recovery"
     epochs, kd_weight = recovery.get("epochs"), recovery.get("kd_weight")
     parts = [] if epochs is None else [count(epochs, "epoch")]
     if kd_weight is not None:
         parts.append(f"KD weight {kd_weight:g}" if kd_weight else "labels alone")
-    return f"with one recovery for all ({', '.join(parts)})" if parts else "with one recovery for all"
+    others = other_recoveries(grid)
+    whose = f"all but {count(len(others), 'method')}" if others else "all"
+    return f"with one recovery for {whose}" + (f" ({', '.join(parts)})" if parts else "")
+
+
+def other_recoveries(grid: Grid) -> list[str]:
+    """Labels of the methods that are recovered otherwise than the suite says."""
+    usual: Mapping[str, Any] = grid.suite["recovery"] or {}
+    found: list[str] = []
+    for method in grid.methods:
+        cells = grid.cells_of(method.key)
+        own: Mapping[str, Any] = (cells[0]["about"].get("recovery") if cells else None) or {}
+        # earlier versions knew fewer options
+        if any(own[key] != usual[key] for key in own.keys() & usual.keys()):
+            found.append(method.label)
+    return found
 
 
 def machine(hardware: Mapping[str, Any]) -> str:
