@@ -48,7 +48,7 @@ bool is_bounded(const Op* maker) {
 
 bool is_tiny(double number) { return number != 0 && std::abs(number) < least_half; }
 
-// Whether the operation is a bound, or the constant of a sum, that a half would take for 0, as in x / (|x| + 1e-8).
+// Whether an operation has a bound or a constant that a half would take for 0, as in x / (|x| + 1e-8).
 bool has_tiny_number(const Op& op, const std::vector<Op*>& makers) {
   if (op.kind == OpKind::clip) return is_tiny(op.low) || is_tiny(op.high);
   if (op.kind != OpKind::binary) return false;

@@ -63,7 +63,7 @@ def keep_masks(model: nn.Module, optimizer: Optimizer, masks: Masks) -> Generato
 
     def mask_late(*_: object) -> None:
         # What is trained only later can have had no hook.
-        for name, parameter in masks.match(model).items() if frozen else ():
+        for name, parameter in masks.match(model).items():
             if name in frozen:
                 _gradient_masker(kept[name])(parameter)
 
@@ -72,7 +72,8 @@ def keep_masks(model: nn.Module, optimizer: Optimizer, masks: Masks) -> Generato
             if parameter.requires_grad:
                 handle = parameter.register_post_accumulate_grad_hook(_gradient_masker(kept[name]))
                 stack.callback(handle.remove)
-        stack.callback(optimizer.register_step_pre_hook(mask_late).remove)
+        if frozen:
+            stack.callback(optimizer.register_step_pre_hook(mask_late).remove)
         stack.callback(optimizer.register_step_post_hook(zero_weights).remove)
         yield
         masks.check(model)

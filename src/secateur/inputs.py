@@ -125,8 +125,7 @@ def call(network: Callable[..., object], inputs: Inputs) -> object:
 
 def _check_precision(network: Callable[..., object], inputs: Inputs, error: RuntimeError) -> None:
     """Say of a network that failed that types do not go together, if that may be why."""
-    of_types = "dtype" in str(error) or "scalar type" in str(error)
-    if torch.is_autocast_enabled(inputs.device.type) and of_types:
+    if torch.is_autocast_enabled(inputs.device.type) and is_of_types(error):
         raise DataError(
             f"a network that computes in fp32 failed in mixed precision: {first_line(error)} "
             "Set precision='fp32'."
@@ -141,6 +140,11 @@ def _check_precision(network: Callable[..., object], inputs: Inputs, error: Runt
             f"the weights of {type(network).__name__} are {ours}, the inputs of a batch {theirs}. Convert "
             "the network with .float(), or the inputs with .to(dtype)."
         ) from error
+
+
+def is_of_types(error: RuntimeError) -> bool:
+    """Whether torch says of an operation that types do not go together."""
+    return "dtype" in str(error) or "scalar type" in str(error)
 
 
 def check_takes(network: Callable[..., object], inputs: Arguments) -> None:

@@ -58,16 +58,15 @@ def parse_values(name: str, text: str) -> tuple[float, ...]:
             if step <= 0 or stop < start:
                 raise ValueError
             n = int((stop - start) / step) + 1
-            if n > _MOST_VALUES:
-                raise InvalidArgument(f"--{name} {text} names {n:,} values; take at most {_MOST_VALUES:,}.")
-            return tuple(float(start + i * step) for i in range(n))
-        return tuple(float(Fraction(part)) for part in text.split(","))
-    except InvalidArgument:
-        raise
+        else:
+            return tuple(float(Fraction(part)) for part in text.split(","))
     except (ValueError, ZeroDivisionError) as error:
         raise InvalidArgument(
             f"--{name} takes numbers such as 0.8,0.9 or a rising range START:STOP:STEP, got {text!r}."
         ) from error
+    if n > _MOST_VALUES:
+        raise InvalidArgument(f"--{name} {text} names {n:,} values; take at most {_MOST_VALUES:,}.")
+    return tuple(float(start + i * step) for i in range(n))
 
 
 def parse_names(text: str) -> tuple[str, ...]:

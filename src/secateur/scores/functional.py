@@ -14,7 +14,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from secateur.errors import ScoreError, first_line
-from secateur.inputs import Arguments, Inputs, call, check_takes, filled, tensors_of
+from secateur.inputs import Arguments, Inputs, call, check_takes, filled, is_of_types, tensors_of
 from secateur.losses import logits_of
 from secateur.naming import Named
 from secateur.scores.gradient import check_depends, reentrance_explained
@@ -129,7 +129,7 @@ def call_with(module: nn.Module, slots: Mapping[str, str], state: Named, x: Inpu
     except RuntimeError as error:
         if _NO_CHECKPOINTS in str(error):
             raise ScoreError(_NO_CHECKPOINTS) from error
-        if "dtype" not in str(error) and "scalar type" not in str(error):
+        if not is_of_types(error):
             raise
         precisions = ", ".join(sorted({str(t.dtype) for t in placed.values() if t.is_floating_point()}))
         raise ScoreError(

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
-from secateur.recovery import Recovery
 from secateur.report.arena.controls import controls_section
 from secateur.report.arena.cost import cost_panels
 from secateur.report.arena.curves import curve_panels
@@ -18,7 +16,7 @@ from secateur.report.arena.masks import density_panel, overlap_panel
 from secateur.report.arena.schema import STAGES
 from secateur.report.arena.square import square_section
 from secateur.report.arena.tables import accuracy_table
-from secateur.report.arena.words import budget, machine, verdict
+from secateur.report.arena.words import budget, machine, unusual_recovery, verdict
 from secateur.report.facts import alike, pairs
 from secateur.report.page import Command, Facts, Page, Section, Stat
 from secateur.report.words import SPACE, listing, value
@@ -148,11 +146,8 @@ def _about(grid: Grid, key: str) -> str:
     recovery, shared = about.get("recovery"), grid.suite["recovery"]
     if bool(recovery) != bool(shared):
         parts.append(f"recovery: {value('recovery', recovery) if recovery else 'none'}")
-    elif recovery and shared:
-        # a cell run before an option was added does not name it
-        usual = asdict(Recovery()) | shared
-        other = {name: item for name, item in recovery.items() if usual.get(name, item) != item}
-        parts += [f"recovery: {value('recovery', other)}"] if other else []
+    elif other := unusual_recovery(grid, key):
+        parts.append(f"recovery: {value('recovery', other)}")
     return "; ".join(filter(None, parts))
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
+from secateur.recovery import Recovery
 from secateur.report.arena.grid import Grid
 from secateur.report.words import ABSENT, SPACE, commits, listing, points
 from secateur.statistics import Estimate
@@ -67,15 +69,17 @@ def budget(grid: Grid) -> str:
 
 def other_recoveries(grid: Grid) -> list[str]:
     """Labels of the methods that are recovered otherwise than the suite says."""
-    usual: Mapping[str, Any] = grid.suite["recovery"] or {}
-    found: list[str] = []
-    for method in grid.methods:
-        cells = grid.cells_of(method.key)
-        own: Mapping[str, Any] = (cells[0]["about"].get("recovery") if cells else None) or {}
-        # earlier versions knew fewer options
-        if any(own[key] != usual[key] for key in own.keys() & usual.keys()):
-            found.append(method.label)
-    return found
+    return [m.label for m in grid.methods if grid.cells_of(m.key) and unusual_recovery(grid, m.key)]
+
+
+def unusual_recovery(grid: Grid, key: str) -> dict[str, Any]:
+    """What the recovery of a method has otherwise than that of the suite; nothing if either has none."""
+    own, shared = grid.cells_of(key)[0]["about"].get("recovery"), grid.suite["recovery"]
+    if not (own and shared):
+        return {}
+    # a cell run before an option was added does not name it
+    usual = asdict(Recovery()) | shared
+    return {name: item for name, item in own.items() if usual.get(name, item) != item}
 
 
 def machine(hardware: Mapping[str, Any]) -> str:
