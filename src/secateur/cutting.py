@@ -16,7 +16,7 @@ from secateur.errors import InvalidArgument
 from secateur.inputs import Inputs, joined
 from secateur.kinds import check_kind
 from secateur.masks import Masks, apply_masks
-from secateur.modules import remembered, share_weights, twin
+from secateur.modules import random_state_kept, remembered, share_weights, twin
 from secateur.naming import Batches, Loss, Named, split_batches
 from secateur.repair import Repair
 from secateur.schedules import geometric_sparsities
@@ -124,7 +124,9 @@ def cut(
         teacher = next(networks_of(criterion), None)
     if teacher is None:
         teacher = twin(student)
-    inputs = _gathered(batches, next(iter(targets.values())).device)
+    device = next(iter(targets.values())).device
+    with random_state_kept(device):
+        inputs = _gathered(batches, device)
     schedule = geometric_sparsities(sparsity, stages)
     masks: Masks | None = None
     with _as_it_was_on_errors(student), torch.enable_grad():

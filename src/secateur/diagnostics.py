@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from itertools import islice
 from typing import Any
 
 import torch
@@ -15,12 +14,12 @@ from torch.nn import functional as F
 from secateur.allocate import AbstractPattern, AbstractScope, Unstructured, allocate
 from secateur.errors import DataError, MaskError
 from secateur.masks import Masks
-from secateur.naming import Batches, Loss, Named, check_repeatable, length_of
+from secateur.naming import Batches, Loss, Named
 from secateur.scores import AbstractCriterion, GuidedScores
 from secateur.stages import mask_warnings_ignored, staged_masks
 
 _SAMPLE = 1 << 20
-"""Most scores that a rank correlation looks at; beyond it every k-th is taken."""
+"""Most scores that a rank correlation looks at; of more it takes as many at random places."""
 
 
 def mask_overlap(a: Masks, b: Masks) -> float:
@@ -53,11 +52,20 @@ def rank_correlation(a: Tensor, b: Tensor) -> float | None:
     Returns:
         None where it is undefined: fewer than two values, or all equal.
     """
-    stride = max(1, -(-a.numel() // _SAMPLE))
-    ranks = [_mean_ranks(t.detach().reshape(-1)[::stride].double()) for t in (a, b)]
+    ranks = [_mean_ranks(_sample(t, _SAMPLE).double()) for t in (a, b)]
     x, y = (r - r.mean() for r in ranks)
     norm = float(x.norm() * y.norm())
     return float(x @ y) / norm if norm > 0 else None
+
+
+def _sample(scores: Tensor, most: int) -> Tensor:
+    """At most so many of the scores, flat; the same places in all tensors of one size."""
+    flat = scores.detach().reshape(-1)
+    if len(flat) <= most:
+        return flat
+    # Not every k-th: that may be the same corner of every kernel.
+    places = torch.randint(len(flat), (most,), generator=torch.Generator().manual_seed(0))
+    return flat[places.to(flat.device)]
 
 
 def _mean_ranks(values: Tensor) -> Tensor:
@@ -84,22 +92,20 @@ def split_half_overlap(
     """How alike the masks from two halves of the calibration data are, see `mask_overlap`.
 
     Low overlap says that the calibration set is too small for this criterion at this sparsity. The
-    halves are every other batch, so `batches` must be re-iterable and hold at least two.
+    halves are every other batch of one pass over `batches`, all of which are kept in memory.
 
     Raises:
         DataError: if there are fewer than two batches.
-        InvalidArgument: if they can be gone through once only.
     """
-    check_repeatable(batches, "each half of the calibration batches is taken by itself")
-    n_batches = length_of(batches)
-    if n_batches is not None and n_batches < 2:
-        raise DataError(f"split-half stability needs at least 2 calibration batches, got {n_batches}.")
+    kept = list(batches)  # each pass over a loader that shuffles would halve them otherwise
+    if len(kept) < 2:
+        raise DataError(f"split-half stability needs at least 2 calibration batches, got {len(kept)}.")
     halves: list[Masks] = []
     for start in (0, 1):
         with mask_warnings_ignored():
             masks = staged_masks(
                 model,
-                _EveryOther(batches, start),
+                kept[start::2],
                 criterion,
                 sparsity=sparsity,
                 scope=scope,
@@ -126,17 +132,6 @@ class Histogram:
 
     counts: list[int]
     n_zero: int
-
-
-@dataclass(frozen=True)
-class _EveryOther:
-    """Half of some batches, as often as it is asked for."""
-
-    batches: Batches
-    start: int
-
-    def __iter__(self) -> Iterator[Any]:
-        return islice(self.batches, self.start, None, 2)
 
 
 def log_edges(scores: Sequence[Named], *, bins: int = 80) -> list[float]:
@@ -194,8 +189,8 @@ def ranking_agreement(a: Named, b: Named) -> dict[str, Any]:
     Returns:
         ``{"spearman": float | None, "layers": [{"name", "spearman"}, …]}``.
     """
-    stride = max(1, -(-sum(t.numel() for t in a.values()) // _SAMPLE))
-    sampled = [torch.cat([t.detach().reshape(-1)[::stride] for t in ranking.values()]) for ranking in (a, b)]
+    share = min(1.0, _SAMPLE / sum(t.numel() for t in a.values()))
+    sampled = [torch.cat([_sample(t, math.ceil(share * t.numel())) for t in r.values()]) for r in (a, b)]
     layers = [{"name": name, "spearman": rank_correlation(a[name], b[name])} for name in a]
     return {"spearman": rank_correlation(*sampled), "layers": layers}
 

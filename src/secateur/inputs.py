@@ -105,15 +105,16 @@ def _tensor(entry: object, name: str) -> Tensor:
 
 
 def call(network: Callable[..., object], inputs: Inputs) -> object:
-    """What `network` returns for `inputs`.
+    """What `network` returns for copies of `inputs`: it may write to them, and others get them too.
 
     Raises:
         DataError: if it does not take them, or computes in another precision; names which.
     """
     try:
         if isinstance(inputs, Tensor):
-            return network(inputs)
-        return network(*inputs.positional, **inputs.named)
+            return network(inputs.clone())
+        own = inputs.map(torch.clone)
+        return network(*own.positional, **own.named)
     except TypeError:
         if isinstance(inputs, Arguments):
             check_takes(network, inputs)

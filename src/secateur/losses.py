@@ -135,7 +135,7 @@ def kd_loss(
     beta: float = 0.5,
     standardize: bool = False,
 ) -> Tensor:
-    """Distillation loss between logits, averaged over the batch and scaled by T².
+    """Distillation loss between logits, averaged over the batch and scaled by T², in at least float32.
 
     With p = softmax(z/T): forward is ``T²·KL(p_teacher ‖ p_student)`` (Hinton 2015,
     https://arxiv.org/abs/1503.02531 §2; T² undoes the 1/T² in the gradient), reverse swaps the two
@@ -169,7 +169,8 @@ def kd_loss(
             f"logits must have shape (batch, classes, …) with 2 classes or more, got {tuple(student.shape)}. "
             "Outputs that are not logits need another distance: kd='mse', of the criterion or the recovery."
         )
-    teacher = teacher.detach()
+    # Half precision has no room for sums over a batch of maps.
+    student, teacher = (_single(z) for z in (student, teacher.detach()))
     if standardize:
         student, teacher = standardize_logits(student), standardize_logits(teacher)
     log_s = F.log_softmax(student / temperature, dim=1)
@@ -183,6 +184,11 @@ def kd_loss(
         return reverse
     forward = scale * F.kl_div(log_s, log_t, reduction="sum", log_target=True)
     return beta * reverse + (1 - beta) * forward
+
+
+def _single(logits: Tensor) -> Tensor:
+    """In single precision, or double if they are."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def mse_loss(student: Tensor, teacher: Tensor) -> Tensor:

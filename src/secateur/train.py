@@ -188,7 +188,7 @@ def fit(
                     f"the training loss of epoch {number + 1} is {loss}. "
                     f"Lower lr ({recipe.lr:g}) or set precision=fp32."
                 )
-            with autocast:
+            with random_state_kept(device), autocast:
                 metrics = None if validation is None else evaluate(model, validation)
             _remember(state, model, optimizer, number + 1, metrics)
             accuracy = None if metrics is None else metrics.accuracy

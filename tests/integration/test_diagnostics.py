@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -15,6 +14,8 @@ import torch
 from hypothesis import given
 from scipy.stats import spearmanr
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
 
 from helpers import Snapshot, images, make_cnn, make_mlp, vectors
 from secateur.allocate import Global, Layerwise, allocate
@@ -28,9 +29,10 @@ from secateur.diagnostics import (
     smallest_kept,
     split_half_overlap,
 )
-from secateur.errors import DataError, EmptiedLayerWarning, InvalidArgument, MaskError
+from secateur.errors import DataError, EmptiedLayerWarning, MaskError
 from secateur.masks import Masks
-from secateur.scores import Magnitude, Random, TaskGradient, TeacherGuided, score
+from secateur.naming import Named
+from secateur.scores import Magnitude, Random, ScoreInputs, TaskGradient, TeacherGuided, score
 
 
 def bits(*values: int) -> Tensor:
@@ -142,11 +144,29 @@ def test_halves_need_two_batches() -> None:
     with pytest.raises(DataError, match="at least 2 calibration batches, got 1"):
         split_half_overlap(make_mlp(), vectors(1), TaskGradient(), **options)
 
-    def once() -> Iterator[Any]:
-        yield from vectors(4)
 
-    with pytest.raises(InvalidArgument, match="gone through once"):
-        split_half_overlap(make_mlp(), once(), TaskGradient(), **options)
+def test_halves_share_no_sample_of_a_loader_that_shuffles_by_itself() -> None:
+    x, y = torch.arange(24.0).repeat(6, 1).T.contiguous(), torch.arange(24) % 3
+    seen: list[set[int]] = []
+
+    def task_loss(outputs: Tensor, labels: Tensor) -> Tensor:
+        seen[-1].update(map(int, samples.pop()))
+        return F.cross_entropy(outputs, labels)
+
+    samples: list[Tensor] = []
+    model = make_mlp()
+    model.register_forward_pre_hook(lambda _, given: samples.append(given[0][:, 0]))
+
+    class Marked(TaskGradient):
+        def __call__(self, inputs: ScoreInputs) -> Named:
+            seen.append(set())
+            return super().__call__(inputs)
+
+    loader = DataLoader(TensorDataset(x, y), 4, shuffle=True, generator=torch.Generator().manual_seed(1))
+    split_half_overlap(model, loader, Marked(), sparsity=0.5, task_loss=task_loss)
+    assert len(seen) == 2
+    assert seen[0].isdisjoint(seen[1])
+    assert len(seen[0] | seen[1]) == 24
 
 
 # Histograms
@@ -232,3 +252,11 @@ def test_an_emptied_layer_is_no_news_in_a_comparison() -> None:
     with pytest.warns(EmptiedLayerWarning):
         masks = allocate(scores, sparsity=0.99)
     describe_scores(scores, masks, Global())  # warnings are errors here
+
+
+def test_a_sample_of_many_scores_is_not_one_corner_of_each_kernel() -> None:
+    torch.manual_seed(0)
+    a, b = torch.rand(1_020, 1_000, 3, 3), torch.rand(1_020, 1_000, 3, 3)
+    b[:, :, 0, 0] = a[:, :, 0, 0]
+    assert rank_correlation(a, b) == pytest.approx(1 / 9, abs=0.01)
+    assert ranking_agreement({"w": a}, {"w": b})["spearman"] == pytest.approx(1 / 9, abs=0.01)

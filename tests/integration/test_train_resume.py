@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from helpers import (
     CLASSES,
@@ -274,6 +275,14 @@ def test_the_teacher_is_left_as_it_was() -> None:
     list(fit(student_cnn(), indexed_images(), replace(GUIDED, precision="bf16"), teacher=teacher))
     before.rng = torch.get_rng_state()
     before.assert_unchanged(teacher)
+
+
+def test_the_random_state_is_kept_from_a_loader_of_validation_batches_too() -> None:
+    (x, y), *_ = vectors()
+    validation = DataLoader(TensorDataset(x, y), 2)
+    before = torch.get_rng_state()
+    list(fit(make_mlp(), indexed_vectors(), PLAIN, validation=validation))
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_model_may_keep_more_than_tensors_in_its_state() -> None:

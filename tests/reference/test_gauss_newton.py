@@ -201,3 +201,31 @@ class Constant(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.inner(x) * 0
+
+
+def test_a_damping_whose_trial_cut_gives_no_number_is_not_the_best() -> None:
+    class Exponential(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 30), nn.Linear(30, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(torch.exp(5.0 * self.a(x)))
+
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        student = Exponential()
+        teacher = copy.deepcopy(student)
+        with torch.no_grad():
+            for weight in teacher.parameters():
+                weight.add_(0.3 * torch.randn_like(weight))
+        x = 0.5 * torch.randn(80, 6)
+    options: dict[str, Any] = {"rows": 8, "update_weights": False}
+    chosen = score(student, [x], TeacherCurvature(teacher, **options))["a.weight"]
+    # Of trial cuts with λ = 1, 10, 100, 1,000 and 10,000 the first gives NaN, and the third costs least.
+    first, third = (
+        score(student, [x[::2]], TeacherCurvature(teacher, damping=damping, **options))["a.weight"]
+        for damping in (1.0, 100.0)
+    )
+    assert torch.equal(chosen, third)
+    assert not torch.equal(chosen, first)

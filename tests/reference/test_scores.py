@@ -11,9 +11,19 @@ from torch.nn import functional as F
 
 from helpers import SharedNet, make_mlp, vectors
 from reference import scores as oracle
+from secateur.allocate import allocate
+from secateur.diagnostics import mask_overlap
 from secateur.errors import InvalidArgument
 from secateur.losses import kd_loss
-from secateur.scores import GuidedScores, TaskGradient, TeacherGuided, score
+from secateur.scores import (
+    Fisher,
+    GuidedScores,
+    TaskGradient,
+    Taylor,
+    TeacherFisher,
+    TeacherGuided,
+    score,
+)
 
 KINDS = ("forward", "reverse", "ca-kld", "mse", "cosine")
 SALIENCIES = ("grad", "grad*weight", "grad^2")
@@ -284,3 +294,66 @@ def test_a_language_model_is_scored_by_each_of_its_words() -> None:
     ):
         (gradient,) = torch.autograd.grad(loss, [student.out.weight], retain_graph=True)
         assert torch.allclose(term["out.weight"], (gradient * student.out.weight).abs(), atol=1e-7)
+
+
+def uneven(n: int = 64, rest: int = 1) -> list[tuple[Tensor, Tensor]]:
+    """A batch of `n` and one of `rest`."""
+    (x, y), *_ = vectors(1, n + rest)
+    return [(x[:n], y[:n]), (x[n:], y[n:])]
+
+
+@pytest.mark.parametrize(("saliency", "power"), [("grad", 1), ("grad*weight", 1), ("grad^2", 2)])
+def test_batches_count_by_their_samples(saliency: Any, power: int) -> None:
+    model, batches = make_mlp(), uneven(10, 3)
+    alone = [score(model, [batch], TaskGradient(saliency)) for batch in batches]
+    for name, found in score(model, batches, TaskGradient(saliency)).items():
+        weighted = 10**power * alone[0][name] + 3**power * alone[1][name]
+        expected = weighted / (13 * 6.5 ** (power - 1))
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(
+    "criterion",
+    [
+        TaskGradient(),
+        TaskGradient("grad^2"),
+        Taylor(),
+        Fisher(per="batch"),
+        TeacherGuided(make_mlp(1)),
+        TeacherGuided(make_mlp(1), form="joint"),
+        TeacherFisher(make_mlp(1)),
+        TeacherFisher(make_mlp(1), power=0.5),
+    ],
+    ids=lambda criterion: type(criterion).__name__,
+)
+def test_an_odd_sample_at_the_end_does_not_decide_the_cut(criterion: Any) -> None:
+    model, batches = make_mlp(0, width=64), uneven(512)
+    kept = [
+        allocate(score(model, given, criterion), sparsity=0.8)
+        for given in (batches[:1] * 8, batches[:1] * 8 + batches[1:])
+    ]
+    # A batch for itself, of equal weight, overlaps by a half to three quarters.
+    assert mask_overlap(*kept) > 0.9
+
+
+def test_half_precision_has_room_for_the_distances_of_maps() -> None:
+    torch.manual_seed(0)
+    student, teacher = (3 * torch.randn(16, 21, 64, 64) for _ in range(2))
+    found = kd_loss(student.half(), teacher.half(), temperature=1.0)
+    torch.testing.assert_close(found, kd_loss(student, teacher, temperature=1.0), rtol=1e-3, atol=0)
+
+
+def test_a_network_that_writes_to_its_inputs_changes_nobody_elses() -> None:
+    class Centred(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.sub_(1.0).div_(2.0))
+
+    student, teacher = Centred(nn.Linear(6, 4)), Centred(nn.Linear(6, 4))
+    batches = vectors(3)
+    before = [x.clone() for x, _ in batches]
+    first, again = (score(student, batches, TeacherGuided(teacher)) for _ in range(2))
+    assert all(torch.equal(x, y) for x, (y, _) in zip(before, batches, strict=True))
+    centred = [((x - 1.0) / 2.0, y) for x, y in batches]
+    plain = score(nn.Sequential(student[0]), centred, TeacherGuided(nn.Sequential(teacher[0])))
+    assert torch.equal(first["0.weight"], again["0.weight"])
+    torch.testing.assert_close(first["0.weight"], plain["0.weight"])

@@ -155,6 +155,10 @@ def test_fisher_refuses() -> None:
         score(make_mlp(), vectors(), Fisher(), task_loss=lambda z, y: z)
     with pytest.raises(ScoreError, match="the task loss of batch 0 is nan"):
         score(make_mlp(), vectors(), Fisher(), task_loss=lambda z, y: z.sum() * torch.nan)
+    (x, y), *_ = vectors()
+    y[1] = -100  # of no class: alone it has no loss
+    with pytest.raises(ScoreError, match=r"some samples of batch 0 .* all ignored .* per='batch'"):
+        score(make_mlp(), [(x, y)], Fisher())
 
 
 # Meta-gradients

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.func import grad_and_value, vmap
 
-from secateur.errors import InvalidArgument
+from secateur.errors import InvalidArgument, ScoreError
 from secateur.inputs import Inputs, filled, tensors_of
 from secateur.losses import check_finite, check_scalar, check_temperature
 from secateur.naming import Named
@@ -23,7 +23,7 @@ from secateur.scores.functional import (
     sample_by_sample,
     samples_at_once,
 )
-from secateur.scores.gradient import Accumulation, Accumulator, backward_to, each_task_loss, zero_scores
+from secateur.scores.gradient import SQUARES, accumulated_gradient, zero_scores
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,8 @@ class Fisher(AbstractCriterion):
 
     Per-sample gradients are exact, 32 samples at a time (``torch.func.vmap``) or as many as fit in 256 MB.
     A network that vmap cannot follow (branches on values, autograd functions without a batching rule)
-    needs ``per="batch"``.
+    needs ``per="batch"``. So does a loss that weights classes by their labels, as the mean over one sample
+    cancels its weight.
 
     Attributes:
         per: sample, or batch: g² of each batch's mean gradient, averaged over batches; one plain backward
@@ -115,17 +116,13 @@ class Fisher(AbstractCriterion):
         Raises:
             ScoreError: if a batch has no labels, or a loss is not finite.
         """
-        squares = self._of_samples(inputs) if self.per == "sample" else self._of_batches(inputs)
+        if self.per == "sample":
+            squares = self._of_samples(inputs)
+        else:
+            squares = accumulated_gradient(self, inputs, SQUARES)
         for name, mean in squares.items():
             mean.mul_(inputs.weights[name]).mul_(inputs.weights[name]).div_(2)
         return squares
-
-    def _of_batches(self, inputs: ScoreInputs) -> dict[str, Tensor]:
-        squares = Accumulator(inputs.weights, Accumulation("grad^2", "mean", 0.0))
-        for loss, _ in each_task_loss(self, inputs):
-            backward_to(squares.add, inputs.targets, loss)
-            squares.end_batch()
-        return squares.result()
 
     def _of_samples(self, inputs: ScoreInputs) -> dict[str, Tensor]:
         network = Functional.of(inputs.model)
@@ -150,13 +147,29 @@ class Fisher(AbstractCriterion):
                     # vmap differentiates by itself, so no graph to the leaves is needed
                     with torch.no_grad(), sample_by_sample(self, "Choose per='batch'."):
                         gradients, losses = per_sample(targets, x_part, tensors_of(x_part), y_part)
-                    check_finite("task", losses.sum(), index)
+                    _check_samples(inputs, x, y, losses, index)
                     for name, gradient in gradients.items():
                         squares[name].add_(gradient.square().sum(0))
             n_samples += len(x)
         for total in squares.values():
             total.div_(n_samples)
         return squares
+
+
+def _check_samples(inputs: ScoreInputs, x: Inputs, y: Tensor, losses: Tensor, index: int) -> None:
+    """Refuse losses that are not finite; of samples alone where that of their batch is.
+
+    Raises:
+        ScoreError: naming the batch.
+    """
+    if bool(losses.isfinite().all()):
+        return
+    with torch.no_grad():
+        check_finite("task", inputs.task_loss(inputs.logits(x), y), index)
+    raise ScoreError(
+        f"the task loss of some samples of batch {index} is not finite, though that of the batch is: a "
+        "sample whose labels are all ignored has none. Leave such samples out, or choose per='batch'."
+    )
 
 
 @contextmanager

@@ -51,7 +51,8 @@ class Accumulation:
 
     Attributes:
         saliency: What one batch's gradient says about a weight.
-        how: The plain mean over batches, or an exponential moving average started by the first batch.
+        how: The mean over batches, each counted by its samples, or an exponential moving average started by
+            the first batch, in which a smaller batch counts as much as any.
         momentum: Weight of the past in the moving average, in [0, 1).
 
     Raises:
@@ -70,8 +71,16 @@ class Accumulation:
         check_fraction("momentum", self.momentum, below_one=True)
 
 
+SQUARES = Accumulation("grad^2", "mean", momentum=0.0)
+"""g², averaged over batches."""
+
+
 class Accumulator:
     """Running score of one loss term: one tensor a weight, in at least float32.
+
+    In the mean each batch counts by its number of samples. The gradient of a batch is mostly noise, and the
+    smaller the batch the larger: an odd sample at the end of a loader would otherwise outweigh all others.
+    g² falls with the size of a batch, so b·g² is averaged, and given as for batches of the average size.
 
     Args:
         weights: The values that gradients are multiplied with, by name.
@@ -81,37 +90,48 @@ class Accumulator:
     def __init__(self, weights: Named, rule: Accumulation) -> None:
         self._rule = rule
         self._saliency = SALIENCIES[rule.saliency]
-        self._n_batches = 0
+        self._power = 2 if rule.saliency == "grad^2" else 1
+        self._n_batches = self._n_samples = 0
         self._weights = weights
-        self._unseen = set(weights)
         self._sums = zero_scores(weights)
 
-    def add(self, name: str, gradient: Tensor) -> None:
-        """Take in one weight's gradient of the current batch."""
+    @contextmanager
+    def batch(self, size: int) -> Generator[Callable[[str, Tensor], None]]:
+        """Inside, what is yielded takes ``(name, gradient)`` of each weight that a batch reaches.
+
+        Args:
+            size: Samples of the batch.
+        """
+        unseen = set(self._sums)
+
+        def add(name: str, gradient: Tensor) -> None:
+            self._add(size, name, gradient)
+            unseen.discard(name)
+
+        yield add
+        if self._rule.how == "ema":  # what a batch does not reach has a gradient of 0 there
+            for name in unseen:
+                self._sums[name].mul_(self._rule.momentum)
+        self._n_batches += 1
+        self._n_samples += size
+
+    def _add(self, size: int, name: str, gradient: Tensor) -> None:
         total = self._sums[name]
         # Before squaring or multiplying: in half precision a small gradient's square is 0.
         value = self._saliency(gradient.to(total.dtype), self._weights[name].to(total.dtype))
-        self._unseen.discard(name)
         if self._rule.how == "mean":
-            total.add_(value)
+            total.add_(value, alpha=size**self._power)
         elif self._n_batches == 0:
             total.copy_(value)
         else:
             total.mul_(self._rule.momentum).add_(value, alpha=1 - self._rule.momentum)
 
-    def end_batch(self) -> None:
-        """Count a batch; a weight that it did not reach had a gradient of 0."""
-        if self._rule.how == "ema":
-            for name in self._unseen:
-                self._sums[name].mul_(self._rule.momentum)
-        self._unseen = set(self._sums)
-        self._n_batches += 1
-
     def result(self) -> dict[str, Tensor]:
         """The score: the mean over batches, or the moving average. Ends the accumulator."""
-        if self._rule.how == "mean":
+        if self._rule.how == "mean" and self._n_batches:
+            mean_size = self._n_samples / self._n_batches
             for total in self._sums.values():
-                total.div_(max(self._n_batches, 1))
+                total.div_(self._n_samples * mean_size ** (self._power - 1))
         return self._sums
 
 
@@ -172,7 +192,8 @@ def check_depends(loss: Tensor) -> None:
 def mean_gradient(criterion: AbstractCriterion, inputs: ScoreInputs) -> dict[str, Tensor]:
     """The gradient of the task loss over all calibration samples, by name, in at least float32.
 
-    Each batch counts as many times as it has samples, so it does not depend on how the data is batched.
+    Each batch counts as many times as it has samples, so for a loss that averages over samples, all of one
+    weight, it does not depend on how the data is batched.
 
     Raises:
         ScoreError: naming `criterion` if a batch has no labels; if a loss is not finite.
@@ -189,6 +210,21 @@ def mean_gradient(criterion: AbstractCriterion, inputs: ScoreInputs) -> dict[str
     for total in sums.values():
         total.div_(n_samples)
     return sums
+
+
+def accumulated_gradient(
+    criterion: AbstractCriterion, inputs: ScoreInputs, rule: Accumulation
+) -> dict[str, Tensor]:
+    """What `rule` makes of the gradients of the task loss, batch by batch, in at least float32.
+
+    Raises:
+        ScoreError: naming `criterion` if a batch has no labels; if a loss is not finite.
+    """
+    accumulator = Accumulator(inputs.weights, rule)
+    for loss, size in each_task_loss(criterion, inputs):
+        with accumulator.batch(size) as add:
+            backward_to(add, inputs.targets, loss)
+    return accumulator.result()
 
 
 def each_task_loss(criterion: AbstractCriterion, inputs: ScoreInputs) -> Iterator[tuple[Tensor, int]]:
@@ -215,9 +251,9 @@ def zero_scores(weights: Named) -> dict[str, Tensor]:
 class TaskGradient(AbstractCriterion):
     """Gradient of the task loss alone: by default |w·g|, SNIP's sensitivity on trained weights.
 
-    ``S_w = mean over batches of |w·∂L_task/∂w|`` (https://arxiv.org/abs/1810.02340 eq. 4–5). Deviations:
-    the absolute value is taken per batch, as in arXiv 2511.16653, and scores are not normalised by
-    their sum, which changes no ranking.
+    ``S_w = mean over batches of |w·∂L_task/∂w|`` (https://arxiv.org/abs/1810.02340 eq. 4–5), a smaller batch
+    counting for less. Deviations: the absolute value is taken per batch, as in arXiv 2511.16653, and scores
+    are not normalised by their sum, which changes no ranking.
 
     Attributes:
         saliency: grad*weight (|w·g|), grad (|g|) or grad^2 (g²).
@@ -240,8 +276,4 @@ class TaskGradient(AbstractCriterion):
             ScoreError: if a batch has no labels, or its loss is not finite.
         """
         rule = Accumulation(self.saliency, self.accumulate, self.momentum)
-        accumulator = Accumulator(inputs.weights, rule)
-        for loss, _ in each_task_loss(self, inputs):
-            backward_to(accumulator.add, inputs.targets, loss)
-            accumulator.end_batch()
-        return accumulator.result()
+        return accumulated_gradient(self, inputs, rule)

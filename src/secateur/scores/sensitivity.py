@@ -9,7 +9,14 @@ from torch import Tensor
 from secateur.counts import check_fraction
 from secateur.naming import Named
 from secateur.scores.base import AbstractCriterion, ScoreInputs
-from secateur.scores.gradient import backward_to, each_task_loss, mean_gradient, zero_scores
+from secateur.scores.gradient import (
+    SQUARES,
+    accumulated_gradient,
+    backward_to,
+    each_task_loss,
+    mean_gradient,
+    zero_scores,
+)
 
 
 @dataclass(frozen=True)
@@ -18,7 +25,8 @@ class Snip(AbstractCriterion):
 
     Connection sensitivity (https://arxiv.org/abs/1810.02340 eq. 4–5). Gradients are summed over the
     batches, each weighted by its number of samples, and the absolute value is taken **once, at the end**:
-    gradients of different batches can cancel, and the score does not depend on how the data is batched.
+    gradients of different batches can cancel, and, with a loss that averages over samples of one weight, the
+    score does not depend on how the data is batched.
     `TaskGradient` takes it in every batch, so nothing cancels between batches. Deviation: scores are not
     divided by their sum, which changes no ranking.
     """
@@ -38,8 +46,9 @@ class Taylor(AbstractCriterion):
     """``S_w = mean over batches of (w·g)²``: the squared first-order change of the loss when w → 0.
 
     https://arxiv.org/abs/1906.10771, for a group of one weight: the paper sums w·g over the weights
-    of a filter before it squares. Squared per batch, then averaged, as there. For one batch the ranking
-    is that of `Snip` and `TaskGradient`; over several, batches with a large gradient count more.
+    of a filter before it squares. Squared per batch, then averaged, as there, a smaller batch counting for
+    less (see `Accumulator`). For one batch the ranking is that of `Snip` and `TaskGradient`; over several,
+    batches with a large gradient count more.
     """
 
     def __call__(self, inputs: ScoreInputs) -> Named:
@@ -48,19 +57,8 @@ class Taylor(AbstractCriterion):
         Raises:
             ScoreError: if a batch has no labels, or its loss is not finite.
         """
-        sums = zero_scores(inputs.weights)
-
-        def add(name: str, gradient: Tensor) -> None:
-            total = sums[name]
-            total.add_((gradient.to(total.dtype) * inputs.weights[name]).square_())
-
-        n_batches = 0
-        for loss, _ in each_task_loss(self, inputs):
-            backward_to(add, inputs.targets, loss)
-            n_batches += 1
-        for total in sums.values():
-            total.div_(n_batches)
-        return sums
+        squares = accumulated_gradient(self, inputs, SQUARES)
+        return {name: mean.mul_(inputs.weights[name].square()) for name, mean in squares.items()}
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,8 @@ class Platon(AbstractCriterion):
 
     https://arxiv.org/abs/2206.12562, over calibration batches in place of training steps:
     ``Ī ← β₁·Ī + (1−β₁)·I``, ``Ū ← β₂·Ū + (1−β₂)·|I − Ī|``, both from 0. Deviation: the weights do not
-    move between the batches, so the uncertainty is that of the data alone.
+    move between the batches, so the uncertainty is that of the data alone. A smaller batch counts as much
+    as any: better to drop it.
 
     Attributes:
         beta1: Weight of the past in the importance, in [0, 1).

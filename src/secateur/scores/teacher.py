@@ -75,9 +75,9 @@ class TeacherGuided(AbstractCriterion):
     """How much the labels and the teacher need each weight, from one pass over calibration data.
 
     ``form="separate"`` is the published formula ``S_w = α·|∇_w L_task| + (1−α)·|∇_w L_KD|``, absolute
-    values per batch, averaged over batches; `saliency` says whether |g|, |w·g| or g² stands for |∇|.
-    Both terms are kept, so any α afterwards is free (`GuidedScores.at`). ``form="joint"`` is what the
-    authors' experiments ran: ``|w ⊙ ∇_w(α·L_task + (1−α)·L_KD)|``, with ``accumulate="ema"``; its two
+    values per batch, averaged over batches by their size; `saliency` says whether |g|, |w·g| or g² stands
+    for |∇|. Both terms are kept, so any α afterwards is free (`GuidedScores.at`). ``form="joint"`` is what
+    the authors' experiments ran: ``|w ⊙ ∇_w(α·L_task + (1−α)·L_KD)|``, with ``accumulate="ema"``; its two
     gradients can cancel, and it is one number a weight, so α is fixed.
 
     Deviations from the authors' code: the student is scored in eval mode, so BatchNorm statistics do
@@ -138,8 +138,8 @@ class TeacherGuided(AbstractCriterion):
     def _rule(self) -> Accumulation:
         return Accumulation(self.saliency, self.accumulate, self.momentum)
 
-    def _losses(self, inputs: ScoreInputs) -> Iterator[tuple[Tensor | None, Tensor]]:
-        """Task loss (None without labels) and KD loss of each batch, over one shared forward pass."""
+    def _losses(self, inputs: ScoreInputs) -> Iterator[tuple[Tensor | None, Tensor, int]]:
+        """Task loss (None without labels) and KD loss of each batch, over one forward pass, and its size."""
         kd_loss, most = distillation(self), 0.0
         for index, (x, y) in enumerate(inputs.stream(self.teacher)):
             if y is None and self.alpha > 0:
@@ -156,7 +156,7 @@ class TeacherGuided(AbstractCriterion):
             if task is not None:
                 check_finite("task", task, index)
             most = max(most, float(kd.detach()))
-            yield task, kd
+            yield task, kd, len(x)
         if most <= _ROUNDING and self.alpha == 0:
             warnings.warn(
                 f"student and teacher give the same outputs (KD loss at most {most:.1g}), so that at alpha=0 "
@@ -168,23 +168,23 @@ class TeacherGuided(AbstractCriterion):
     def _separate(self, inputs: ScoreInputs) -> GuidedScores:
         kd_term = Accumulator(inputs.weights, self._rule())
         task_term: Accumulator | None = None
-        for index, (task, kd) in enumerate(self._losses(inputs)):
+        for index, (task, kd, size) in enumerate(self._losses(inputs)):
             if index == 0 and task is not None:
                 task_term = Accumulator(inputs.weights, self._rule())
             if (task is None) != (task_term is None):
                 raise ScoreError(f"batch {index} and the first one differ in whether they have labels.")
             if task is not None and task_term is not None:
-                backward_to(task_term.add, inputs.targets, task, keep_graph=True)
-                task_term.end_batch()
-            backward_to(kd_term.add, inputs.targets, kd)
-            kd_term.end_batch()
+                with task_term.batch(size) as add:
+                    backward_to(add, inputs.targets, task, keep_graph=True)
+            with kd_term.batch(size) as add:
+                backward_to(add, inputs.targets, kd)
         return GuidedScores(task_term.result() if task_term else None, kd_term.result(), self.alpha)
 
     def _joint(self, inputs: ScoreInputs) -> Named:
         term = Accumulator(inputs.weights, self._rule())
-        for task, kd in self._losses(inputs):
+        for task, kd, size in self._losses(inputs):
             # Without labels alpha is 0, and the joint loss is the KD loss alone.
             loss = kd if task is None else self.alpha * task + (1 - self.alpha) * kd
-            backward_to(term.add, inputs.targets, loss)
-            term.end_batch()
+            with term.batch(size) as add:
+                backward_to(add, inputs.targets, loss)
         return term.result()

@@ -109,7 +109,8 @@ class TeacherCurvature(AbstractCriterion):
         def loss_at(weights: Named) -> float:
             own = {name: w.to(network.parameters[name].dtype) for name, w in weights.items()}
             with torch.no_grad(), preserving(inputs.model):
-                return float(self._loss(network, own, *held))
+                loss = float(self._loss(network, own, *held))
+            return loss if math.isfinite(loss) else math.inf  # never the least
 
         scores = model.saliency(self._choose_damping(model, loss_at))
         if not self.update_weights:

@@ -14,7 +14,7 @@ from secateur.kinds import check_kind, check_used
 from secateur.losses import check_finite, check_outputs, check_temperature, logits_for
 from secateur.naming import Named
 from secateur.scores.base import AbstractCriterion, ScoreInputs, preserving
-from secateur.scores.gradient import Accumulation, Accumulator, backward_to
+from secateur.scores.gradient import SQUARES, Accumulator, backward_to
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class TeacherFisher(AbstractCriterion):
         """F over the batches."""
         teacher = self.teacher
         generator = torch.Generator().manual_seed(self.seed)
-        squares = Accumulator(inputs.weights, Accumulation("grad^2", "mean", 0.0))
+        squares = Accumulator(inputs.weights, SQUARES)
         with preserving(teacher):
             for index, (x, _) in enumerate(inputs.stream(teacher)):
                 with torch.no_grad():
@@ -101,8 +101,8 @@ class TeacherFisher(AbstractCriterion):
                 check_outputs(logits, taught)
                 loss = self._loss(logits, taught, generator)
                 check_finite("teacher's", loss, index)
-                backward_to(squares.add, inputs.targets, loss)
-                squares.end_batch()
+                with squares.batch(len(x)) as add:
+                    backward_to(add, inputs.targets, loss)
         return squares.result()
 
     def _loss(self, logits: Tensor, taught: Tensor, generator: torch.Generator) -> Tensor:

@@ -74,17 +74,16 @@ def difference_panel(grid: Grid) -> Panel:
 
 
 def _finding(rows: Sequence[Differences], reference: str) -> str:
-    signs = [value.sign for row in rows for value in row.values[:-1] if value is not None]
-    n_intervals = sum(
-        value.interval is not None for row in rows for value in row.values[:-1] if value is not None
-    )
-    if not n_intervals:
-        return f"{count(len(signs), 'difference')} and no interval: there are no repeats to judge by."
-    by_chance = round(0.05 * n_intervals)
+    found = [value for row in rows for value in row.values[:-1] if value is not None]
+    signs = [value.sign for value in found if value.interval is not None]
+    if not signs:
+        return f"{count(len(found), 'difference')} and no interval: there are no repeats to judge by."
+    rest = len(found) - len(signs)
+    single = f" Of {rest} more, of a single seed each, none can be judged." if rest else ""
     return (
         f"Of {count(len(signs), 'difference')}, {signs.count(1)} are clearly above {reference}, "
         f"{signs.count(-1)} below, and {signs.count(0)} are not told apart. If no method differed at all, "
-        f"about {by_chance} of {n_intervals} intervals would still exclude 0."
+        f"about {round(0.05 * len(signs))} of {len(signs)} intervals would still exclude 0.{single}"
     )
 
 

@@ -71,13 +71,13 @@ def difference_table(grid: Grid, methods: Sequence[Method]) -> Table:
 
     def tally(method: Method) -> str:
         found = [grid.difference(method.key, reference.key, stage, sparsity) for sparsity in sparsities]
-        signs = [difference.sign for difference in found if difference is not None]
+        signs = [difference.sign for difference in found if difference is not None and difference.interval]
         return f"{signs.count(1)} / {signs.count(0)} / {signs.count(-1)}"
 
     return _table(
         f"Test accuracy {STAGES[stage]} less that of {reference.label}, in points, paired by seed: mean "
         "[95 % interval]. The last columns average the sparsities of a seed first, and count at how many a "
-        "method is above / not told apart / below",
+        "method is above / not told apart / below, where there are two seeds",
         others,
         sparsities,
         cell,
