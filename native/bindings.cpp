@@ -192,6 +192,7 @@ std::vector<std::string> kernels(const std::string& op) {
 
 NB_MODULE(_native, module) {
   using namespace secateur;
+  nb::set_leak_warnings(false);  // a thread that is in a call when Python ends keeps its engine
   nb::class_<Engine>(module, "Engine")
       .def(nb::new_(&new_engine), nb::arg("program"), nb::arg("weights"), nb::arg("threads"))
       .def("run", &run, nb::arg("inputs"))

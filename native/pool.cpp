@@ -3,6 +3,8 @@
 #include <pthread.h>
 
 #include <chrono>
+#include <new>
+#include <system_error>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -47,6 +49,9 @@ uint64_t this_generation() {
 Pool::Crew::Crew(int threads) : ranges_(size_t(threads)) {
   try {
     for (int i = 1; i < threads; i++) workers_.emplace_back([this, i] { work(i); });
+  } catch (const std::system_error&) {  // the system starts no more of them
+    stop();
+    throw std::bad_alloc();
   } catch (...) {
     stop();
     throw;

@@ -111,7 +111,12 @@ def cut(
             exclude=exclude,
             on_stage=on_stage,
         )
-        apply_masks(student, masks)
+        undo = remembered(masks.match(student).values())
+        try:
+            apply_masks(student, masks)
+        except BaseException:  # such as Ctrl-C between two layers
+            undo()
+            raise
         return masks
     sparsity, scope = pattern.sparsity_for(sparsity), pattern.scope_for(scope)
     check_stages(stages, regrow=regrow)

@@ -56,7 +56,10 @@ def evaluate(model: nn.Module, batches: Batches, *, task_loss: Loss = F.cross_en
         model.eval()
         for x, y in laid_out(split_batches(batches, device_of(model)), model):
             if y is None:
-                raise DataError("evaluation needs labels, got a batch without.")
+                raise DataError(
+                    "evaluation needs labels, got a batch without. Pass (inputs, labels), or a dict with "
+                    "'labels' or 'label'."
+                )
             if y.ndim != 1:
                 raise DataError(
                     f"labels must have shape (batch,), got {tuple(y.shape)}: accuracy is counted by samples. "

@@ -7,7 +7,9 @@ import errno
 import json
 import math
 import os
+import re
 import secrets
+import stat
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,20 +32,25 @@ def atomic_path(path: str | os.PathLike[str]) -> Generator[Path]:
     The temporary file lies in the same folder. After the body it is synced to disk and renamed, so
     that `path` holds either all of the new content or all of the old, also after a power cut. If
     anything fails, the temporary file is removed and `path` stays as it was. A symbolic link is
-    followed, not replaced.
+    followed, not replaced; who may read a file that is replaced, may read the new one.
 
     Args:
         path: The file to create or replace; its folder must exist.
 
     Raises:
-        RunError: if the file cannot be written, for example because the disk is full.
+        RunError: if the file cannot be written, for example because the disk is full, or is a device or a
+            pipe.
     """
     target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file() and not target.is_dir():
+        raise RunError(f"cannot write {str(path)!r}: it is a device or a pipe. Give the path of a file.")
     temporary = target.with_name(f".{target.name[:64]}.{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
         with temporary.open("r+b") as file:
             os.fsync(file.fileno())
+        if target.is_file():
+            temporary.chmod(stat.S_IMODE(target.stat().st_mode))
         temporary.replace(target)
     except OSError as error:
         step = _NEXT_STEP.get(error.errno or 0, "Check the path and its permissions")
@@ -52,6 +59,11 @@ def atomic_path(path: str | os.PathLike[str]) -> Generator[Path]:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
     _sync_folder(target.parent)
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file of this name is what `atomic_path` left when its process was killed."""
+    return re.fullmatch(r"\..+\.[0-9a-f]{8}\.tmp", name) is not None
 
 
 def atomic_write(path: str | os.PathLike[str], data: bytes | str) -> None:

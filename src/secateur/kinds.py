@@ -15,7 +15,8 @@ def check_kind(name: str, value: object, kind: type, example: str) -> None:
     """
     if not isinstance(value, kind):
         got = f"the class {value.__name__}" if isinstance(value, type) else " ".join(repr(value).split())[:80]
-        raise InvalidArgument(f"{name} must be a {kind.__name__}, such as {example}, got {got}.")
+        article = "an" if kind.__name__[0] in "AEIO" else "a"
+        raise InvalidArgument(f"{name} must be {article} {kind.__name__}, such as {example}, got {got}.")
 
 
 def check_used(options: object, name: str, other: str, users: Sequence[str]) -> None:

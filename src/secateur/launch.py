@@ -35,6 +35,7 @@ from secateur.pipeline import prune
 from secateur.progress import Watcher
 from secateur.recovery import Recovery
 from secateur.report import render_run, render_sweep
+from secateur.report.schema import read_run, read_sweep
 from secateur.result import describe, describe_network
 from secateur.runs import RunFolder
 from secateur.scores import (
@@ -83,6 +84,7 @@ def launch(config: RunConfig, folder: RunFolder, watcher: Watcher) -> dict[str, 
     """
     finished = folder.found("result.json")
     if finished is not None:
+        read_run(finished)  # refused if somebody has edited it
         return finished
     check_names(config.setup, alpha=config.alpha)
     pattern, sparsity = build_pattern_from(config.pattern), config.resolved().sparsity
@@ -140,6 +142,7 @@ def launch_sweep(config: SweepConfig, folder: RunFolder, watcher: Watcher) -> di
     """
     finished = folder.found("sweep.json")
     if finished is not None:
+        read_sweep(finished)
         return finished
     started = time.perf_counter()
     setup = config.setup

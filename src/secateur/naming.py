@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, cast, runtime_checkable
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from secateur.errors import DataError, InvalidArgument
 from secateur.inputs import Inputs, as_inputs, tensors_of
@@ -119,11 +120,7 @@ def split_batches(batches: Batches, device: torch.device) -> Iterator[tuple[Inpu
             or infinity. Batches on an accelerator are checked for these after the last one, so that none
             waits for the one before.
     """
-    if isinstance(batches, Tensor):
-        raise DataError(
-            f"batches must be a loader or a list of batches, got one tensor of shape {tuple(batches.shape)}. "
-            "Put it in a list."
-        )
+    _check_batches(batches)
     empty = True
     unchecked: list[Tensor] = []
     for batch in batches:
@@ -147,6 +144,23 @@ def split_batches(batches: Batches, device: torch.device) -> Iterator[tuple[Inpu
         _check_finite(torch.stack(unchecked).all())
 
 
+def _check_batches(batches: object) -> None:
+    """Refuse what is taken for batches by mistake, and would be gone through as something else."""
+    wrong = ""
+    if isinstance(batches, Tensor):
+        wrong = f"one tensor of shape {tuple(batches.shape)}. Put it in a list."
+    elif isinstance(batches, Dataset):
+        wrong = f"the data set {type(batches).__name__}. Wrap it in a torch.utils.data.DataLoader."
+    elif isinstance(batches, tuple):
+        shapes = [tuple(t.shape) for t in cast("tuple[object, ...]", batches) if isinstance(t, Tensor)]
+        if len(shapes) == len(batches) == 2 and len(shapes[0]) != len(shapes[1]):
+            wrong = f"two tensors of shapes {shapes[0]} and {shapes[1]}. Put the pair in a list."
+    elif not isinstance(batches, Iterable):
+        wrong = f"a {type(batches).__name__}. {'Call it.' if callable(batches) else 'Put it in a list.'}"
+    if wrong:
+        raise DataError(f"batches must be a loader or a list of batches, got {wrong}")
+
+
 def _take_apart(batch: object) -> tuple[Inputs, Tensor | None]:
     if isinstance(batch, Mapping):
         entries = dict(cast("Mapping[object, object]", batch))
@@ -163,7 +177,10 @@ def _take_apart(batch: object) -> tuple[Inputs, Tensor | None]:
     else:
         inputs, labels = batch, None
     if not (labels is None or isinstance(labels, Tensor)):
-        raise DataError(f"the labels of a batch must be a tensor, got {type(labels).__name__}.")
+        raise DataError(
+            f"the labels of a batch must be a tensor, got {type(labels).__name__}. Convert them with "
+            "torch.as_tensor."
+        )
     return as_inputs(inputs), labels
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from secateur.errors import CheckpointError, RunError
-from secateur.files import atomic_write, locked, read_json, write_json
+from secateur.files import atomic_write, is_temporary, locked, read_json, write_json
 from secateur.train import Epoch, TrainState
 
 _PARTS = ("model", "momentum", "selected")
@@ -75,6 +75,8 @@ class RunFolder:
     def _take(self, title: str, config: str, *, resume: bool) -> None:
         """Make the folder that of the run `title`, or see that it is."""
         try:
+            for path in [p for p in self.path.iterdir() if is_temporary(p.name)]:
+                path.unlink(missing_ok=True)
             used = sorted(p.name for p in self.path.iterdir() if p.name != _LOCK)
             held = self._title() if "config.yaml" in used else ""
         except OSError as error:
@@ -166,12 +168,12 @@ class RunFolder:
                 for key in file.keys():  # noqa: SIM118 - not a mapping
                     part, name = key.split("/", 1)
                     parts[part][name] = file.get_tensor(key)
-        except (SafetensorError, KeyError, ValueError) as error:
+            curve = [Epoch(**entry) for entry in about.pop("curve")]
+            state = TrainState(**about)
+        except (SafetensorError, KeyError, ValueError, TypeError, AttributeError) as error:
             raise CheckpointError(
                 f"{str(path)!r} is damaged ({error}); delete it to train this stage anew."
             ) from error
-        curve = [Epoch(**entry) for entry in about.pop("curve")]
-        state = TrainState(**about)
         state.model, state.momentum, state.selected = (parts[part] for part in _PARTS)
         return state, curve
 

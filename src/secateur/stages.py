@@ -62,7 +62,10 @@ class Stage:
             return ""
         before, cut, recovered = self.loss
         expected = "" if self.predicted is None else f" ({self.predicted:+.3g} predicted)"
-        steps = f", {recovered:.3g} after {self.n_steps} steps" if self.n_steps else ""
+        steps = ""
+        if self.n_steps:
+            after = "undone" if recovered == cut else f"{recovered:.3g} after"
+            steps = f", {after} {self.n_steps} steps"
         return f"loss {before:.3g}, cut {cut - before:+.3g}{expected} = {cut:.3g}{steps}"
 
 

@@ -23,7 +23,7 @@ from secateur.values import plain
 
 
 def after_run(config: RunConfig, result: Mapping[str, Any], folder: Path) -> tuple[Command, ...]:
-    """Look into what a run saved; then the sweep around its cut, or a plan where a sweep makes no such cut.
+    """Look into what a run saved; then the sweep around its cut, if one makes such cuts, and a plan.
 
     Args:
         config: The run.
@@ -31,11 +31,23 @@ def after_run(config: RunConfig, result: Mapping[str, Any], folder: Path) -> tup
         folder: Where it lies, from where the commands are to be run.
     """
     where = shlex.quote(str(folder))
+    sweep = _sweep(config, result, folder)
     return (
         *looks(where),
-        _sweep(config, result, folder)
-        or Command(f"secateur compile {where}", "the student as a plan, which runs fast and without torch"),
+        *([sweep] if sweep else []),
+        Command(f"secateur compile {where}", "the student as a plan, which runs fast and without torch"),
     )
+
+
+def after_comparison(folder: Path) -> tuple[Command, ...]:
+    """Look into a run of those that were compared.
+
+    Args:
+        folder: Where it lies, from where the commands are to be run.
+    """
+    where = shlex.quote(str(folder))
+    report = Command(f"secateur report {where}", "one run in full: layers, scores, stability, curves")
+    return report, *looks(where)
 
 
 def after_sweep(config: SweepConfig, content: Mapping[str, Any], folder: Path) -> tuple[Command, ...]:

@@ -267,7 +267,10 @@ def check_trainable(
             raise TrainingError(f"the state of {name!r} cannot be put back after training: {reason}")
     n_batches = length_of(train)
     if not n_batches:
-        raise TrainingError("the training loader needs a length above 0, for the learning-rate schedule.")
+        raise TrainingError(
+            "the training loader needs a length above 0, for the learning-rate schedule. Pass a DataLoader, "
+            "or a list of batches."
+        )
     return n_batches
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
@@ -24,6 +25,8 @@ from secateur.files import parse_json
 DIGEST = "content_digest"
 _METADATA = "__metadata__"
 _ALIGNMENT = 8
+_MOST_HEADER = 100_000_000
+"""What safetensors reads."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +56,12 @@ def pack(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
         metadata: In the order to be written.
 
     Raises:
-        CheckpointError: if safetensors has no code for the type of a tensor.
+        CheckpointError: if safetensors has no code for the type of a tensor, or cannot read what it writes.
     """
     try:
         plain = save(dict(tensors))
+        for dtype in {tensor.dtype for tensor in tensors.values()}:
+            load(save({"": torch.empty(0, dtype=dtype)}))
     except (SafetensorError, KeyError, ValueError) as error:
         raise CheckpointError(
             f"safetensors cannot hold this state dict: {error}. Convert such tensors to a type that it knows."
@@ -67,6 +72,11 @@ def pack(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
     header[_METADATA][DIGEST] = _digest(header, data)
     text = _compact(header)
     text += b" " * (-len(text) % _ALIGNMENT)
+    if len(text) > _MOST_HEADER:
+        raise CheckpointError(
+            f"names and metadata take {len(text)} bytes, a safetensors file has room for {_MOST_HEADER}. "
+            "Store a shorter recipe."
+        )
     return b"".join((len(text).to_bytes(8, "little"), text, data))
 
 
@@ -83,7 +93,7 @@ def read(path: Path) -> Container:
         tensors = load(content)
         start = 8 + int.from_bytes(content[:8], "little")
         header = cast("dict[str, dict[str, str]]", parse_json(content[8:start]))
-        metadata = header.get(_METADATA, {})
+        metadata = header.get(_METADATA) or {}  # null is none to safetensors
         return Container(
             metadata=metadata,
             dtypes={name: entry["dtype"] for name, entry in header.items() if name != _METADATA},

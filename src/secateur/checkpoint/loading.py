@@ -43,6 +43,9 @@ class SparseCheckpoint:
     masks: Masks
     metadata: Metadata
 
+    def __repr__(self) -> str:
+        return f"SparseCheckpoint({len(self.state_dict)} tensors, masks={self.masks!r})"
+
 
 def load_sparse(path: str | os.PathLike[str], into: nn.Module | None = None) -> SparseCheckpoint:
     """Read a sparse checkpoint, and fill a model with it.

@@ -93,6 +93,7 @@ def to_strings(metadata: Metadata) -> dict[str, str]:
         try:
             strings["recipe"] = _compact(dict(metadata.recipe))
             strings["recipe"].encode()
+            _mapping("recipe", strings["recipe"])  # keys that are no text may become equal
         except (TypeError, ValueError, RecursionError) as error:
             raise InvalidArgument(
                 f"the recipe must be JSON, got one that is not: {error}. Keep to text, finite numbers, lists "
@@ -115,6 +116,7 @@ def from_strings(strings: Mapping[str, str]) -> Metadata:
     aliases = _mapping("aliases", strings.get("aliases", "{}"))
     if not all(isinstance(name, str) for name in aliases.values()):
         raise ValueError("metadata 'aliases' must map names to names")
+    "".join([*layouts, *aliases, *aliases.values()]).encode()  # a ValueError where they are no Unicode
     return Metadata(
         layouts={name: _layout(name, entry) for name, entry in layouts.items()},
         n_parameters=_count("n_parameters", strings["n_parameters"]),

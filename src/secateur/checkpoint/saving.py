@@ -75,8 +75,7 @@ def save_sparse(
                 tuple(tensor.shape), _CODES[tensor.dtype], _CODES[values.dtype], index, heads
             )
         else:
-            # A copy, as safetensors refuses tensors that share memory, such as the parts of one flat buffer.
-            entries[name] = tensor.cpu().clone(memory_format=torch.contiguous_format)
+            entries[name] = _copied(name, tensor)
     metadata = Metadata(
         layouts=layouts,
         n_parameters=sum(parameter.numel() for parameter in parameters_by_name(bare).values()),
@@ -86,6 +85,16 @@ def save_sparse(
         recipe=recipe,
     )
     atomic_write(path, pack(entries, to_strings(metadata)))
+
+
+def _copied(name: str, tensor: Tensor) -> Tensor:
+    """A copy on the CPU: safetensors refuses tensors that share memory, such as parts of one flat buffer."""
+    try:
+        return tensor.cpu().clone(memory_format=torch.contiguous_format)
+    except NotImplementedError as error:
+        raise CheckpointError(
+            f"tensor {name!r} has type {tensor.dtype}, which torch cannot copy. Convert it to another type."
+        ) from error
 
 
 _NOTHING = torch.empty(0, dtype=torch.uint8)
@@ -104,8 +113,9 @@ def storable_state(model: nn.Module) -> dict[str, Tensor]:
                 f"state-dict entry {name!r} is a {type(value).__name__}, not a tensor. "
                 "A sparse checkpoint holds tensors only: make it a buffer, or leave it out of the state dict."
             )
-        if value.is_meta or value.layout is not torch.strided:
-            kind = "has no data (device meta)" if value.is_meta else f"has layout {value.layout}"
+        if value.is_meta or value.is_nested or value.layout is not torch.strided:
+            layout = "nested" if value.is_nested else value.layout
+            kind = "has no data (device meta)" if value.is_meta else f"has layout {layout}"
             raise CheckpointError(f"tensor {name!r} {kind}. Only ordinary dense tensors can be stored.")
         if name == "__metadata__":
             raise CheckpointError(f"tensor name {name!r} is reserved by safetensors. Rename the buffer.")
@@ -138,7 +148,8 @@ def identity(tensor: Tensor) -> tuple[object, ...]:
     """Equal for tensors that are the same elements of the same memory; empty tensors are all different."""
     if not tensor.numel():
         return (id(tensor),)
-    return (tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
+    signs = (tensor.is_neg(), tensor.is_conj())  # views that negate what they look at
+    return (tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride(), *signs)
 
 
 def _convert(name: str, values: Tensor, dtype: torch.dtype | None) -> Tensor:

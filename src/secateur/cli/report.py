@@ -17,7 +17,7 @@ from secateur.report import render_comparison, render_run, render_suite, render_
 from secateur.report.arena.schema import read_suite
 from secateur.report.page import Command
 from secateur.report.schema import read_run, read_sweep
-from secateur.suggestions import after_run, after_suite, after_sweep
+from secateur.suggestions import after_comparison, after_run, after_suite, after_sweep
 
 _RESULTS = ("result.json", "sweep.json", "suite.json")
 
@@ -27,14 +27,14 @@ class Report:
     """Draw the report of a finished run, a sweep or a suite, or of several runs side by side."""
 
     runs: tyro.conf.Positional[tuple[Path, ...]]
-    """Run folders, or the result.json, sweep.json or suite.json in them."""
+    """Run folders, or the result.json, sweep.json or suite.json in them, under any name."""
     out: Path | None = None
     """HTML file; by default report.html in the run folder, or comparison.html here for several runs."""
 
     def run(self) -> int:
         """Draw, and say where."""
-        folders = [path.parent if path.name in _RESULTS and path.is_file() else path for path in self.runs]
-        contents = [_content(folder) for folder in folders]
+        contents = [_content(path) for path in self.runs]
+        folders = [path.parent if path.is_file() else path for path in self.runs]
         if not contents:
             raise InvalidArgument("report needs at least one run folder.")
         if len(contents) > 1:
@@ -42,7 +42,7 @@ class Report:
         path, content = folders[0], contents[0]
         default = path / "report.html"
         if len(contents) > 1:
-            page, default = render_comparison(contents), Path("comparison.html")
+            page, default = render_comparison(contents, after_comparison(path)), Path("comparison.html")
         elif content.get("format") == "secateur-suite":
             page = render_suite(content, _next(path, content))
         elif content.get("format") == "secateur-sweep":
@@ -83,12 +83,12 @@ def _check_runs(paths: Sequence[Path], contents: Sequence[dict[str, Any]]) -> No
 
 
 def _content(path: Path) -> dict[str, Any]:
-    """The result, sweep or suite that a folder holds.
+    """The result, sweep or suite that a folder holds, or a file is.
 
     Raises:
         RunError: if it holds none of them.
     """
-    for name in _RESULTS:
-        if (path / name).is_file():
-            return read_json(path / name)
+    for file in [path] if path.is_file() else [path / name for name in _RESULTS]:
+        if file.is_file():
+            return read_json(file)
     raise RunError(f"{str(path)!r} holds no result.json, sweep.json or suite.json; is the run finished?")

@@ -22,7 +22,7 @@ _SHOWN = 5
 def load_weights(model: nn.Module, path: Path | str) -> None:
     """Fill `model` from a file, in place.
 
-    ``.safetensors`` files may be plain or secateur's sparse format. Files of ``torch.save``
+    Safetensors files may be plain or secateur's sparse format. Files of ``torch.save``
     (``.pt``, ``.pth``, ``.th``, ``.bin``) are read without unpickling code; a dictionary inside
     "state_dict" or "model" is taken out, and the prefix "module." of DataParallel dropped.
 
@@ -41,7 +41,7 @@ def load_weights(model: nn.Module, path: Path | str) -> None:
     path = Path(path)
     if not path.is_file():
         raise ModelError(f"there is no weight file {str(path)!r}; check the path.")
-    if path.suffix == ".safetensors":
+    if path.suffix == ".safetensors" or (path.suffix in _TORCH_SUFFIXES and _is_safetensors(path)):
         if _metadata(path).get("format") == "secateur-sparse":
             from secateur.checkpoint import load_sparse
 
@@ -55,6 +55,13 @@ def load_weights(model: nn.Module, path: Path | str) -> None:
         raise ModelError(f"weight file {path.name!r} ends in {path.suffix!r}; the ending must be {allowed}.")
     _check(model, state, path)
     model.load_state_dict(state, strict=False)  # strict but for the counters, see _check
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether a file begins as one of safetensors does, whatever it is called: a length, and JSON of it."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    return start[8:] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size
 
 
 def _metadata(path: Path) -> Mapping[str, str]:

@@ -38,13 +38,14 @@ def render_run(result: Mapping[str, Any], commands: Sequence[Command] = ()) -> s
     return render(run_page(read_run(result), commands))
 
 
-def render_comparison(results: Sequence[Mapping[str, Any]]) -> str:
+def render_comparison(results: Sequence[Mapping[str, Any]], commands: tuple[Command, ...] = ()) -> str:
     """The report over several runs: accuracy against sparsity by criterion, sizes, costs, a table.
 
     Runs that differ only in their seed count as repeats and are averaged.
 
     Args:
         results: Parsed ``result.json`` files, at least one.
+        commands: What to do next, see `secateur.suggestions`.
 
     Returns:
         A complete document, as `render_run` gives it.
@@ -60,7 +61,7 @@ def render_comparison(results: Sequence[Mapping[str, Any]]) -> str:
             runs.append(read_run(result))
         except RunError as error:
             raise RunError(f"result {position} of {len(results)}: {error}") from error
-    return render(comparison_page(runs))
+    return render(comparison_page(runs, commands))
 
 
 def render_sweep(sweep: Mapping[str, Any], commands: Sequence[Command] = ()) -> str:

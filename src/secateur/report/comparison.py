@@ -31,11 +31,12 @@ _SEEDS = "Where several seeds were run, their mean is drawn, and a thin line for
 _COLUMNS = ("cut", "batchnorm", "recovered", "recovered_kd")
 
 
-def comparison_page(runs: Sequence[Run]) -> Page:
+def comparison_page(runs: Sequence[Run], commands: tuple[Command, ...] = ()) -> Page:
     """What the report over several runs says.
 
     Args:
         runs: At least one, as `secateur.report.schema.read_run` returns them.
+        commands: What to do next.
     """
     groups = grouped(runs)
     data = listing(list(dict.fromkeys(run["data"]["name"] for run in runs)))
@@ -80,13 +81,7 @@ def comparison_page(runs: Sequence[Run]) -> Page:
             Section("All runs", "One row a run, in the order given.", (), (_runs_table(runs),)),
         ),
         facts=shared(runs),
-        commands=(
-            Command("secateur report RUN", "one run in full: layers, scores, stability, curves"),
-            Command(
-                "secateur verify RUN/student.safetensors",
-                "that a file is whole, and exactly as much pruned as was asked for",
-            ),
-        ),
+        commands=commands,
     )
 
 

@@ -155,8 +155,8 @@ def _training(run: Run) -> Iterator[Notice]:
         yield Notice(
             "note",
             "The last epochs were not kept",
-            f"Validation accuracy fell by more than chance after the selected epoch ({listing(stopped)}): "
-            "fewer epochs or a lower learning rate would do.",
+            "After the selected epoch validation accuracy stayed more than one standard error below its best "
+            f"({listing(stopped)}).",
         )
 
 

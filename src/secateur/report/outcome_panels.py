@@ -228,7 +228,7 @@ def _curves(run: Run, field: str, title: str, how: str) -> Panel:
         if run["curves"][curve] and any(entry[field] is not None for entry in run["curves"][curve])
     ]
     if not drawn:
-        return Panel(key, title, absent="nothing was trained in this run")
+        return Panel(key, title, absent="there were no epochs of training")
     fraction = field == "val_accuracy"
     ends = [(line, next(value for value in reversed(line.y) if value is not None)) for line in drawn]
     shown = [f"{line.name} {percent(end) if fraction else f'{end:.3g}'}" for line, end in ends]

@@ -167,9 +167,7 @@ def _lede(sweep: Sweep, grid: Grid, has_alpha: bool) -> str:
     teacher = f", with {models['teacher'].get('name', 'a teacher')} as teacher" if models["teacher"] else ""
     over = "alpha and sparsity" if has_alpha else "sparsity"
     scored = sweep["seconds"].get("score")
-    took = (
-        f" Scoring took {duration(scored)}; every cut after it is almost free." if scored is not None else ""
-    )
+    took = f" Scoring took {duration(scored)}, and no cut needs another pass." if scored is not None else ""
     return (
         f"{models['student'].get('name', 'The student')} on {data['name']}{teacher}, scored once by "
         f"{sweep['criterion']['name']}, then cut at every {over}.{took}"

@@ -96,9 +96,13 @@ def duration(seconds: float | None) -> str:
 
 
 def listing(names: Sequence[str], most: int = 4) -> str:
-    """Names in a sentence; past `most` of them the rest is only counted."""
+    """Names in a sentence, by semicolons if they hold commas; past `most` the rest is only counted."""
     shown = [*names[:most], *([f"{len(names) - most} more"] if len(names) > most else [])]
-    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
+    if len(shown) == 1:
+        return shown[0]
+    if any("," in name for name in shown):
+        return "; ".join(shown)
+    return f"{', '.join(shown[:-1])} and {shown[-1]}"
 
 
 def commits(found: Iterable[object]) -> str:

@@ -146,8 +146,9 @@ class Engine:
         """Values of the inputs by id, checked."""
         names = [name for name, _ in self.inputs]
         if len(inputs) + len(named) != len(names) or set(named) != set(names[len(inputs) :]):
-            got = " and ".join([str(len(inputs)), *named])
-            raise InvalidArgument(f"this network has {len(names)} inputs ({', '.join(names)}), got {got}.")
+            wanted = f"{len(names)} input{'s' if len(names) > 1 else ''} ({', '.join(names)})"
+            by_name = f" and by name {', '.join(map(repr, named))}" if named else ""
+            raise InvalidArgument(f"this network has {wanted}, got {len(inputs)} by place{by_name}.")
         inputs = [*inputs, *(named[name] for name in names[len(inputs) :])]
         arrays = [
             _checked(x, name, shape, dtype)
@@ -255,6 +256,8 @@ def _checked(x: object, name: str, shape: Sequence[int], dtype: np.dtype[Any]) -
             raise InvalidArgument(
                 f"input {name!r} must be a NumPy array or speak DLPack, got {type(x).__name__}."
             )
+        if hasattr(x, "resolve_neg"):  # of torch: DLPack does not say that a view negates
+            x = cast("Any", x).resolve_neg()
         try:
             x = np.from_dlpack(cast("Any", x))
         except (BufferError, RuntimeError, TypeError, ValueError) as error:

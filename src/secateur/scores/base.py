@@ -6,6 +6,7 @@ import abc
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -81,7 +82,10 @@ class ScoreInputs:
         """
         for index, (inputs, labels) in enumerate(self.stream()):
             if labels is None:
-                raise ScoreError(f"{type(criterion).__name__} needs labels, batch {index} has none.")
+                raise ScoreError(
+                    f"{type(criterion).__name__} needs labels, batch {index} has none. "
+                    "Pass (inputs, labels), or a dict with 'labels' or 'label'."
+                )
             yield inputs, labels
 
 
@@ -145,8 +149,13 @@ def preserving(model: nn.Module) -> Generator[None]:
     layers run as they do in training.
     """
     grads = {p: p.grad for p in model.parameters()}
-    # By module, places without a tensor included: a forward pass may fill them.
-    buffers = [(held, dict(held)) for held in (module._buffers for module in model.modules())]  # pyright: ignore[reportPrivateUsage]
+    # By module, places without a tensor included: a forward pass may fill them. Parameters, since an
+    # interrupt in torch.func may leave what stood in for them.
+    held_before = [
+        (held, dict[str, Any](held))
+        for module in model.modules()
+        for held in (module._buffers, module._parameters)  # pyright: ignore[reportPrivateUsage]
+    ]
     # weight_norm and its like keep what they computed in an attribute
     attributes = [(vars(module), dict(_tensors_in(module))) for module in model.modules()]
     put_back = remembered(model.buffers())
@@ -160,7 +169,7 @@ def preserving(model: nn.Module) -> Generator[None]:
         finally:
             for parameter, grad in grads.items():
                 parameter.grad = grad
-            for held, before in buffers:
+            for held, before in held_before:
                 held.clear()
                 held.update(before)
             for held, tensors in attributes:

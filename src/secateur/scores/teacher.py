@@ -69,6 +69,10 @@ class GuidedScores(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self.kd)
 
+    def __repr__(self) -> str:
+        without = "" if self.task is not None else ", without labels"
+        return f"GuidedScores({len(self)} tensors, alpha={self.alpha:g}{without})"
+
 
 @dataclass(frozen=True)
 class TeacherGuided(AbstractCriterion):
@@ -145,7 +149,8 @@ class TeacherGuided(AbstractCriterion):
             if y is None and self.alpha > 0:
                 raise ScoreError(
                     f"alpha={self.alpha:g} needs labels, batch {index} has none. "
-                    "Pass (inputs, labels), or alpha=0 for the teacher alone."
+                    "Pass (inputs, labels), or a dict with 'labels' or 'label'; or alpha=0 for the teacher "
+                    "alone."
                 )
             with torch.no_grad():
                 guidance = logits_for(self.teacher, x)

@@ -52,13 +52,15 @@ def _incomplete(grid: Grid) -> Iterator[Notice]:
 def _unequal(grid: Grid) -> Iterator[Notice]:
     trained = {m.label: found.mean for m in grid.competitors if (found := cost(grid, m, "epochs"))}
     usual = Counter(round(epochs, 2) for epochs in trained.values()).most_common(1)[0][0] if trained else 0.0
-    others = [f"{label} ({epochs:.3g})" for label, epochs in trained.items() if abs(epochs - usual) >= 0.01]
+    near = max(0.01, 0.05 * usual)  # what does not fill the last part of a budget in rounds is not used
+    others = [f"{label} ({n:.3g})" for label, n in trained.items() if abs(n - usual) > near]
     if others:
         yield Notice(
             "warning",
             "Not the same budget",
-            f"Most methods trained for {count(usual, 'epoch')} of images; {listing(others, most=9)}. "
-            "A longer training, not the choice of weights, may make the difference.",
+            f"Most methods trained for {count(usual, 'epoch')} of images, others for more or less: "
+            f"{listing(others, most=9)}. The length of training, not the choice of weights, may make the "
+            "difference.",
         )
     if others := _other_rates(grid):
         yield Notice(
