@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -165,15 +165,15 @@ def verify_checkpoint(path: str | os.PathLike[str]) -> Verification:
         checkpoint = decode(container, path)
     except CheckpointError as error:
         return Verification(str(path), (Check("decodes", False, str(error)),))
-    checks = [
-        Check(
-            "decodes", True, f"{len(checkpoint.state_dict)} tensors, {len(checkpoint.masks)} of them sparse"
-        )
-    ]
-    checks.append(_compare("content digest", container.content_digest, container.metadata[DIGEST]))
-    checks.append(_compare("mask digest", checkpoint.masks.digest, checkpoint.metadata.mask_digest))
-    questions: list[Callable[[SparseCheckpoint], Check]] = [_check_finite, _check_sparsity]
-    return Verification(str(path), (*checks, *(question(checkpoint) for question in questions)))
+    found = f"{len(checkpoint.state_dict)} tensors, {len(checkpoint.masks)} of them sparse"
+    checks = (
+        Check("decodes", True, found),
+        _compare("content digest", container.content_digest, container.metadata[DIGEST]),
+        _compare("mask digest", checkpoint.masks.digest, checkpoint.metadata.mask_digest),
+        _check_finite(checkpoint),
+        _check_sparsity(checkpoint),
+    )
+    return Verification(str(path), checks)
 
 
 def _inspect_dense(container: Container, path: str | os.PathLike[str]) -> Inspection:
