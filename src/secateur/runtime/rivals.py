@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -84,16 +85,8 @@ def _onnxruntime(title: str, plan: Plan, inputs: Sequence[Array], threads: int) 
     )
 
 
-def _openvino(title: str, plan: Plan, inputs: Sequence[Array], threads: int) -> Rival:
-    return _in_openvino("openvino", title, plan, inputs, threads, {"INFERENCE_PRECISION_HINT": "f32"})
-
-
-def _openvino_default(title: str, plan: Plan, inputs: Sequence[Array], threads: int) -> Rival:
-    return _in_openvino("openvino-default", title, plan, inputs, threads, {})
-
-
-def _in_openvino(
-    name: str, title: str, plan: Plan, inputs: Sequence[Array], threads: int, options: dict[str, Any]
+def _openvino(
+    title: str, plan: Plan, inputs: Sequence[Array], threads: int, *, name: str, **options: str
 ) -> Rival:
     """OpenVINO; without a hint it takes bf16 where the processor is fast at it."""
     import openvino  # pyright: ignore[reportMissingImports]
@@ -113,15 +106,7 @@ def _in_openvino(
     return Rival(name, f"{title}, {precision}", run, 1e-3 if precision == "f32" else 0.3)
 
 
-def _torch(title: str, plan: Plan, inputs: Sequence[Array], threads: int) -> Rival:
-    return _in_torch("torch", title, plan, threads, compiled=False)
-
-
-def _torch_compile(title: str, plan: Plan, inputs: Sequence[Array], threads: int) -> Rival:
-    return _in_torch("torch.compile", title, plan, threads, compiled=True)
-
-
-def _in_torch(name: str, title: str, plan: Plan, threads: int, *, compiled: bool) -> Rival:
+def _torch(title: str, plan: Plan, _: Sequence[Array], threads: int, *, compiled: bool) -> Rival:
     import torch
 
     from secateur.runtime.to_torch import PlanModule
@@ -134,19 +119,11 @@ def _in_torch(name: str, title: str, plan: Plan, threads: int, *, compiled: bool
         with torch.inference_mode():
             return [y.numpy() for y in forward(*map(torch.from_numpy, arrays))]
 
-    return Rival(name, f"{title}, fp32", run)
+    return Rival("torch.compile" if compiled else "torch", f"{title}, fp32", run)
 
 
-def _mnn(title: str, plan: Plan, inputs: Sequence[Array], threads: int) -> Rival:
-    return _in_mnn("mnn", title, plan, inputs, threads, ())
-
-
-def _mnn_sparse(title: str, plan: Plan, inputs: Sequence[Array], threads: int) -> Rival:
-    return _in_mnn("mnn-sparse", title, plan, inputs, threads, ("--detectSparseSpeedUp",))
-
-
-def _in_mnn(
-    name: str, title: str, plan: Plan, inputs: Sequence[Array], threads: int, options: Sequence[str]
+def _mnn(
+    title: str, plan: Plan, inputs: Sequence[Array], threads: int, *, name: str, options: Sequence[str] = ()
 ) -> Rival:
     """MNN; its own command would install a package and report the network's size to its makers."""
     with tempfile.TemporaryDirectory() as folder, _stdout_to_stderr():
@@ -194,11 +171,11 @@ def _stdout_to_stderr() -> Generator[None]:
 
 RIVALS: dict[str, tuple[str, Callable[[str, Plan, Sequence[Array], int], Rival]]] = {
     "onnxruntime": ("onnxruntime", _onnxruntime),
-    "openvino": ("openvino", _openvino),
-    "openvino-default": ("openvino", _openvino_default),
-    "torch": ("torch", _torch),
-    "torch.compile": ("torch", _torch_compile),
-    "mnn": ("MNN", _mnn),
-    "mnn-sparse": ("MNN", _mnn_sparse),
+    "openvino": ("openvino", partial(_openvino, name="openvino", INFERENCE_PRECISION_HINT="f32")),
+    "openvino-default": ("openvino", partial(_openvino, name="openvino-default")),
+    "torch": ("torch", partial(_torch, compiled=False)),
+    "torch.compile": ("torch", partial(_torch, compiled=True)),
+    "mnn": ("MNN", partial(_mnn, name="mnn")),
+    "mnn-sparse": ("MNN", partial(_mnn, name="mnn-sparse", options=("--detectSparseSpeedUp",))),
 }
 """By name on the command line: the package it needs, and what builds it."""
