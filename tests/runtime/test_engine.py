@@ -256,8 +256,8 @@ def test_every_instruction_set_gives_the_same(
     [
         (0, "at least 1, got 0"),
         (-1, "at least 1, got -1"),
-        (2.0, r"a whole number, got 2\.0"),
-        (True, "a whole number, got True"),
+        (2.0, r"a whole number of at least 1, got 2\.0"),
+        (True, "a whole number of at least 1, got True"),
         (1025, "at most 1024, got 1025"),
     ],
 )

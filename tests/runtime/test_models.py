@@ -193,9 +193,9 @@ def test_narrow_weights_are_half_the_size_and_about_as_good(precision: str, tmp_
         ({"batches": []}, "batches must be sizes of at least 1"),
         ({"batches": 4}, "batches must be sizes of at least 1, got 4"),
         ({"batches": [0, 4]}, "each of batches must be at least 1, got 0"),
-        ({"batches": [1.5]}, r"each of batches must be a whole number, got 1\.5"),
+        ({"batches": [1.5]}, r"each of batches must be a whole number of at least 1, got 1\.5"),
         ({"threads": 0}, "threads must be at least 1"),
-        ({"threads": 2.0}, r"threads must be a whole number, got 2\.0"),
+        ({"threads": 2.0}, r"threads must be a whole number of at least 1, got 2\.0"),
         ({"threads": 5000}, "threads must be at most 1024, got 5000"),
     ],
 )

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from secateur.counts import check_whole
 from secateur.errors import CompileError, DataError, InvalidArgument, PlanError
 from secateur.inputs import Arguments, as_inputs, check_takes
 from secateur.kinds import check_kind
@@ -18,7 +19,7 @@ from secateur.provenance import versions
 from secateur.runtime.agreement import check_batches
 from secateur.runtime.capture import capture
 from secateur.runtime.choice import choose_kernels
-from secateur.runtime.engine import checked_count, n_threads
+from secateur.runtime.engine import n_threads
 from secateur.runtime.fusion import fuse
 from secateur.runtime.graph import Graph
 from secateur.runtime.plan import Plan
@@ -85,11 +86,12 @@ def compile_model(
 
 
 def _sizes(batches: object) -> set[int]:
-    given = cast("Iterable[object]", batches) if isinstance(batches, Iterable) else ()
-    sizes = {checked_count("each of batches", size) for size in given}
+    sizes = list(cast("Iterable[int]", batches)) if isinstance(batches, Iterable) else []
     if not sizes:
         raise InvalidArgument(f"batches must be sizes of at least 1, got {batches!r}.")
-    return sizes
+    for size in sizes:
+        check_whole("each of batches", size, least=1)
+    return set(map(int, sizes))
 
 
 def _inputs(model: nn.Module, example: object) -> Arguments:

@@ -14,6 +14,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from secateur.counts import check_whole
 from secateur.errors import InvalidArgument, PlanError, SlowEngineWarning
 from secateur.runtime.parts import Part, TorchPart, parts_of
 from secateur.runtime.plan import Plan, read_plan
@@ -127,7 +128,7 @@ class Engine:
         Raises:
             InvalidArgument: as a call, and if `repeats` is less than 1.
         """
-        checked_count("repeats", repeats)
+        check_whole("repeats", repeats, least=1)
         values = self._start(inputs, named)
         times = np.full((repeats, len(self._program.ops)), np.nan)
         for part, runner in zip(self._parts, self._runners, strict=True):
@@ -190,24 +191,12 @@ def n_threads(wanted: int | None) -> int:
         InvalidArgument: if that is not in 1 … 1024.
     """
     if wanted is not None:
-        return checked_count("threads", wanted, most=MOST_THREADS)
+        check_whole("threads", wanted, least=1)
+        if wanted > MOST_THREADS:
+            raise InvalidArgument(f"threads must be at most {MOST_THREADS}, got {wanted}.")
+        return int(wanted)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, MOST_THREADS)
-
-
-def checked_count(name: str, n: object, *, most: int | None = None) -> int:
-    """An argument that must be a whole number of at least 1.
-
-    Raises:
-        InvalidArgument: if it is not; names it.
-    """
-    if isinstance(n, bool) or not isinstance(n, int | np.integer):
-        raise InvalidArgument(f"{name} must be a whole number, got {n!r}.")
-    if n < 1:
-        raise InvalidArgument(f"{name} must be at least 1, got {n}.")
-    if most is not None and n > most:
-        raise InvalidArgument(f"{name} must be at most {most}, got {n}.")
-    return int(n)
 
 
 def find_native() -> Native | None:
