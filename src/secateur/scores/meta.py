@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,7 +12,7 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor
 
-from secateur.counts import check_whole
+from secateur.counts import check_number, check_whole
 from secateur.errors import InvalidArgument, ScoreError
 from secateur.inputs import Inputs
 from secateur.losses import check_finite, check_temperature, kd_loss
@@ -70,8 +69,7 @@ class AbstractMeta(AbstractCriterion):
 
     def __post_init__(self) -> None:
         check_whole("steps", self.steps, least=1)
-        if not (math.isfinite(self.inner_lr) and self.inner_lr > 0):
-            raise InvalidArgument(f"inner_lr must be a finite number above 0, got {self.inner_lr!r}.")
+        check_number("inner_lr", self.inner_lr, above_zero=True)
 
     def __call__(self, inputs: ScoreInputs) -> Named:
         """Scores from labelled batches.
@@ -167,10 +165,7 @@ class Epsd(AbstractMeta):
         if self.distillation not in ("cs-kd", "dlb"):
             raise InvalidArgument(f"distillation must be cs-kd or dlb, got {self.distillation!r}.")
         check_temperature(self.temperature)
-        if not (math.isfinite(self.distillation_weight) and self.distillation_weight >= 0):
-            raise InvalidArgument(
-                f"distillation_weight must be finite and at least 0, got {self.distillation_weight!r}."
-            )
+        check_number("distillation_weight", self.distillation_weight)
 
     def _objective(self, network: Functional, task_loss: Loss, group: Sequence[Batch]) -> Objective:
         kind = _SameClass if self.distillation == "cs-kd" else _LastBatch
