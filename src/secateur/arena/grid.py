@@ -19,6 +19,7 @@ from secateur.arena.cells import Cell, plan
 from secateur.arena.folder import SuiteFolder
 from secateur.arena.networks import Networks
 from secateur.arena.suite import Suite
+from secateur.counts import check_whole
 from secateur.errors import InvalidArgument, RunError, SecateurError
 from secateur.interrupts import on_interrupt
 from secateur.progress import Watcher
@@ -85,8 +86,7 @@ def run_in_parallel(
         InvalidArgument: if `jobs` is below 1, or there is no such shard.
         RunError: if one of them fails; the others go on to their end.
     """
-    if jobs < 1:
-        raise InvalidArgument(f"jobs must be at least 1, got {jobs}.")
+    check_whole("jobs", jobs, least=1)
     cells = _cells_of(suite, shard)
     context = multiprocessing.get_context("spawn")  # a forked process cannot use CUDA or OpenMP again
     n_threads = max(1, len(os.sched_getaffinity(0)) // jobs)

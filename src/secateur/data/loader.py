@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from secateur.augment import mirrored, shifted
+from secateur.counts import check_whole
 from secateur.data.images import ImageSplit, seeded
 from secateur.errors import InvalidArgument
 from secateur.naming import IndexedBatch
@@ -85,8 +86,7 @@ class ImageLoader:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise InvalidArgument(f"batch_size must be at least 1, got {self.batch_size}.")
+        check_whole("batch_size", self.batch_size, least=1)
         channels = self.split.images.shape[1]
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) != channels or not all(math.isfinite(v) for v in values):

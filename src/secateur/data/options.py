@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from secateur.counts import check_whole
 from secateur.data.loader import ImageLoader
 from secateur.errors import DataError, InvalidArgument
 from secateur.naming import Batches, IndexedLoader, length_of
@@ -56,8 +57,7 @@ class DataOptions:
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "n_calibration"):
-            if getattr(self, name) < 1:
-                raise InvalidArgument(f"{name} must be at least 1, got {getattr(self, name)}.")
+            check_whole(name, getattr(self, name), least=1)
         if not 0 < self.val_fraction < 1:
             raise InvalidArgument(
                 f"val_fraction must lie between 0 and 1, got {self.val_fraction}. "

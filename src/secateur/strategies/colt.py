@@ -11,7 +11,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from secateur.counts import check_fraction, n_keep
+from secateur.counts import check_fraction, check_whole, n_keep
 from secateur.errors import DataError, InvalidArgument, TrainingError
 from secateur.losses import logits_for, logits_of
 from secateur.masks import Masks
@@ -69,8 +69,7 @@ class Colt(AbstractStrategy):
         check_fraction("final", self.final, below_one=True)
         if self.fraction == 0:
             raise InvalidArgument("fraction must be above 0, got 0.")
-        if self.partners < 2:
-            raise InvalidArgument(f"partners must be at least 2, got {self.partners}.")
+        check_whole("partners", self.partners, least=2)
 
     def most_rounds(self, sparsity: float) -> int:
         """Number of rounds if all partners always agree: each leaves ``1 − fraction`` then."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from secateur.allocate import ERK, AbstractScope
-from secateur.counts import check_fraction
+from secateur.counts import check_fraction, check_whole
 from secateur.errors import InvalidArgument
 from secateur.masks import Masks
 from secateur.naming import Named
@@ -54,8 +54,7 @@ class AbstractDynamic(AbstractStrategy):
         check_fraction("end", self.end)
         if self.end == 0:
             raise InvalidArgument("end must be above 0, got 0.")
-        if self.updates < 1:
-            raise InvalidArgument(f"updates must be at least 1, got {self.updates}.")
+        check_whole("updates", self.updates, least=1)
 
     @abc.abstractmethod
     def growth(self, problem: Problem, masks: Masks, update: int) -> Named:

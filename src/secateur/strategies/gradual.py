@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from secateur.allocate import AbstractScope, Global
-from secateur.counts import check_fraction
+from secateur.counts import check_fraction, check_whole
 from secateur.errors import InvalidArgument
 from secateur.schedules import cubic_sparsity
 from secateur.scores import AbstractCriterion, Magnitude
@@ -44,8 +44,7 @@ class Gradual(AbstractStrategy):
     initial: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.updates < 1:
-            raise InvalidArgument(f"updates must be at least 1, got {self.updates}.")
+        check_whole("updates", self.updates, least=1)
         check_fraction("begin", self.begin, below_one=True)
         check_fraction("end", self.end, below_one=True)
         check_fraction("initial", self.initial, below_one=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from secateur.allocate import AbstractScope, Global
+from secateur.counts import check_whole
 from secateur.errors import InvalidArgument
 from secateur.schedules import geometric_sparsities
 from secateur.scores import AbstractCriterion, Magnitude
@@ -44,8 +45,7 @@ class IterativeMagnitude(AbstractStrategy):
     train_first: bool = False
 
     def __post_init__(self) -> None:
-        if self.rounds < 1:
-            raise InvalidArgument(f"rounds must be at least 1, got {self.rounds}.")
+        check_whole("rounds", self.rounds, least=1)
         if self.rewind not in ("lr", "weights", "none"):
             raise InvalidArgument(f"rewind must be lr, weights or none, got {self.rewind!r}.")
 
