@@ -78,7 +78,6 @@ void PlainBuilder::chosen(const Op& op) {
     steps[i] = broadcast_steps(session_.shapes_[size_t(op.inputs[i])], shape);
   }
   const int to = session_.new_plain(op.output);
-  session_.forms_[size_t(op.output)].plain = to;
   const int64_t inner = shape.back(), rows = count(shape) / inner;
   const int64_t tasks = tasks_for(session_.threads_, rows, rows * inner);
   session_.add_stage(tasks, {from[0], from[1], from[2], to}, [=](Context& context, int64_t task, int) {
@@ -97,7 +96,6 @@ void PlainBuilder::chosen(const Op& op) {
 void PlainBuilder::convert(const Op& op) {
   const int64_t n = count(session_.shapes_[size_t(op.output)]);
   const int from = session_.plain(op.inputs[0]), to = session_.new_plain(op.output);
-  session_.forms_[size_t(op.output)].plain = to;
   const bool from_integer = is_integer(op.inputs[0]), to_integer = is_integer(op.output);
   session_.add_stage(1, {from, to}, [=](Context& context, int64_t, int) {
     const auto each = [n](const auto* in, auto* out, auto f) {
@@ -127,7 +125,6 @@ template <typename T, typename Sum>
 void PlainBuilder::sums(const Op& op) {
   const Shape x = session_.shapes_[size_t(op.inputs[0])];
   const int from = session_.plain(op.inputs[0]), to = session_.new_plain(op.output);
-  session_.forms_[size_t(op.output)].plain = to;
   const int64_t n = x[size_t(op.dim)], step = strides_of(x)[size_t(op.dim)], lines = count(x) / n;
   session_.add_stage(1, {from, to}, [=](Context& context, int64_t, int) {
     for (int64_t line = 0; line < lines; line++) {

@@ -113,7 +113,6 @@ bool is_blind(const float* scores, int64_t n) {
 // One walk for all of them: an output of the size `shape`, and what it reads, or (pad) where it writes.
 void PlainBuilder::copy(const Op& op, const Walk& walk) {
   const int from = session_.plain(op.inputs[0]), to = session_.new_plain(op.output);
-  session_.forms_[size_t(op.output)].plain = to;
   const bool wide = session_.program_.values[size_t(op.output)].is_integer;
   if (op.kind == OpKind::pad) {
     const int64_t total = count(session_.shapes_[size_t(op.output)]);
@@ -183,7 +182,6 @@ void PlainBuilder::cat(const Op& op) {
     sizes.push_back(session_.shapes_[size_t(id)][size_t(op.dim)] * inner * width);
   }
   const int to = session_.new_plain(op.output);
-  session_.forms_[size_t(op.output)].plain = to;
   const int64_t row = y[size_t(op.dim)] * inner * width, rows = count(y) * width / std::max<int64_t>(row, 1);
   std::vector<int> used = buffers;
   used.push_back(to);
@@ -208,7 +206,6 @@ void PlainBuilder::matmul(const Op& op) {
   const Shape y = session_.shapes_[size_t(op.output)];
   const int left = session_.plain(op.inputs[0]), right = session_.plain(op.inputs[1]);
   const int to = session_.new_plain(op.output);
-  session_.forms_[size_t(op.output)].plain = to;
   const int64_t m = a[a.size() - 2], k = a.back(), n = b.back();
   const Shape batch(y.begin(), y.end() - 2);
   const auto a_steps = batch_steps(a, batch, m * k), b_steps = batch_steps(b, batch, k * n);
@@ -235,7 +232,6 @@ void PlainBuilder::attention(const Op& op) {
   const int from_v = session_.plain(op.inputs[2]);
   const int from_mask = op.inputs.size() == 4 ? session_.plain(op.inputs[3]) : -1;
   const int to = session_.new_plain(op.output);
-  session_.forms_[size_t(op.output)].plain = to;
   const int64_t t = q[q.size() - 2], d = q.back(), s = k[k.size() - 2], e = y.back();
   Shape scores(y.begin(), y.end());
   scores.back() = s;
@@ -287,7 +283,6 @@ void PlainBuilder::attention(const Op& op) {
 
 void PlainBuilder::embedding(const Op& op) {
   const int from = session_.plain(op.inputs[0]), to = session_.new_plain(op.output);
-  session_.forms_[size_t(op.output)].plain = to;
   const int64_t n = count(session_.shapes_[size_t(op.inputs[0])]), rows = op.weight->shape[0];
   const int64_t features = op.weight->shape[1];
   const auto numbers = std::make_shared<std::vector<float>>(op.weight->all());
@@ -305,7 +300,6 @@ void PlainBuilder::embedding(const Op& op) {
 
 void PlainBuilder::constant(const Op& op) {
   const int to = session_.new_plain(op.output);
-  session_.forms_[size_t(op.output)].plain = to;
   const auto numbers =
       std::make_shared<std::vector<float>>(op.weight->is_integer ? std::vector<float>() : op.weight->all());
   const auto integers = std::make_shared<std::vector<int64_t>>(op.weight->integers);

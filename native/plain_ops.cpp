@@ -56,7 +56,6 @@ void PlainBuilder::convolution(const Op& op) {
   const Shape x = session_.shapes_[size_t(op.inputs[0])], y = session_.shapes_[size_t(op.output)];
   const int from = session_.plain(op.inputs[0]), to = session_.new_plain(op.output);
   const int residual = op.inputs.size() == 2 ? session_.plain(op.inputs[1]) : -1;
-  session_.forms_[size_t(op.output)].plain = to;
   const auto rows = std::make_shared<SparseRows>(sparse_rows(*op.weight, op.groups));
   const auto bias = std::make_shared<std::vector<float>>(size_t(y[1]), 0.0f);
   if (op.bias) *bias = op.bias->all();
@@ -132,7 +131,6 @@ void PlainBuilder::gather_linear(const Op& op) {
   if (op.bias) *bias = op.bias->all();
   const int from = session_.plain(op.inputs[0]), to = session_.new_plain(op.output);
   const int residual = op.inputs.size() == 2 ? session_.plain(op.inputs[1]) : -1;
-  session_.forms_[size_t(op.output)].plain = to;
   const int64_t parts = tasks_for(session_.threads_, slices, int64_t(packed->weights.size()));
   const auto gather = session_.table_.gather;
   const Activation activation = op.activation;
@@ -158,7 +156,6 @@ void PlainBuilder::gather_linear(const Op& op) {
 void PlainBuilder::elementwise(const Op& op) {
   const Shape shape = or_one(session_.shapes_[size_t(op.output)]);
   const int from = session_.plain(op.inputs[0]), to = session_.new_plain(op.output);
-  session_.forms_[size_t(op.output)].plain = to;
   const int64_t inner = op.kind == OpKind::scale_shift ? count(shape) / shape[0] / shape[1] : count(shape);
   const int64_t rows = count(shape) / inner, channels = op.kind == OpKind::scale_shift ? shape[1] : 1;
   const auto scale = std::make_shared<std::vector<float>>(), shift = std::make_shared<std::vector<float>>();
@@ -212,7 +209,6 @@ void PlainBuilder::binary(const Op& op) {
 void PlainBuilder::pool(const Op& op) {
   const Shape x = session_.shapes_[size_t(op.inputs[0])], y = session_.shapes_[size_t(op.output)];
   const int from = session_.plain(op.inputs[0]), to = session_.new_plain(op.output);
-  session_.forms_[size_t(op.output)].plain = to;
   const Op copy = op;
   session_.add_stage(y[0] * y[1], {from, to}, [=](Context& context, int64_t task, int) {
     const float* in = floats(context, from) + task * x[2] * x[3];
@@ -244,7 +240,6 @@ void PlainBuilder::pool(const Op& op) {
 void PlainBuilder::mean(const Op& op) {
   const Shape x = session_.shapes_[size_t(op.inputs[0])];
   const int from = session_.plain(op.inputs[0]), to = session_.new_plain(op.output);
-  session_.forms_[size_t(op.output)].plain = to;
   std::vector<bool> summed(x.size(), false);
   for (const int64_t d : op.dims) summed[size_t(d)] = true;
   std::vector<int64_t> steps(x.size(), 0);
@@ -276,7 +271,6 @@ void PlainBuilder::mean(const Op& op) {
 void PlainBuilder::softmax(const Op& op) {
   const Shape x = session_.shapes_[size_t(op.inputs[0])];
   const int from = session_.plain(op.inputs[0]), to = session_.new_plain(op.output);
-  session_.forms_[size_t(op.output)].plain = to;
   const int64_t n = x[size_t(op.dim)], step = strides_of(x)[size_t(op.dim)], total = count(x);
   const auto kernel = session_.table_.softmax;
   session_.add_stage(1, {from, to}, [=](Context& context, int64_t, int) {
@@ -300,7 +294,6 @@ void PlainBuilder::softmax(const Op& op) {
 void PlainBuilder::layer_norm(const Op& op) {
   const Shape x = session_.shapes_[size_t(op.inputs[0])];
   const int from = session_.plain(op.inputs[0]), to = session_.new_plain(op.output);
-  session_.forms_[size_t(op.output)].plain = to;
   const int64_t n = count(Shape(x.end() - op.n_dims, x.end())), rows = count(x) / n;
   const auto scale = std::make_shared<std::vector<float>>(size_t(n), 1.0f);
   const auto shift = std::make_shared<std::vector<float>>(size_t(n), 0.0f);

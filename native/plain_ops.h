@@ -59,7 +59,6 @@ void PlainBuilder::pairs(const Op& op, Row row) {
   const Shape shape = or_one(session_.shapes_[size_t(op.output)]);
   const int a = session_.plain(op.inputs[0]), b = session_.plain(op.inputs[1]);
   const int to = session_.new_plain(op.output);
-  session_.forms_[size_t(op.output)].plain = to;
   const auto left = broadcast_steps(session_.shapes_[size_t(op.inputs[0])], shape);
   const auto right = broadcast_steps(session_.shapes_[size_t(op.inputs[1])], shape);
   const int64_t inner = shape.back(), rows = count(shape) / inner;

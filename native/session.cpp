@@ -116,9 +116,10 @@ int Session::new_buffer(int64_t bytes) {
 
 // A value that is an output of the program is written to where the caller wants it.
 int Session::new_plain(int value) {
+  int& plain = forms_[size_t(value)].plain;
   for (size_t i = 0; i < program_.outputs.size(); i++)
-    if (program_.outputs[i] == value) return output_buffers_[i];
-  return new_buffer(bytes_of(value));
+    if (program_.outputs[i] == value) return plain = output_buffers_[i];
+  return plain = new_buffer(bytes_of(value));
 }
 
 void Session::add_stage(int64_t n_tasks, const std::vector<int>& buffers, Work work) {
@@ -133,12 +134,11 @@ void Session::add_stage(int64_t n_tasks, const std::vector<int>& buffers, Work w
 }
 
 int Session::plain(int value) {
-  Form& form = forms_[size_t(value)];
-  if (form.plain < 0) {
-    form.plain = new_plain(value);
+  if (forms_[size_t(value)].plain < 0) {
+    new_plain(value);
     LaneBuilder(*this).unpack(value);
   }
-  return form.plain;
+  return forms_[size_t(value)].plain;
 }
 
 // First fit, the largest first: two buffers share memory if no stage uses both.
