@@ -110,7 +110,7 @@ class Data:
             raise DataError(
                 f"data {self.name!r}: input_shape must be sizes of at least 1, got {self.input_shape}."
             )
-        for part in ("train", "val", "test", "calibration"):
+        for part in self._parts():
             batches: object = getattr(self, part)
             if not (isinstance(batches, Iterable) or hasattr(batches, "__getitem__")):
                 raise DataError(
@@ -142,9 +142,11 @@ class Data:
         free_bytes, _ = torch.cuda.mem_get_info(device)
         return self.to(device) if 2 * size_bytes <= free_bytes else self
 
+    def _parts(self) -> dict[str, Batches]:
+        return {"train": self.train, "val": self.val, "test": self.test, "calibration": self.calibration}
+
     def _image_loaders(self) -> dict[str, ImageLoader]:
-        parts = {"train": self.train, "val": self.val, "test": self.test, "calibration": self.calibration}
-        return {name: part for name, part in parts.items() if isinstance(part, ImageLoader)}
+        return {name: part for name, part in self._parts().items() if isinstance(part, ImageLoader)}
 
     def describe(self) -> dict[str, Any]:
         """Name, classes, shape and sizes, as plain values for a report.
@@ -152,14 +154,9 @@ class Data:
         A size is None where a part does not tell it: an `ImageLoader` does by ``n_samples``, a
         DataLoader by its data set.
         """
-        parts = {"train": self.train, "val": self.val, "test": self.test, "calibration": self.calibration}
-        sizes = {f"n_{name}": _n_samples(part) for name, part in parts.items()}
-        return {
-            "name": self.name,
-            "n_classes": self.n_classes,
-            "input_shape": list(self.input_shape),
-            **sizes,
-        }
+        sizes = {f"n_{name}": _n_samples(part) for name, part in self._parts().items()}
+        about = {"name": self.name, "n_classes": self.n_classes, "input_shape": list(self.input_shape)}
+        return about | sizes
 
 
 def _n_samples(batches: Batches) -> int | None:
