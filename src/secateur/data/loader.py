@@ -159,11 +159,11 @@ class ImageLoader:
 
     def _batches(self, number: int, view: int, piece: slice) -> Iterator[IndexedBatch]:
         n, images, labels = self.n_samples, self.split.images, self.split.labels
-        order = torch.randperm(n, generator=seeded("order", self.seed, number)) if self.shuffle else None
-        order = (torch.arange(n) if order is None else order).to(images.device)
+        generator = seeded("order", self.seed, number)
+        order = torch.randperm(n, generator=generator) if self.shuffle else torch.arange(n)
         augment, choices = self.augmentation, self._choices(view)
         scale, shift = self._normalisation()
-        batches = order.split(self.batch_size)[piece]
+        batches = order.to(images.device).split(self.batch_size)[piece]
         together = self._made_together()
         for group in (batches[at : at + together] for at in range(0, len(batches), together)):
             indices = torch.cat(group)
