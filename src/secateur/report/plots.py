@@ -131,7 +131,7 @@ def bars(
             axes.set_xlabel(axis)
             axes.tick_params("x", length=0)
             if fraction:
-                axes.xaxis.set_major_formatter(_whole_percent)
+                axes.xaxis.set_major_formatter(whole_percent)
         else:
             axes.set_xticks([])
 
@@ -176,7 +176,8 @@ def _towards_middle(value: float, limits: tuple[float, float]) -> str:
     return "left" if place < 0.2 else "right" if place > 0.8 else "center"
 
 
-def _whole_percent(value: float, _position: float) -> str:
+def whole_percent(value: float, _position: float) -> str:
+    """A tick at a fraction, as percent."""
     return f"{100 * value:.4g}%"
 
 
@@ -215,12 +216,12 @@ def lines(
         axes.spines["left"].set_visible(False)
         axes.margins(x=0.04, y=0.08)
         if fraction:
-            axes.yaxis.set_major_formatter(_whole_percent)
+            axes.yaxis.set_major_formatter(whole_percent)
         if x_axis == "whole":
             axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
         else:
             places = sorted({x for curve in curves for x in curve.x})
-            shown = [f"{x:g}" if x_axis == "number" else _whole_percent(x, 0) for x in places]
+            shown = [f"{x:g}" if x_axis == "number" else whole_percent(x, 0) for x in places]
             axes.set_xticks(places, shown)
         if mark is not None:
             axes.axhline(mark.value, color=INK, linewidth=1, linestyle=(0, (4, 3)))

@@ -67,11 +67,6 @@ def _spaced_labels(sparsities: Sequence[float], share: float) -> list[str]:
     return labels[::-1]
 
 
-def whole_percent(value: float, _position: float) -> str:
-    """A tick at a fraction, as percent."""
-    return f"{100 * value:.4g}%"
-
-
 def whole_points(value: float, _position: float) -> str:
     """A tick at a difference in points, with its sign."""
     return f"{value:+.3g}".replace("-", "−") if value else "0"

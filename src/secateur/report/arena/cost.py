@@ -18,7 +18,6 @@ from secateur.report.arena.axes import (
     name_rows,
     row_lines,
     rows_by_family,
-    whole_percent,
     write_tags,
 )
 from secateur.report.arena.grid import Cell, Grid, Method
@@ -26,6 +25,7 @@ from secateur.report.arena.schema import FAMILIES, STAGES
 from secateur.report.arena.words import at, count, spread
 from secateur.report.canvas import BLUE, FONT, INK, MUTED, WIDE, draw
 from secateur.report.page import Panel, Table
+from secateur.report.plots import whole_percent
 from secateur.report.words import ABSENT, duration, listing
 from secateur.statistics import Estimate, estimate
 

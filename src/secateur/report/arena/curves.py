@@ -17,7 +17,6 @@ from secateur.report.arena.axes import (
     make_room,
     place,
     sparsity_axis,
-    whole_percent,
     write_tags,
 )
 from secateur.report.arena.grid import Grid, Method
@@ -26,6 +25,7 @@ from secateur.report.arena.tables import accuracy_table
 from secateur.report.arena.words import at
 from secateur.report.canvas import FONT, INK, MUTED, draw
 from secateur.report.page import Panel
+from secateur.report.plots import whole_percent
 from secateur.report.words import percent
 from secateur.statistics import Estimate
 

@@ -20,7 +20,6 @@ from secateur.report.arena.axes import (
     make_room,
     place,
     sparsity_axis,
-    whole_percent,
     whole_points,
     write_tags,
 )
@@ -31,6 +30,7 @@ from secateur.report.arena.tables import accuracy_table
 from secateur.report.arena.words import at, interval, spread, zeros
 from secateur.report.canvas import INK, draw
 from secateur.report.page import Notice, Panel, Section, Table
+from secateur.report.plots import whole_percent
 from secateur.report.words import listing
 from secateur.statistics import Estimate, estimate
 
