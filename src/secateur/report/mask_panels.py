@@ -8,7 +8,7 @@ from typing import Any
 from secateur.report.canvas import ACCENT, BLUE, GREY, ORANGE
 from secateur.report.page import Panel, Table
 from secateur.report.plots import Bar, Mark, bars, histogram
-from secateur.report.words import layer_labels, number, percent, shorten
+from secateur.report.words import compact, layer_labels, number, percent, shorten
 
 Run = Mapping[str, Any]
 
@@ -27,7 +27,7 @@ def density_panel(run: Run) -> Panel:
             layer["density"],
             "emptied"
             if layer["n_keep"] == 0
-            else f"{percent(layer['density'])} of {_compact(layer['numel'])}",
+            else f"{percent(layer['density'])} of {_weights(layer['numel'])}",
             warn=layer["n_keep"] == 0,
         )
         for name, layer in zip(labels, layers, strict=True)
@@ -73,8 +73,8 @@ def density_panel(run: Run) -> Panel:
     )
 
 
-def _compact(n: int) -> str:
-    return number(n) if n < 10_000 else f"{n / 1e3:.3g}k" if n < 1e6 else f"{n / 1e6:.3g}M"
+def _weights(n: int) -> str:
+    return number(n) if n < 10_000 else compact(n)
 
 
 def _pitch(n_rows: int) -> float:
