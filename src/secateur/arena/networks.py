@@ -115,7 +115,8 @@ class Networks:
         if method.start == "init":
             return self._fresh("student", self.suite.student)
         n_parameters = sum(p.numel() for p in self.ready.student.parameters())
-        prunable = sum(w.numel() for w in self._targets().values())
+        targets = select_targets(self.ready.student, include=self.suite.include, exclude=self.suite.exclude)
+        prunable = sum(w.numel() for w in targets.values())
         n_allowed = n_parameters - n_prune(prunable, sparsity)
         small = widest_within(lambda width: self._fresh("small", self.suite.student, width), n_allowed)
         n_small = sum(p.numel() for p in small.parameters())
@@ -141,10 +142,10 @@ class Networks:
 
     def teacher_logits(self, recipe: Recovery) -> nn.Module | TeacherLogits:
         """The teacher for recovery; its logits are remembered by all cells where memory allows it."""
-        train, data = self.data.train, self.data
+        train = self.data.train
         if not isinstance(train, IndexedLoader):
             return self.teacher
-        if 4 * train.n_samples * data.n_classes * recipe.epochs > _CACHE_BYTES:
+        if 4 * train.n_samples * self.data.n_classes * recipe.epochs > _CACHE_BYTES:
             return self.teacher
         if self._logits is None:
             self._logits = TeacherLogits(self.teacher, train)
@@ -156,9 +157,6 @@ class Networks:
             "student": {**describe_network(self.ready.student), "name": self.suite.student},
             "teacher": {**describe_network(self.teacher), "name": self.suite.teacher},
         }
-
-    def _targets(self) -> dict[str, nn.Parameter]:
-        return select_targets(self.ready.student, include=self.suite.include, exclude=self.suite.exclude)
 
     def _fresh(self, purpose: str, spec: str, width: float = 1.0) -> nn.Module:
         """A network with weights drawn by this seed, other ones for each purpose."""

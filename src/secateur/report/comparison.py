@@ -61,7 +61,7 @@ def comparison_page(runs: Sequence[Run], commands: tuple[Command, ...] = ()) -> 
         ),
         lede=lede(groups, runs),
         density=None,
-        notices=disagreements(runs),
+        notices=tuple(disagreements(runs)),
         sections=(
             Section(
                 "Accuracy against sparsity",

@@ -28,12 +28,8 @@ def _distinct(runs: Sequence[Run], what: str) -> dict[str, str]:
     return {value(what, part): str(part.get("name")) for part in whole}
 
 
-def disagreements(runs: Sequence[Run]) -> tuple[Notice, ...]:
+def disagreements(runs: Sequence[Run]) -> Iterator[Notice]:
     """Why the runs may not be comparable, and runs that were given twice."""
-    return tuple(_disagreements(runs))
-
-
-def _disagreements(runs: Sequence[Run]) -> Iterator[Notice]:
     for what in ("data", "student", "teacher"):
         if len(distinct := _distinct(runs, what)) > 1:
             names = list(dict.fromkeys(distinct.values()))

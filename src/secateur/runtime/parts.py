@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from secateur.runtime.program import Op, Program
@@ -68,7 +67,8 @@ def _part(program: Program, places: range) -> Part:
         return Part(program, inputs, outputs, places)
     ops = [program.ops[place] for place in places]
     written = {op.output for op in ops}
-    inputs = _unique([program.inputs[0][1], *(i for op in ops for i in op.inputs if i not in written)])
+    read = [program.inputs[0][1], *(i for op in ops for i in op.inputs if i not in written)]
+    inputs = list(dict.fromkeys(read))
     read_later = {i for op in program.ops[places.stop :] for i in op.inputs}
     read_later |= {value for _, value in program.outputs}
     outputs = [op.output for op in ops if op.output in read_later]
@@ -88,7 +88,3 @@ def _part(program: Program, places: range) -> Part:
         one_thread=program.one_thread,
     )
     return Part(piece, tuple(inputs), tuple(outputs), places)
-
-
-def _unique(values: Sequence[int]) -> list[int]:
-    return list(dict.fromkeys(values))

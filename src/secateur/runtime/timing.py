@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -128,7 +129,7 @@ def time_plan(
         c.name: max(largest_difference(a, b) for a, b in zip(c.run(inputs), expected, strict=True))
         for c in contenders
     }
-    calls = {c.name: _bound(c.run, inputs) for c in contenders}
+    calls = {c.name: partial(c.run, inputs) for c in contenders}
     blocks = time_in_turn(calls, seconds=seconds)
     own = _HALF_TOLERANCE if engine.isa.endswith("fp16") else 0.0
     best = {name: min(found, key=statistics.median) for name, found in blocks.items()}
@@ -177,7 +178,3 @@ def _block(call: Callable[[], object], seconds: float) -> list[float]:
         call()
         times.append(time.perf_counter() - started)
     return times
-
-
-def _bound(run: Callable[[Sequence[Array]], object], inputs: Sequence[Array]) -> Callable[[], object]:
-    return lambda: run(inputs)
