@@ -177,13 +177,13 @@ def kd_loss(
     log_t = F.log_softmax(teacher / temperature, dim=1)
     n = student.numel() / student.shape[1]
     scale = temperature**2 / n
-    if direction == "forward":
-        return scale * F.kl_div(log_s, log_t, reduction="sum", log_target=True)
-    reverse = scale * F.kl_div(log_t, log_s, reduction="sum", log_target=True)
     if direction == "reverse":
-        return reverse
-    forward = scale * F.kl_div(log_s, log_t, reduction="sum", log_target=True)
-    return beta * reverse + (1 - beta) * forward
+        log_s, log_t = log_t, log_s
+    divergence = scale * F.kl_div(log_s, log_t, reduction="sum", log_target=True)
+    if direction != "ca-kld":
+        return divergence
+    reverse = scale * F.kl_div(log_t, log_s, reduction="sum", log_target=True)
+    return beta * reverse + (1 - beta) * divergence
 
 
 def _single(logits: Tensor) -> Tensor:
