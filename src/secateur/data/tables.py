@@ -21,7 +21,7 @@ Schema: TypeAlias = Any
 Table: TypeAlias = Any
 ArrowType: TypeAlias = Any
 
-_PREFIXES = {"train": "train", "val": "val", "test": "test"}
+_PREFIXES = ("train", "val", "test")
 """How the names of files and hub splits begin; "val" also finds valid and validation."""
 
 
@@ -91,7 +91,7 @@ def read_hub(hub_id: str, spec: DatasetSpec) -> Source:
     splits: dict[str, Records] = {}
     classes: tuple[str, ...] = ()
     for name, part in found.items():
-        split = next((s for s, prefix in _PREFIXES.items() if name.startswith(prefix)), None)
+        split = next((prefix for prefix in _PREFIXES if name.startswith(prefix)), None)
         if split is not None:
             columns = pick_columns(part.features.arrow_schema, spec, where=hub_id)
             classes = classes or columns.classes
@@ -130,7 +130,7 @@ def pick_columns(schema: Schema, spec: DatasetSpec, *, where: str) -> Columns:
 
 
 def _by_split(folder: Path) -> dict[str, list[Path]]:
-    found = {split: sorted(folder.glob(f"{prefix}*.parquet")) for split, prefix in _PREFIXES.items()}
+    found = {split: sorted(folder.glob(f"{split}*.parquet")) for split in _PREFIXES}
     return {split: paths for split, paths in found.items() if paths}
 
 

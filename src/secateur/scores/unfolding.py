@@ -16,7 +16,6 @@ from secateur.targets import PRUNABLE_MODULES
 
 Convolution: TypeAlias = nn.Conv1d | nn.Conv2d | nn.Conv3d
 Transposed: TypeAlias = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d
-_PAD_MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
 _MOST_UNFOLDED = 1 << 26
 """Numbers unfolded at a time: 256 MB of float32."""
 
@@ -60,7 +59,8 @@ def under_kernel(layer: Convolution, x: Tensor, size: Sequence[int]) -> Iterator
     Yields:
         Shape (…, channels, *size), for one place of the kernel after the other.
     """
-    padded = F.pad(x, _padding_of(layer), mode=_PAD_MODES[layer.padding_mode])
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    padded = F.pad(x, _padding_of(layer), mode=mode)
     for offset in product(*map(range, layer.kernel_size)):
         visited = tuple(
             slice(k * dilation, k * dilation + stride * (n - 1) + 1, stride)
