@@ -110,10 +110,8 @@ def decode(coding: str, index: NDArray[np.uint8], numel: int) -> NDArray[np.uint
             raise ValueError("the bitmask has bits past its end")
         return np.flatnonzero(bits).astype(np.uint32)
     width = 4 if coding == "delta4" else 8
-    steps, skip = (
-        (np.stack((index & 15, index >> 4), axis=1).reshape(-1) if width == 4 else index),
-        (1 << width) - 1,
-    )
+    steps = np.stack((index & 15, index >> 4), axis=1).reshape(-1) if width == 4 else index
+    skip = (1 << width) - 1
     if width == 4 and steps.size and steps[-1] == skip:  # half a byte was left over
         steps = steps[:-1]
     if steps.size and steps[-1] == skip:
