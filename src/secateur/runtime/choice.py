@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from secateur.runtime.attributes import KERNELS
 from secateur.runtime.engine import Engine, find_native
 from secateur.runtime.plan import Plan
 from secateur.runtime.program import Op, Program
@@ -47,7 +48,7 @@ def choose_kernels(
         threads: Threads that the engine will have.
     """
     native = find_native()
-    plan = _with_ops(plan, [_by_density(op, plan) for op in plan.program.ops])
+    plan = _advised(plan, ops=tuple(_by_density(op, plan) for op in plan.program.ops))
     if native is None:
         return plan
     sizes = sorted(set(batches))
@@ -56,8 +57,11 @@ def choose_kernels(
     plan = _advised(plan, working_set=working_set)
     plan = _advised(plan, one_thread=_one_thread(plan, arrays, threads))
     measured = [(batch, _measure(plan, arrays[batch], native.kernels, threads)) for batch in sizes]
-    chosen = _with_ops(plan, [_chosen(op, place, measured) for place, op in enumerate(plan.program.ops)])
-    return _advised(chosen, provenance={**plan.program.provenance, "isa": native.isa(plan.program.precision)})
+    return _advised(
+        plan,
+        ops=tuple(_chosen(op, place, measured) for place, op in enumerate(plan.program.ops)),
+        provenance={**plan.program.provenance, "isa": native.isa(plan.program.precision)},
+    )
 
 
 def _working_set(plan: Plan, arrays: Sequence[NDArray[Any]], threads: int) -> int:
@@ -117,15 +121,14 @@ def _measure(
     Each run is with another kernel of every operation that has one more, so that there are as many runs as
     the operation with most kernels has.
     """
-    available: dict[str, list[str]] = {kind: kernels(kind) for kind in ("conv", "linear")}
+    available: dict[str, list[str]] = {kind: kernels(kind) for kind in KERNELS}
     choices = [[k for k in available.get(op.kind, ()) if _takes(op, k, plan)] for op in plan.program.ops]
     runs = [
         [names[min(turn, len(names) - 1)] if names else "" for names in choices]
         for turn in range(max(map(len, choices), default=0))
     ]
-    engines = [
-        Engine(_with_ops(plan, list(map(_forced, plan.program.ops, run))), threads=threads) for run in runs
-    ]
+    forced = [_advised(plan, ops=tuple(map(_forced, plan.program.ops, run))) for run in runs]
+    engines = [Engine(each, threads=threads) for each in forced]
     # The least, not the median: what else a machine does can only add to a time.
     least = [dict.fromkeys(names, np.inf) for names in choices]
     took = [np.inf] * len(engines)
@@ -161,7 +164,7 @@ def _forced(op: Op, kernel: str) -> Op:
 
 
 def _chosen(op: Op, place: int, measured: Sequence[tuple[int, list[dict[str, float]]]]) -> Op:
-    if op.kind not in ("conv", "linear"):
+    if op.kind not in KERNELS:
         return op
     rows = [{"batch": batch, "us": times[place]} for batch, times in measured]
     kernels: list[list[Any]] = []
@@ -173,7 +176,7 @@ def _chosen(op: Op, place: int, measured: Sequence[tuple[int, list[dict[str, flo
 
 
 def _by_density(op: Op, plan: Plan) -> Op:
-    if op.kind not in ("conv", "linear"):
+    if op.kind not in KERNELS:
         return op
     sparse = (
         plan.weights[op.attributes["weight"]].density < SPARSE_BELOW and op.attributes.get("groups", 1) == 1
@@ -183,10 +186,6 @@ def _by_density(op: Op, plan: Plan) -> Op:
 
 def _renewed(op: Op, kernels: list[list[Any]], measured: list[dict[str, Any]]) -> Op:
     return replace(op, attributes={**op.attributes, "kernels": kernels, "measured": measured})
-
-
-def _with_ops(plan: Plan, ops: Sequence[Op]) -> Plan:
-    return _advised(plan, ops=tuple(ops))
 
 
 def _advised(plan: Plan, **fields: Any) -> Plan:  # noqa: ANN401

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from secateur.runtime.attributes import WEIGHTS_OF
 from secateur.runtime.container import INDEX, PROGRAM, VALUES
 from secateur.runtime.program import Op, Program, Value, WeightSpec
 from secateur.runtime.shapes import Shape, output_of
@@ -139,7 +140,7 @@ class Graph:
 
     def _weights_of(self, op: Op) -> dict[str, tuple[Shape, str]]:
         found: dict[str, tuple[Shape, str]] = {}
-        for key in ("weight", "bias", "scale", "shift"):
+        for key in WEIGHTS_OF:
             name = op.attributes.get(key)
             if name is not None:
                 numbers = self.weights[name]

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from secateur.errors import PlanError
-from secateur.runtime.attributes import WITH_ZEROS
+from secateur.runtime.attributes import KERNELS, WITH_ZEROS
 from secateur.runtime.container import INDEX, VALUES, Entry, read_container, write_container
 from secateur.runtime.program import Op, Program, WeightSpec, parse_program
 from secateur.runtime.table import text_table
@@ -85,7 +85,7 @@ class Plan:
         return [
             layer
             for op in self.program.ops
-            if op.kind in ("conv", "linear")
+            if op.kind in KERNELS
             for layer in _layers_of(op, self.weights[op.attributes["weight"]])
         ]
 
@@ -104,7 +104,7 @@ class Plan:
             for layer, n in _together(self.layers())
         ]
         head = ("layer", "weight", "density", "batch", "kernel", "dense µs", "sparse µs", "why")
-        n_layers = sum(op.kind in ("conv", "linear") for op in self.program.ops)
+        n_layers = sum(op.kind in KERNELS for op in self.program.ops)
         summary = (
             f"{len(self.program.ops)} operations, {n_layers} of them layers; {self.n_nonzero:,} of "
             f"{self.n_weights:,} weights are not zero; {self.program.precision}"

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secateur.errors import InvalidArgument
+from secateur.runtime.attributes import WEIGHTS_OF
 from secateur.runtime.program import Op, Program
 from secateur.runtime.weights import Weight
 
@@ -41,7 +42,7 @@ class ReferenceEngine:
             weights = {
                 key: self._weights[name]
                 for key, name in op.attributes.items()
-                if key in ("weight", "bias", "scale", "shift") and name is not None
+                if key in WEIGHTS_OF and name is not None
             }
             shape = concrete(self._program.values[op.output].shape, batch)
             with np.errstate(all="ignore"):  # infinities and NaNs are results like others

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from secateur.runtime.attributes import WEIGHTS_OF
 from secateur.runtime.plan import Plan
 from secateur.runtime.program import Op
 from secateur.runtime.reference import concrete, number_or
@@ -38,7 +39,7 @@ class PlanModule(nn.Module):
             shape = concrete(self._program.values[op.output].shape, batch)
             weights = {
                 key: self._weights[op.attributes[key]]
-                for key in ("weight", "bias", "scale", "shift")
+                for key in WEIGHTS_OF
                 if op.attributes.get(key) is not None
             }
             arguments = [found[i] for i in op.inputs]
