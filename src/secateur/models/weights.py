@@ -12,6 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from secateur.checkpoint import load_sparse
+from secateur.checkpoint.metadata import FORMAT
 from secateur.errors import ModelError
 from secateur.modules import check_has_shapes
 
@@ -42,9 +44,7 @@ def load_weights(model: nn.Module, path: Path | str) -> None:
     if not path.is_file():
         raise ModelError(f"there is no weight file {str(path)!r}; check the path.")
     if path.suffix == ".safetensors" or (path.suffix in _TORCH_SUFFIXES and _is_safetensors(path)):
-        if _metadata(path).get("format") == "secateur-sparse":
-            from secateur.checkpoint import load_sparse
-
+        if _metadata(path).get("format") == FORMAT:
             load_sparse(path, into=model)
             return
         state: Mapping[str, Tensor] = load_file(path)
