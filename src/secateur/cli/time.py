@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from rich.table import Column, Table
 from secateur.cli.console import PLAN_FILE, err, out, parse_names, print_json
 from secateur.errors import InvalidArgument, PlanError
 from secateur.runtime import Engine, Plan, read_plan
-from secateur.runtime.timing import random_inputs, time_plan
+from secateur.runtime.timing import Timing, random_inputs, time_plan
 
 
 @dataclass(frozen=True)
@@ -42,9 +43,9 @@ class Time:
         if self.batch < 1 or self.seconds <= 0:
             raise InvalidArgument("--batch must be at least 1 and --seconds more than 0.")
         plan = _plan(self.plan)
-        names = parse_names(self.against)
+        against = parse_names(self.against)
         inputs = random_inputs(plan, batch=self.batch)
-        timings = time_plan(plan, inputs, threads=self.threads, against=names, seconds=self.seconds)
+        timings = time_plan(plan, inputs, threads=self.threads, against=against, seconds=self.seconds)
         failed = [t for t in timings if not t.agrees]
         if self.json:
             rows = [t.to_dict() for t in timings]
@@ -55,22 +56,27 @@ class Time:
                 f"outputs of {t.name} differ by {t.difference:.1e} of the largest: its time means nothing."
             )
         if not self.json:
-            names = ("engine", "version", "median ms", "p95 ms", "samples/s", "×", "difference")
-            table = Table(*(Column(name, overflow="fold") for name in names))
-            for t in timings:
-                if t.agrees:
-                    numbers = (1e3 * t.median_s, 1e3 * t.p95_s)
-                    ratio = "" if t is timings[0] else f"{t.median_s / timings[0].median_s:.2f}"
-                    cells = (
-                        *(f"{x:.3f}" for x in numbers),
-                        f"{t.per_second:,.0f}",
-                        ratio,
-                        f"{t.difference:.0e}",
-                    )
-                    table.add_row(t.name, t.version, *cells)
-            out.print(table)
+            out.print(_table(timings))
             out.print("× says how many times longer than the plan.")
         return 1 if failed else 0
+
+
+def _table(timings: Sequence[Timing]) -> Table:
+    """The times that mean something, that of the plan first."""
+    names = ("engine", "version", "median ms", "p95 ms", "samples/s", "×", "difference")
+    table = Table(*(Column(name, overflow="fold") for name in names))
+    for t in timings:
+        if t.agrees:
+            table.add_row(
+                t.name,
+                t.version,
+                f"{1e3 * t.median_s:.3f}",
+                f"{1e3 * t.p95_s:.3f}",
+                f"{t.per_second:,.0f}",
+                "" if t is timings[0] else f"{t.median_s / timings[0].median_s:.2f}",
+                f"{t.difference:.0e}",
+            )
+    return table
 
 
 def _plan(path: Path) -> Plan:
