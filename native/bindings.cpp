@@ -166,8 +166,7 @@ NumpyArray profile(Engine& engine, const std::vector<Array>& arrays, int repeats
   const Call call = read_inputs(engine, arrays);
   Outputs outputs(engine, call.batch);
   const size_t n = engine.n_ops();
-  auto seconds = std::make_unique<double[]>(size_t(repeats) * n);
-  std::memset(seconds.get(), 0, size_t(repeats) * n * sizeof(double));
+  auto seconds = std::make_unique<double[]>(size_t(repeats) * n);  // zeros
   {
     nb::gil_scoped_release release;
     for (int i = 0; i < repeats; i++)

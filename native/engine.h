@@ -58,7 +58,7 @@ class Engine {
   Program program_;
   const KernelTable& table_;
   Pool pool_;
-  bool separable_ = false;                            // images do not meet, and the batch comes first everywhere
+  const bool separable_;                              // images do not meet, and the batch comes first everywhere
   std::map<int64_t, std::vector<Section>> sections_;  // by batch
   std::vector<std::vector<float>> between_;           // values that pass from a section to the next
   std::map<Key, Ready> ready_;

@@ -105,8 +105,7 @@ class JsonReader {
 
   void read_number(Json& value) {
     const size_t start = at_;
-    if (take("-")) {
-    }
+    take("-");
     bool whole = true;
     size_t digits = 0;
     for (; at_ < text_.size(); at_++) {

@@ -16,7 +16,6 @@ class Json {
   // Throws PlanError on anything that is not one JSON value.
   static Json parse(std::string_view text);
 
-  Kind kind() const { return kind_; }
   bool is_null() const { return kind_ == Kind::null; }
 
   // Each throws PlanError if the value is of another kind; `what` names it in the message.

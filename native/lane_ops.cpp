@@ -83,7 +83,7 @@ bool LaneBuilder::window_of(const Op& op, Window& window, float& fill) const {
 }
 
 // The blocks that a reader wants, if they hold the value and are not much larger: what nobody else reads may lie so.
-void suit(LaneLayout& value, const WindowInput& input) {
+static void suit(LaneLayout& value, const WindowInput& input) {
   LaneLayout wanted = input.layout;
   wanted.top = wanted.left = wanted.bottom = wanted.right = 0;
   wanted.past = false;

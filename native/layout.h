@@ -70,7 +70,7 @@ struct Moves {
 enum class Region { all, blocks, margins };
 // For one group of `to`; distances are from where channel 0 of the first group begins.
 Moves moves_between(const LaneLayout& from, const LaneLayout& to, bool same, const Window& window, int32_t group,
-                    Region region = Region::all);
+                    Region region);
 
 // A window that reads every pixel.
 constexpr Window every_pixel{1, 1, 1, 1, 1, 1, 0, 0};

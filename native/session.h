@@ -63,7 +63,6 @@ class Session {
   void run(const std::vector<const void*>& inputs, const std::vector<void*>& outputs, Context& context, Pool* pool,
            double* seconds) const;
 
-  const Shape& shape(int value) const { return shapes_[size_t(value)]; }
   int64_t weight_bytes() const { return weight_bytes_; }  // of the weights as its kernels read them
   int64_t context_bytes() const { return arena_bytes_ + scratch_bytes_ * threads_; }
 
