@@ -48,8 +48,8 @@ def check_whole(name: str, value: object, *, least: int) -> None:
         raise InvalidArgument(f"{name} must be at least {least}, got {value!r}.")
 
 
-def check_number(name: str, value: float, *, above_zero: bool = False) -> float:
-    """`value` itself if it is a finite number of at least 0, or with `above_zero` a larger one.
+def check_number(name: str, value: float, *, above_zero: bool = False) -> None:
+    """Refuse what is no finite number of at least 0, or with `above_zero` of more than 0.
 
     Args:
         name: What the number is, for the error message.
@@ -63,7 +63,6 @@ def check_number(name: str, value: float, *, above_zero: bool = False) -> float:
     if not fits or (above_zero and value == 0):
         allowed = "above 0" if above_zero else "of at least 0"
         raise InvalidArgument(f"{name} must be a finite number {allowed}, got {value!r}.")
-    return value
 
 
 def n_prune(n: int, sparsity: float) -> int:

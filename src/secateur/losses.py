@@ -21,15 +21,6 @@ KDKind: TypeAlias = Literal["forward", "reverse", "ca-kld", "mse", "cosine"]
 """Built-in distances between student and teacher: three on logits, two on any matched outputs."""
 
 
-def check_temperature(temperature: float) -> float:
-    """`temperature` itself if it is finite and positive.
-
-    Raises:
-        InvalidArgument: if it is not.
-    """
-    return check_number("temperature", temperature, above_zero=True)
-
-
 @contextmanager
 def data_faults(labels: Tensor) -> Generator[None]:
     """What a batch does wrong in a loss or a layer is told as the fault of the data.
@@ -159,7 +150,7 @@ def kd_loss(
             direction is unknown.
         ScoreError: if the shapes differ, or there are fewer than two classes.
     """
-    check_temperature(temperature)
+    check_number("temperature", temperature, above_zero=True)
     check_fraction("beta", beta)
     if direction not in ("forward", "reverse", "ca-kld"):
         raise InvalidArgument(f"direction must be forward, reverse or ca-kld, got {direction!r}.")
@@ -247,7 +238,7 @@ def distillation(options: Distance) -> Loss:
             of distance does not read.
     """
     kind = options.kd
-    check_temperature(options.temperature)
+    check_number("temperature", options.temperature, above_zero=True)
     check_fraction("beta", options.beta)
     if not callable(kind) and kind not in (*_ON_LOGITS, *_ON_OUTPUTS):
         raise InvalidArgument(

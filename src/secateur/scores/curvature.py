@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.func import grad_and_value, vmap
 
+from secateur.counts import check_number
 from secateur.errors import InvalidArgument, ScoreError
 from secateur.inputs import Inputs, filled, tensors_of
-from secateur.losses import check_finite, check_scalar, check_temperature
+from secateur.losses import check_finite, check_scalar
 from secateur.naming import Named
 from secateur.scores.base import AbstractCriterion, ScoreInputs
 from secateur.scores.functional import (
@@ -48,7 +49,7 @@ class GraSP(AbstractCriterion):
     temperature: float = 200.0
 
     def __post_init__(self) -> None:
-        check_temperature(self.temperature)
+        check_number("temperature", self.temperature, above_zero=True)
 
     def __call__(self, inputs: ScoreInputs) -> Named:
         """Scores from labelled batches, of either sign.

@@ -15,7 +15,7 @@ from torch import Tensor
 from secateur.counts import check_number, check_whole
 from secateur.errors import InvalidArgument, ScoreError
 from secateur.inputs import Inputs
-from secateur.losses import check_finite, check_temperature, kd_loss
+from secateur.losses import check_finite, kd_loss
 from secateur.naming import Loss, Named
 from secateur.scores.base import AbstractCriterion, ScoreInputs
 from secateur.scores.functional import Functional, gradients_of, hessian_product
@@ -164,7 +164,7 @@ class Epsd(AbstractMeta):
         super().__post_init__()
         if self.distillation not in ("cs-kd", "dlb"):
             raise InvalidArgument(f"distillation must be cs-kd or dlb, got {self.distillation!r}.")
-        check_temperature(self.temperature)
+        check_number("temperature", self.temperature, above_zero=True)
         check_number("distillation_weight", self.distillation_weight)
 
     def _objective(self, network: Functional, task_loss: Loss, group: Sequence[Batch]) -> Objective:

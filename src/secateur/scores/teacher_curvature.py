@@ -15,7 +15,7 @@ from secateur.counts import check_number, check_whole, n_prune
 from secateur.errors import InvalidArgument, ScoreError
 from secateur.inputs import Inputs, filled, joined, tensors_of
 from secateur.kinds import check_kind
-from secateur.losses import check_finite, check_outputs, check_temperature, kd_loss, logits_for
+from secateur.losses import check_finite, check_outputs, kd_loss, logits_for
 from secateur.naming import Named
 from secateur.scores.base import AbstractCriterion, ScoreInputs, Solution, SolvingScores, preserving
 from secateur.scores.block_curvature import BlockQuadratic, add_outer
@@ -83,7 +83,7 @@ class TeacherCurvature(AbstractCriterion):
 
     def __post_init__(self) -> None:
         check_kind("teacher", self.teacher, nn.Module, "a trained torch.nn.Module")
-        check_temperature(self.temperature)
+        check_number("temperature", self.temperature, above_zero=True)
         if self.draw not in ("student", "teacher", "exact"):
             raise InvalidArgument(f"draw must be student, teacher or exact, got {self.draw!r}.")
         for name, number in (("damping", self.damping), ("memory_gb", self.memory_gb)):

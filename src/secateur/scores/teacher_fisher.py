@@ -8,10 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from secateur.counts import check_fraction
+from secateur.counts import check_fraction, check_number
 from secateur.errors import InvalidArgument, ScoreError
 from secateur.kinds import check_kind, check_used
-from secateur.losses import check_finite, check_outputs, check_temperature, logits_for
+from secateur.losses import check_finite, check_outputs, logits_for
 from secateur.naming import Named
 from secateur.scores.base import AbstractCriterion, ScoreInputs, preserving
 from secateur.scores.gradient import SQUARES, Accumulator, backward_to
@@ -58,7 +58,7 @@ class TeacherFisher(AbstractCriterion):
 
     def __post_init__(self) -> None:
         check_kind("teacher", self.teacher, nn.Module, "a trained torch.nn.Module")
-        check_temperature(self.temperature)
+        check_number("temperature", self.temperature, above_zero=True)
         if self.kd not in ("forward", "mse"):
             raise InvalidArgument(f"kd must be forward or mse, got {self.kd!r}.")
         check_used(self, "temperature", "kd", ("forward",))
