@@ -12,11 +12,14 @@ from secateur.errors import InvalidArgument
 from secateur.recovery import Recovery, resolve_precision
 
 
-def test_precisions() -> None:
+@pytest.mark.parametrize(("has_bf16", "auto"), [(True, "bf16"), (False, "fp32")])
+def test_precisions(has_bf16: bool, auto: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "AVX512")
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: has_bf16)
     cpu = torch.device("cpu")
     assert resolve_precision("fp32", cpu) == "fp32"
     assert resolve_precision("bf16", cpu) == "bf16"
-    assert resolve_precision("auto", cpu) in ("fp32", "bf16")
+    assert resolve_precision("auto", cpu) == auto
     assert resolve_precision("auto", torch.device("meta")) == "fp32"
 
 
