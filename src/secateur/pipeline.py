@@ -226,7 +226,21 @@ class _Job:
     def _choose(self) -> tuple[Masks, StageLog, dict[str, Any] | None]:
         """The masks, what came up on the way, and the state of a student whose kept weights the cut moved."""
         calibration, found = self.data.calibration, StageLog(self.sparsity, self.scope)
-        options: dict[str, Any] = {
+        if moves_weights(self.criterion, self.calibration_recovery):
+            return self._cut_a_copy(found)
+        with self.watcher.stage("score", self.stages * count_batches(calibration)) as step:
+            masks = staged_masks(
+                self.student,
+                calibration,
+                self.criterion,
+                on_batch=step,
+                on_stage=found.add,
+                **self._cut_options(),
+            )
+        return masks, found, None
+
+    def _cut_options(self) -> dict[str, Any]:
+        return {
             "sparsity": self.sparsity,
             "scope": self.scope,
             "stages": self.stages,
@@ -234,15 +248,8 @@ class _Job:
             "include": self.include,
             "exclude": self.exclude,
         }
-        if moves_weights(self.criterion, self.calibration_recovery):
-            return self._cut_a_copy(found, options)
-        with self.watcher.stage("score", self.stages * count_batches(calibration)) as step:
-            masks = staged_masks(
-                self.student, calibration, self.criterion, on_batch=step, on_stage=found.add, **options
-            )
-        return masks, found, None
 
-    def _cut_a_copy(self, found: StageLog, options: dict[str, Any]) -> tuple[Masks, StageLog, dict[str, Any]]:
+    def _cut_a_copy(self, found: StageLog) -> tuple[Masks, StageLog, dict[str, Any]]:
         """A cut that moves the kept weights; the student itself stays dense for what it is compared with."""
         trial, teacher, recipe = twin(self.student), None, self.calibration_recovery
         if recipe is not None:
@@ -264,7 +271,7 @@ class _Job:
                 teacher=teacher,
                 on_stage=on_stage,
                 on_step=step,
-                **options,
+                **self._cut_options(),
             )
         return masks, found, trial.state_dict()
 
@@ -317,16 +324,7 @@ class _Job:
             return None
         with self.watcher.stage("split-half stability", self.stages * n_batches) as step:
             overlap = split_half_overlap(
-                self.student,
-                self.data.calibration,
-                self.criterion,
-                sparsity=self.sparsity,
-                scope=self.scope,
-                stages=self.stages,
-                regrow=self.regrow,
-                include=self.include,
-                exclude=self.exclude,
-                on_batch=step,
+                self.student, self.data.calibration, self.criterion, on_batch=step, **self._cut_options()
             )
         density = 1 - masks.sparsity
         n_samples = self.data.describe()["n_calibration"]
