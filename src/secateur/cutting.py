@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from secateur.allocate import AbstractPattern, AbstractScope, Unstructured
 from secateur.calibration import CalibrationRecovery
 from secateur.errors import InvalidArgument
-from secateur.inputs import Inputs, joined
+from secateur.inputs import joined
 from secateur.kinds import check_kind
 from secateur.masks import Masks, apply_masks
 from secateur.modules import random_state_kept, remembered, share_weights, twin
@@ -131,7 +131,7 @@ def cut(
         teacher = twin(student)
     device = next(iter(targets.values())).device
     with random_state_kept(device):
-        inputs = _gathered(batches, device)
+        inputs = joined([x for x, _ in split_batches(batches, device)])
     schedule = geometric_sparsities(sparsity, stages)
     masks: Masks | None = None
     with _as_it_was_on_errors(student), torch.enable_grad():
@@ -148,7 +148,8 @@ def cut(
                 squared_gradients=repair.squared_gradients,
             )
             scored = time.perf_counter()
-            before, masks = masks, _next_masks(scores, masks, scope, schedule, number)
+            ranking = scores if masks is None else gone_last(scores, masks)
+            before, masks = masks, choose_masks(ranking, scope, schedule, number)
             predicted = _put_solution(targets, scores, masks)
             apply_masks(student, masks)
             stage = Stage(
@@ -160,23 +161,10 @@ def cut(
                 allocate_s=time.perf_counter() - scored,
                 predicted=predicted,
             )
-            del scores  # and the rows that it may hold
+            del scores, ranking  # and the rows that they may hold
             on_stage(repair(stage, number))
     assert masks is not None, "there is at least one stage"
     return masks
-
-
-def _gathered(batches: Batches, device: torch.device) -> Inputs:
-    """All calibration inputs as one batch."""
-    return joined([x for x, _ in split_batches(batches, device)])
-
-
-def _next_masks(
-    scores: Named, before: Masks | None, scope: AbstractScope, schedule: Sequence[float], number: int
-) -> Masks:
-    """The masks of stage `number`; what the stages before removed stays so."""
-    ranking = scores if before is None else gone_last(scores, before)
-    return choose_masks(ranking, scope, schedule, number)
 
 
 def _put_solution(targets: dict[str, nn.Parameter], scores: Named, masks: Masks) -> float | None:
