@@ -137,7 +137,7 @@ def staged_masks(
         _check_gone(gone, targets, sparsity)
     schedule = geometric_sparsities(sparsity, stages)
     masks: Masks | None = gone
-    with _maskable(targets) as weights:
+    with _Weights(targets) as weights:
         for number, asked in enumerate(schedule, start=1):
             if masks is not None:
                 weights.mask(masks)
@@ -272,7 +272,7 @@ def mask_warnings_ignored() -> Generator[None]:
 
 
 class _Weights:
-    """Weights that are masked for a while.
+    """Weights that are masked for a while, and have their original values again on leaving.
 
     Attributes:
         originals: Copies of their values, made when they are first masked; None until then.
@@ -290,20 +290,13 @@ class _Weights:
             for name, weight in self._targets.items():
                 weight.copy_(self.originals[name]).masked_fill_(~masks[name], 0.0)
 
-    def put_back(self) -> None:
-        """Give each weight its original value."""
+    def __enter__(self) -> _Weights:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         with torch.no_grad():
             for name, value in (self.originals or {}).items():
                 self._targets[name].copy_(value)
-
-
-@contextmanager
-def _maskable(targets: dict[str, nn.Parameter]) -> Generator[_Weights]:
-    weights = _Weights(targets)
-    try:
-        yield weights
-    finally:
-        weights.put_back()
 
 
 def _counted(batches: Batches, on_batch: Callable[[], None]) -> Iterator[Any]:
