@@ -17,7 +17,6 @@ from secateur import provenance
 from secateur.files import write_json
 
 RESULTS = Path(__file__).parent / "results"
-SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
 def in_turn(candidates: Mapping[str, Callable[[], object]], *, rounds: int) -> dict[str, list[float]]:
