@@ -251,35 +251,28 @@ void ConvPlan::run_dense(const Task& task, const Tile& tile, DenseCall& call, co
 
 void ConvPlan::run(int64_t number, const Call& all) const {
   const Task task{number % n_slices_, number / n_slices_ % n_parts_, number / n_slices_ / n_parts_};
-  const float* bias = (task.slice == 0 ? bias_ : no_bias_).data();
   if (all.fill && !fed_) all.fill({0, channels_});
   if (fed_ && n_blocks_ == 1) all.fill(blocks_[size_t(task.part)].channels);
   for (int64_t i = spans_[size_t(task.span)]; i < spans_[size_t(task.span) + 1]; i++) {
     const Tile& tile = tiles_[size_t(i)];
-    const char* first = first_input(tile, all.input);
-    const ptrdiff_t input_row = window_.stride_y * all.input.row, input_step = window_.stride_x * lane_bytes_;
-    char* const scratch = all.scratch + task.slice * slice_bytes_ + tile.sums;
     const bool more = i + 1 < spans_[size_t(task.span) + 1];
     const char* next_tile = more ? first_input(tiles_[size_t(i) + 1], all.input) : nullptr;
-    const Finish finish{tile_of(all.output, tile), all.residual.data ? tile_of(all.residual, tile) : LaneView{},
-                        activation_};
+    const auto begin = [&](auto& call) {
+      call.input = first_input(tile, all.input);
+      call.input_row = window_.stride_y * all.input.row;
+      call.input_step = window_.stride_x * lane_bytes_;
+      call.partial = all.scratch + task.slice * slice_bytes_ + tile.sums;
+      call.bias = (task.slice == 0 ? bias_ : no_bias_).data();
+      call.finish = {tile_of(all.output, tile), all.residual.data ? tile_of(all.residual, tile) : LaneView{},
+                     activation_};
+    };
     if (dense_) {
       DenseCall call{};
-      call.input = first;
-      call.input_row = input_row;
-      call.input_step = input_step;
-      call.partial = scratch;
-      call.bias = bias;
-      call.finish = finish;
+      begin(call);
       run_dense(task, tile, call, next_tile, all);
     } else {
       RowsCall call{};
-      call.input = first;
-      call.input_row = input_row;
-      call.input_step = input_step;
-      call.partial = scratch;
-      call.bias = bias;
-      call.finish = finish;
+      begin(call);
       run_rows(task, tile, call, next_tile, all);
     }
   }
