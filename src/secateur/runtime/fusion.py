@@ -11,11 +11,11 @@ from dataclasses import replace
 
 import numpy as np
 
+from secateur.runtime.attributes import KERNELS
 from secateur.runtime.graph import UNCHOSEN, Graph
 from secateur.runtime.program import Op
 
-_LAYERS = ("conv", "linear")
-_WITH_ACTIVATION = (*_LAYERS, "scale_shift", "add", "sub", "mul", "div")
+_WITH_ACTIVATION = (*KERNELS, "scale_shift", "add", "sub", "mul", "div")
 
 
 def fuse(graph: Graph) -> None:
@@ -63,7 +63,7 @@ def _views_last(graph: Graph) -> bool:
             continue
         before, after = graph.shape(view.inputs[0]), graph.shape(view.output)
         source = producers.get(view.inputs[0])
-        if before[:2] == after[:2] and source is not None and source.kind in _LAYERS:
+        if before[:2] == after[:2] and source is not None and source.kind in KERNELS:
             inner = len(graph.values)
             graph.values.append(graph.values[view.inputs[0]])
             graph.ops[place : place + 1] = [
@@ -129,7 +129,7 @@ def _fold_scale_shift(graph: Graph) -> bool:
     """BatchNorm into the convolution or linear layer before it: (W·s)x + (b·s + t) for (Wx + b)s + t."""
 
     def into(layer: Op, op: Op) -> Op | None:
-        if layer.kind not in _LAYERS or len(layer.inputs) > 1 or layer.attributes["activation"] != "none":
+        if layer.kind not in KERNELS or len(layer.inputs) > 1 or layer.attributes["activation"] != "none":
             return None
         if layer.kind == "linear" and len(graph.shape(layer.output)) != 2:
             return None
@@ -195,7 +195,7 @@ def _fuse_residuals(graph: Graph) -> bool:
                 continue
             layer = graph.ops[source]
             if (
-                layer.kind not in _LAYERS
+                layer.kind not in KERNELS
                 or len(layer.inputs) > 1
                 or layer.attributes["activation"] != "none"
                 or graph.shape(other) != graph.shape(op.output)
