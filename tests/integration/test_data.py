@@ -84,8 +84,10 @@ class TestLoader:
             assert torch.equal(labels, loader.split.labels[batch.indices])
 
     def test_an_image_looks_the_same_in_the_same_view(self):
-        def looks(batch_size, number, view):
-            loader = make_loader(shuffle=True, augmentation=Augmentation(3, True), batch_size=batch_size)
+        def looks(batch_size, number, view, seed=0):
+            loader = make_loader(
+                shuffle=True, augmentation=Augmentation(3, True), batch_size=batch_size, seed=seed
+            )
             out = torch.empty(50, 3, 12, 9)
             for batch in loader.epoch(number, view=view):
                 assert batch.view == (number if view is None else view)
@@ -95,6 +97,7 @@ class TestLoader:
         assert torch.equal(looks(8, 1, 4), looks(50, 9, 4))
         assert torch.equal(looks(8, 4, None), looks(8, 4, 4))
         assert not torch.equal(looks(8, 1, 4), looks(8, 1, 5))
+        assert not torch.equal(looks(8, 1, 4), looks(8, 1, 4, seed=1))
 
     def test_without_augmentation_there_is_one_view(self):
         assert {batch.view for n in range(3) for batch in make_loader().epoch(n, view=n)} == {0}

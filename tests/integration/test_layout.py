@@ -21,6 +21,18 @@ class FlattensByView(nn.Module):
         return self.linear(self.drop(self.conv(x)).view(len(x), -1))
 
 
+class CountsItsCalls(nn.Module):
+    """Writes to a buffer in eval mode, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("n_calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.n_calls += 1
+        return x
+
+
 @pytest.fixture
 def batches():
     generator = torch.Generator().manual_seed(0)
@@ -49,7 +61,7 @@ def test_the_layout_is_the_one_that_all_networks_take(batches, convolutional):
 
 
 def test_trying_leaves_no_trace(batches, convolutional):
-    for network in (convolutional.train(), FlattensByView().train()):
+    for network in (convolutional.train(), FlattensByView().train(), CountsItsCalls()):
         before = {name: value.clone() for name, value in network.state_dict().items()}
         random_state = torch.get_rng_state()
         image_layout(batches[0][0], network)
