@@ -235,5 +235,5 @@ def class_partners(labels: Tensor) -> Tensor:
     n = len(labels)
     following = torch.arange(1, n + 1, device=labels.device) % n
     first = torch.searchsorted(ordered, ordered)
-    partner = torch.where((ordered[following] == ordered) & (following > 0), following, first)
+    partner = torch.where(ordered[following] == ordered, following, first)
     return torch.empty_like(order).scatter_(0, order, order[partner])
