@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from secateur.errors import InvalidArgument
-from secateur.recovery import Recovery, resolve_precision
+from secateur.recovery import Recovery, autocast_for, resolve_precision
 
 
 @pytest.mark.parametrize(("has_bf16", "auto"), [(True, "bf16"), (False, "fp32")])
@@ -21,6 +21,25 @@ def test_precisions(has_bf16: bool, auto: str, monkeypatch: pytest.MonkeyPatch) 
     assert resolve_precision("bf16", cpu) == "bf16"
     assert resolve_precision("auto", cpu) == auto
     assert resolve_precision("auto", torch.device("meta")) == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("options", "bf16"),
+    [
+        ({}, True),
+        ({"precision": "fp32"}, False),
+        ({"kd": "mse"}, False),
+        ({"kd": "mse", "precision": "bf16"}, True),
+    ],
+    ids=str,
+)
+def test_auto_compares_only_logits_in_bf16(
+    options: dict[str, Any], bf16: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.backends.cpu.get_cpu_capability", lambda: "AVX512")
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: True)
+    with autocast_for(Recovery(**options), torch.device("cpu")):
+        assert torch.is_autocast_enabled("cpu") == bf16
 
 
 @pytest.mark.parametrize(

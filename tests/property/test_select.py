@@ -83,6 +83,7 @@ def test_selection_does_not_depend_on_the_size_of_chunks(
     share=st.floats(0, 1),
 )
 @example(bits=[0x7F7FFFFF, 0x00000001, 0x80000001, 0x80000000, 0x00000000], share=0.5)
+@example(bits=[0xBF800001, 0xBF800003, 0xBF800002], share=0.5)  # negative, and alike in the high half
 def test_selection_is_a_stable_argsort_of_any_bits(bits: list[int], share: float) -> None:
     array = np.array(bits, np.uint32).view(np.float32)
     scores = {"x": torch.from_numpy(array[np.isfinite(array)].copy())}
