@@ -13,6 +13,7 @@ from torch import nn
 
 from adversarial.checkpoint_helpers import make_model, refuse
 from secateur.checkpoint import inspect_checkpoint, load_sparse, save_sparse, verify_checkpoint
+from secateur.checkpoint.container import pack, read
 from secateur.errors import CheckpointError, InvalidArgument, MaskError, RunError, TargetError
 from secateur.masks import Masks, apply_masks
 
@@ -216,7 +217,7 @@ def test_saving_refuses_what_it_cannot_keep(tmp_path):
         save_sparse(model, path, masks=masks, value_dtype=torch.int8)
     with pytest.raises(InvalidArgument, match=r"did you mean 0\.9"):
         save_sparse(model, path, masks=masks, sparsity_asked=90)
-    for recipe in ({"a": math.nan}, {"a": torch.ones(1)}, {"a": "\ud800"}):
+    for recipe in ({"a": math.nan}, {"a": torch.ones(1)}, {"a": "\ud800"}, {1: "a", "1": "b"}):
         with pytest.raises(InvalidArgument, match="the recipe must be JSON"):
             save_sparse(model, path, masks=masks, recipe=recipe)
     with pytest.raises(TargetError):
@@ -247,12 +248,21 @@ class Odd(nn.Module):
         (Odd(torch.ones(2).to_sparse()), r"has layout torch\.sparse_coo"),
         (Odd(torch.ones(2, device="meta")), "has no data"),
         (Odd(torch.ones(2, dtype=torch.complex128)), "safetensors cannot hold this state dict"),
+        (Odd(torch.ones(2).to(torch.float8_e8m0fnu)), "safetensors cannot hold this state dict"),
+        (Odd(torch.empty(2, dtype=torch.uint3)), r"has type torch\.uint3"),
     ],
 )
 def test_states_that_the_format_cannot_hold(tmp_path, model, message):
     with pytest.raises(CheckpointError, match=message):
         save_sparse(model, tmp_path / "x")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_tensors_are_refused(tmp_path):
+    model = Odd(torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]))
+    with pytest.raises(CheckpointError, match="has layout nested"):
+        save_sparse(model, tmp_path / "x")
 
 
 def test_a_masked_weight_that_the_state_dict_leaves_out(tmp_path):
@@ -298,3 +308,26 @@ def test_names_may_be_anything(tmp_path):
     reserved.register_buffer("__metadata__", torch.ones(1))
     with pytest.raises(CheckpointError, match="reserved by safetensors"):
         save_sparse(reserved, tmp_path / "y")
+
+
+def test_views_that_negate_what_they_look_at_keep_their_signs(tmp_path):
+    model, z = nn.Linear(2, 2), torch.tensor([1j, 2j])
+    model.register_buffer("plain", z.imag)
+    model.register_buffer("negated", z.conj().imag)
+    save_sparse(model, tmp_path / "x")
+    found = load_sparse(tmp_path / "x").state_dict
+    assert (found["plain"].tolist(), found["negated"].tolist()) == ([1, 2], [-1, -2])
+
+
+def test_a_header_with_null_for_its_metadata_is_refused(tmp_path):
+    header = b'{"__metadata__":null}   '
+    (tmp_path / "x").write_bytes(len(header).to_bytes(8, "little") + header)
+    refuse(tmp_path / "x", "is a plain safetensors file")
+
+
+def test_names_that_are_no_unicode_are_refused(valid, tmp_path):
+    container = read(valid[0])
+    strings = {key: value for key, value in container.metadata.items() if key != "content_digest"}
+    strings["aliases"] = '{"\\ud800": "2.bias"}'
+    (tmp_path / "x").write_bytes(pack(container.tensors, strings))
+    refuse(tmp_path / "x", "surrogates not allowed")

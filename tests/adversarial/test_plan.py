@@ -363,3 +363,22 @@ def test_any_part_of_a_program_replaced_by_anything(data: st.DataObject, plan_fi
             engine(x)
         except SecateurError:
             return
+
+
+@pytest.mark.parametrize("n_inputs", [0, 1, 3])
+def test_the_native_engine_counts_the_inputs_of_a_product_for_itself(n_inputs: int) -> None:
+    native = pytest.importorskip("secateur.runtime._native")
+    product = {"op": "mul", "name": "a", "inputs": [0] * n_inputs, "output": 1, "activation": "none"}
+    program = {
+        "precision": "fp16",
+        "working_set": [],
+        "one_thread": 0,
+        "values": [{"shape": [-1, 4], "dtype": "f32"}] * 2,
+        "inputs": [{"name": "x", "value": 0}],
+        "outputs": [{"name": "y", "value": 1}],
+        "weights": {},
+        "ops": [product],
+        "provenance": {},
+    }
+    with pytest.raises(ValueError, match="input"):
+        native.Engine(json.dumps(program), {}, 1)

@@ -6,6 +6,7 @@ import html
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -111,3 +112,13 @@ def test_a_plan_is_told_from_a_checkpoint(tmp_path: Path, capsys: pytest.Capture
             read(path)
     (check,) = verify_checkpoint(path).checks
     assert "is a plan, not a checkpoint" in check.detail
+
+
+def test_a_suite_can_be_drawn_from_a_file_of_any_name(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = Path(__file__).parents[2] / "benchmarks" / "results"
+    shutil.copy(results / "arena_calibration-digits.json", tmp_path / "mine.json")
+    assert main(["report", str(tmp_path / "mine.json")]) == 0
+    assert str(tmp_path / "report.html") in capsys.readouterr().out
+    assert "calibration-digits" in (tmp_path / "report.html").read_text()

@@ -173,3 +173,18 @@ def test_read_json_wants_an_object_in_a_file(tmp_path):
         read_json(tmp_path / "x")
     with pytest.raises(RunError, match=r"cannot read .* No such file"):
         read_json(tmp_path / "y")
+
+
+def test_a_file_that_is_replaced_keeps_its_mode(tmp_path):
+    (tmp_path / "private").write_text("old")
+    (tmp_path / "private").chmod(0o600)
+    atomic_write(tmp_path / "private", "new")
+    assert stat.S_IMODE((tmp_path / "private").stat().st_mode) == 0o600
+
+
+def test_what_is_no_file_is_not_replaced_by_one(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(RunError, match="pipe': it is a device or a pipe"):
+        atomic_write(tmp_path / "pipe", "x")
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+    assert names(tmp_path) == ["pipe"]

@@ -15,7 +15,7 @@ from secateur.data import DataOptions, ImageLoader, ImageSplit, load_data
 from secateur.data.catalog import CATALOG
 from secateur.errors import DataError, InvalidArgument, MissingExtra, ModelError
 from secateur.factories import load_object
-from secateur.models import MODELS, build_model, load_weights
+from secateur.models import MODELS, build_model, load_weights, weights
 from secateur.models.resnet import PaddedShortcut
 
 ROOT = Path(__file__).parents[2]
@@ -251,6 +251,11 @@ class TestWeights:
         load_weights(model, path)
         assert self.same(model, trained)
 
+    def test_safetensors_under_the_name_of_a_torch_file(self, model, trained, tmp_path):
+        save_file(trained, tmp_path / "a.pt")
+        load_weights(model, tmp_path / "a.pt")
+        assert self.same(model, trained)
+
     def test_the_counter_of_batchnorm_may_be_missing(self, model, trained, tmp_path):
         save_file({k: v for k, v in trained.items() if "num_batches" not in k}, tmp_path / "a.safetensors")
         load_weights(model, tmp_path / "a.safetensors")
@@ -315,8 +320,7 @@ class TestWeights:
 
     def test_hands_sparse_checkpoints_on(self, model, trained, tmp_path, monkeypatch):
         calls = []
-        fake = types.SimpleNamespace(load_sparse=lambda path, *, into: calls.append((path, into)))
-        monkeypatch.setitem(sys.modules, "secateur.checkpoint", fake)
+        monkeypatch.setattr(weights, "load_sparse", lambda path, *, into: calls.append((path, into)))
         path = tmp_path / "a.safetensors"
         save_file(trained, path, metadata={"format": "secateur-sparse"})
         load_weights(model, path)

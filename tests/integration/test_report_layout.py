@@ -14,6 +14,7 @@ from integration.report_helpers import PAGES, Reader
 from integration.suite_helpers import METHODS, make_suite
 from secateur.report import render_suite
 from secateur.report.canvas import WIDTH
+from secateur.report.words import listing
 
 FEW = ("magnitude", "magnitude-layerwise", "lamp", "teacher-guided", "task-gradient", "imp")
 LONG = "gradual, Wanda scores"
@@ -81,3 +82,16 @@ def test_captions_stand_outside_of_what_scrolls_and_name_it(page: str) -> None:
     assert len(named) == html.count("<table") > 0
     assert "<caption" not in html
     assert set(named) <= set(Reader(html).ids)
+
+
+@pytest.mark.parametrize(
+    ("names", "sentence"),
+    [
+        (["LAMP"], "LAMP"),
+        (["LAMP", "SNIP", "EPG"], "LAMP, SNIP and EPG"),
+        (["a", "b", "c", "d", "e", "f"], "a, b, c, d and 2 more"),
+        (["EPSD, from initialisation", "RigL"], "EPSD, from initialisation; RigL"),
+    ],
+)
+def test_names_in_a_sentence(names: list[str], sentence: str) -> None:
+    assert listing(names) == sentence

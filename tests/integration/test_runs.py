@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import save
 
 from secateur.config import RunConfig, ScoreOptions, Setup
-from secateur.errors import RunError
+from secateur.errors import CheckpointError, RunError
+from secateur.files import atomic_path
 from secateur.launch import Prepared, launch, prepare
 from secateur.progress import Watcher
 from secateur.recovery import Recovery
@@ -82,6 +85,36 @@ def test_a_folder_is_free_after_an_exception_and_a_refused_one_as_it_was(tmp_pat
     with pytest.raises(RunError, match=r"holds no config\.yaml"):
         claim(path, resume=True)
     assert [p.name for p in path.iterdir()] == ["mine.txt"]
+
+
+def test_what_a_killed_write_left_is_not_taken_for_a_run(tmp_path: Path) -> None:
+    def killed(name: str, content: str) -> None:
+        with atomic_path(tmp_path / name) as temporary:
+            temporary.write_text(content)
+            shutil.copy(temporary, kept / temporary.name)
+
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    killed("config.yaml", "# run")
+    claim(kept)
+    assert [p.name for p in kept.iterdir()] == ["config.yaml"]
+
+
+def test_a_finished_result_that_somebody_edited_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "result.json").write_text("{}")
+    with pytest.raises(RunError, match="format"):
+        launch(RunConfig(), RunFolder(tmp_path), Watcher())
+
+
+@pytest.mark.parametrize(
+    "about", ["{}", "[]", "null", '{"curve": [{"x": 1}]}', '{"curve": [], "nope": 1}'], ids=str
+)
+def test_a_state_that_somebody_edited_is_refused(tmp_path: Path, about: str) -> None:
+    RunFolder(tmp_path).save_training("dense", TrainState(), [])
+    path = tmp_path / "checkpoint" / "dense.safetensors"
+    path.write_bytes(save({}, metadata={"training": about}))
+    with pytest.raises(CheckpointError, match=r"dense\.safetensors' is damaged"):
+        RunFolder(tmp_path).load_training("dense")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")

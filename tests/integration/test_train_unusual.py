@@ -6,20 +6,22 @@ import copy
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
-from helpers import make_mlp
+from helpers import make_mlp, vectors
 from integration.train_helpers import PLAIN
+from secateur import masks as masks_module
 from secateur.calibration import CalibrationRecovery
 from secateur.cutting import cut
 from secateur.errors import DataError, InvalidArgument, ScoreError
 from secateur.evaluate import evaluate
 from secateur.losses import cosine_loss
-from secateur.scores import AbstractCriterion, Magnitude, Random, Snip, score
+from secateur.scores import AbstractCriterion, GraSP, Magnitude, Random, Snip, Wanda, score
 from secateur.train import TrainState, fit
 
 ONCE = replace(PLAIN, epochs=1)
@@ -228,6 +230,59 @@ def test_arguments_of_another_kind_are_told() -> None:
         cut(model, ROW, Magnitude(), sparsity=0.5, recovery=CalibrationRecovery(steps=1))
     with pytest.raises(ScoreError, match=r"of shape \(batch, …\), got \(8,\)"):
         cosine_loss(torch.ones(8), torch.ones(8))
+
+
+@pytest.mark.parametrize(
+    ("batches", "message"),
+    [
+        (TensorDataset(torch.ones(8, 6)), "got the data set TensorDataset. Wrap it in a .*DataLoader"),
+        ((torch.ones(8, 6), torch.ones(8).long()), r"shapes \(8, 6\) and \(8,\). Put the pair in a list"),
+        (lambda: [torch.ones(8, 6)], "got a function. Call it"),
+        (np.float64(1.0), "got a float64. Put it in a list"),
+    ],
+)
+def test_what_is_taken_for_batches_by_mistake_is_told(batches: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        score(nn.Linear(6, 3), batches, Wanda())
+    parts = (torch.ones(4, 6), torch.ones(4, 6))  # two batches
+    assert score(nn.Linear(6, 3), parts, Wanda())
+
+
+def test_an_interrupt_leaves_no_tensors_in_the_place_of_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
+    accessor = torch.nn.utils._named_member_accessor
+    swap, calls = accessor.swap_tensor, 0
+
+    def interrupted(*given: Any, **named: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 5:  # the parameters are being put back
+            raise KeyboardInterrupt
+        return swap(*given, **named)
+
+    model = make_mlp()
+    before = dict(model.named_parameters())
+    monkeypatch.setattr(accessor, "swap_tensor", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        score(model, vectors(), GraSP())
+    after = dict(model.named_parameters())
+    assert before.keys() == after.keys()
+    assert all(after[name] is parameter for name, parameter in before.items())
+
+
+def test_an_interrupt_between_two_layers_cuts_neither(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_mlp()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    real = masks_module.local_mask
+
+    def interrupted(mask: Tensor, parameter: Tensor) -> Tensor:
+        if parameter is model[2].weight:
+            raise KeyboardInterrupt
+        return real(mask, parameter)
+
+    monkeypatch.setattr(masks_module, "local_mask", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        cut(model, None, Magnitude(), sparsity=0.5)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize("criterion", [Magnitude(), Random(), Snip()])
