@@ -30,9 +30,10 @@ def found(name: str) -> dict[str, Any] | None:
     return json.loads(path.read_text()) if path.is_file() else None
 
 
-def missing(suite: str) -> str:
-    """What stands where a suite has not been run, or not that far."""
-    return f"not measured yet: `{suite}`"
+def missing(suite: str, *methods: str) -> str:
+    """What stands where a suite has not been run, or not that far: without some methods."""
+    names = " and ".join(f"`{method}`" for method in methods)
+    return f"not measured yet: {names} of `{suite}`" if names else f"not measured yet: `{suite}`"
 
 
 def points(difference: float) -> str:
@@ -89,7 +90,8 @@ def difference(suite: str, method: str, other: str) -> str:
             phrases.append(f"{100 * sparsity:g}%: {points(estimate.mean)}{spread}")
             seeds.add(estimate.n)
     if not phrases:
-        return missing(suite)
+        lacking = [name for name, cells in ((method, ours), (other, theirs)) if not cells]
+        return missing(suite, *lacking)
     recovery = result["suite"]["recovery"]
     trained = "" if recovery is None else f"recovery of {recovery['epochs']} ep., "
     counted = "one seed" if seeds == {1} else f"{'–'.join(map(str, sorted(seeds)))} seeds"
@@ -109,7 +111,7 @@ def cost(suite: str, *methods: str) -> str:
             timed = all("cpu_s" in c for c in costs)
             seconds = f"{fmean(c['cpu_s'] for c in costs):.0f} s of processor time, " if timed else ""
             phrases.append(f"`{method}` {seconds}{fmean(c['epochs'] for c in costs):g} ep. of training")
-    return f"per cell: {'; '.join(phrases)} (`arena_{suite}.json`)" if phrases else missing(suite)
+    return f"per cell: {'; '.join(phrases)} (`arena_{suite}.json`)" if phrases else missing(suite, *methods)
 
 
 def ratio(name: str, key: str, text: str) -> str:

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from secateur.errors import CheckpointError, RunError
+from secateur.errors import CheckpointError, RunError, SecateurError
 from secateur.files import atomic_write, is_temporary, locked, read_json, write_json
 from secateur.train import Epoch, TrainState
 
@@ -58,19 +58,36 @@ class RunFolder:
             RunError: if the folder cannot be written, is in use, or holds something else or another run.
         """
         folder = cls(Path(path))
+        was_there = folder.path.exists()
+        try:
+            with folder._held(f"# run {run_id}", config, resume=resume):
+                yield folder
+        except SecateurError:  # over a wrong option, say
+            if not was_there:
+                folder._remove_if_not_begun()
+            raise
+
+    @contextmanager
+    def _held(self, title: str, config: str, *, resume: bool) -> Generator[None]:
         with contextlib.ExitStack() as stack:
             try:
-                folder.path.mkdir(parents=True, exist_ok=True)
-                free = stack.enter_context(locked(folder.path / _LOCK))
+                self.path.mkdir(parents=True, exist_ok=True)
+                free = stack.enter_context(locked(self.path / _LOCK))
             except OSError as error:
-                raise folder._unusable(error) from error
+                raise self._unusable(error) from error
             if not free:
                 raise RunError(
-                    f"the run folder {str(path)!r} is in use by a run that is still going on. "
+                    f"the run folder {str(self.path)!r} is in use by a run that is still going on. "
                     "Wait until it ends, or choose another --out."
                 )
-            folder._take(f"# run {run_id}", config, resume=resume)
-            yield folder
+            self._take(title, config, resume=resume)
+            yield
+
+    def _remove_if_not_begun(self) -> None:
+        """Leave nothing behind of a run that wrote nothing but its configuration."""
+        with contextlib.suppress(OSError):
+            if {path.name for path in self.path.iterdir()} <= {"config.yaml"}:
+                shutil.rmtree(self.path)
 
     def _take(self, title: str, config: str, *, resume: bool) -> None:
         """Make the folder that of the run `title`, or see that it is."""

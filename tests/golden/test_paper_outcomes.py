@@ -98,7 +98,7 @@ def test_a_difference_is_paired_by_seed(paper: Any, tmp_path: Path, monkeypatch:
     cells = [cell("ours", 0.9, 0, 0.0, steps=10, cut=0.7), cell("theirs", 0.9, 0, 0.0)]
     write(tmp_path, "untrained", cells, recovery=None)
     assert "90%: +20.00 (" in paper.difference("untrained", "ours", "theirs")
-    assert paper.difference("trained", "ours", "nobody") == "not measured yet: `trained`"
+    assert paper.difference("trained", "ours", "nobody") == "not measured yet: `nobody` of `trained`"
     assert paper.cost("trained", "ours", "nobody") == (
         "per cell: `ours` 16 s of processor time, 20 ep. of training (`arena_trained.json`)"
     )

@@ -141,7 +141,7 @@ def test_headline_setting_and_provenance(pages: dict[str, str]) -> None:
         "20 methods · 50–99 % zeros among prunable weights · 3 seeds · 450 of 450 cells finished",
         "resnet20 on cifar10 with resnet56 as teacher, with one recovery for all but 2 methods (40 epochs, "
         "KD weight 0.7), on NVIDIA H100",
-        "One recovery for all but teacher-guided, no KD and task |w·g|, no KD: epochs 40",
+        "One recovery for all but teacher-guided, no KD; task |w·g|, no KD: epochs 40",
         "commit f444038efdc1b3594bcd605b21d115084a2b331c",
         "torch 2.13.0",
         "secateur bench accuracy --suite cifar10-resnet20",
@@ -251,7 +251,7 @@ class TestUnequalTerms:
 
     def test_a_longer_training_is_told_with_its_length(self, pages: dict[str, str]) -> None:
         text = Reader(pages["full"]).text
-        assert "Most methods trained for 40 epochs of images; IMP, LR rewinding (120)." in text
+        assert "40 epochs of images, others for more or less: IMP, LR rewinding (120). The length" in text
 
     def test_limits_are_stated(self, pages: dict[str, str]) -> None:
         text = Reader(pages["full"]).text

@@ -12,7 +12,7 @@ import pytest
 from safetensors.torch import save
 
 from secateur.config import RunConfig, ScoreOptions, Setup
-from secateur.errors import CheckpointError, RunError
+from secateur.errors import CheckpointError, InvalidArgument, RunError
 from secateur.files import atomic_path
 from secateur.launch import Prepared, launch, prepare
 from secateur.progress import Watcher
@@ -115,6 +115,25 @@ def test_a_state_that_somebody_edited_is_refused(tmp_path: Path, about: str) -> 
     path.write_bytes(save({}, metadata={"training": about}))
     with pytest.raises(CheckpointError, match=r"dense\.safetensors' is damaged"):
         RunFolder(tmp_path).load_training("dense")
+
+
+@pytest.mark.parametrize("was_there", [False, True])
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_run_that_is_refused_before_it_begins_leaves_no_folder(
+    tmp_path: Path, *, was_there: bool, begun: bool
+) -> None:
+    def refused() -> None:
+        with RunFolder.claimed(path, run_id="a", config="") as folder:
+            if begun:
+                folder.log("epoch", epoch=1)
+            raise InvalidArgument("unknown student")
+
+    path = tmp_path / "run"
+    if was_there:
+        path.mkdir()
+    with pytest.raises(InvalidArgument):
+        refused()
+    assert path.exists() == (was_there or begun)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")

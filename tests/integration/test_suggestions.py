@@ -76,10 +76,11 @@ def parsed(command: str) -> Any:
 
 
 def suggested(config: RunConfig, *, taught: bool) -> str:
-    """The last command; the others look into the file."""
-    inspect, verify, last = after_run(config, result_of(config, taught=taught), FOLDER)
+    """The sweep, or the plan where there is no sweep; the others look into the file."""
+    inspect, verify, *rest = after_run(config, result_of(config, taught=taught), FOLDER)
     assert (inspect.text, verify.text) == ("secateur inspect 'runs/a run'", "secateur verify 'runs/a run'")
-    return last.text
+    assert rest[-1].text == "secateur compile 'runs/a run'"
+    return rest[0].text
 
 
 MAGNITUDE = ScoreOptions(criterion="magnitude")
@@ -235,9 +236,9 @@ def test_what_is_printed_and_drawn_runs(here: Path, capsys: pytest.CaptureFixtur
     assert re.search(
         r"; file [1-9]\d*\.\d times larger \(", shown
     )  # a file says more of itself than it saves
-    printed = [line[12:] for line in shown.splitlines()[-3:]]
+    printed = [line[12:] for line in shown.splitlines()[-4:]]
     assert printed == commands_of(here / "my run" / "report.html")
-    assert "--teacher-weights 'my run/teacher.safetensors' --exclude '2.*' --alpha 0:1:0.1" in printed[-1]
+    assert "--teacher-weights 'my run/teacher.safetensors' --exclude '2.*' --alpha 0:1:0.1" in printed[-2]
     for command in printed:
         assert main(shlex.split(command)[1:]) == 0
     (swept,) = (here / "runs").glob("sweep-*")

@@ -216,12 +216,14 @@ def lines(
         axes.spines["left"].set_visible(False)
         axes.margins(x=0.04, y=0.08)
         if fraction:
+            low, high = axes.get_ylim()
+            axes.set_yticks([tick for tick in axes.get_yticks() if low <= tick <= min(high, 1.0)])
             axes.yaxis.set_major_formatter(whole_percent)
         if x_axis == "whole":
             axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
         else:
             places = sorted({x for curve in curves for x in curve.x})
-            shown = [f"{x:g}" if x_axis == "number" else whole_percent(x, 0) for x in places]
+            shown = [f"{x:g}" if x_axis == "number" else f"{round(100 * x, 1):g}%" for x in places]
             axes.set_xticks(places, shown)
         if mark is not None:
             axes.axhline(mark.value, color=INK, linewidth=1, linestyle=(0, (4, 3)))

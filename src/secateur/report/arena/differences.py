@@ -107,6 +107,8 @@ def forest(key: str, label: str, rows: Sequence[Differences], columns: Sequence[
         panels[0].set_xscale("symlog", linthresh=1, linscale=0.75)
         panels[0].set_xlim(*limits)
         ticks = _FINE if max(-limits[0], limits[1]) < 10 else _COARSE
+        if len(columns) > 4:  # no room
+            ticks = [tick for tick in ticks if abs(tick) != 1]
         panels[0].set_xticks([tick for tick in ticks if limits[0] <= tick <= limits[1]])
         panels[0].xaxis.set_major_formatter(whole_points)
         panels[0].minorticks_off()

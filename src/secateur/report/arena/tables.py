@@ -99,18 +99,16 @@ def accuracy_markdown(grid: Grid) -> str:
         f"Test accuracy in %, {STAGES[grid.final]}: mean ± standard deviation. "
         f"{LEGEND.format(reference=grid.reference.label)}."
     )
+    parts = [intro, markdown(accuracy_table(grid, grid.final, methods))]
     differences = difference_table(grid, methods)
-    return "\n\n".join(
-        [
-            intro,
-            markdown(accuracy_table(grid, grid.final, methods)),
+    if differences.rows:
+        parts += [
             "<details><summary>Paired differences with their intervals</summary>",
             f"{differences.caption}.",
             markdown(differences),
             "</details>",
-            f"<sub>{origin(grid)}.</sub>",
         ]
-    )
+    return "\n\n".join([*parts, f"<sub>{origin(grid)}.</sub>"])
 
 
 def markdown(table: Table) -> str:
