@@ -217,6 +217,7 @@ def lines(
         axes.margins(x=0.04, y=0.08)
         if fraction:
             low, high = axes.get_ylim()
+            axes.set_ylim(low, min(high, 1 + 0.1 * (1 - low)))  # room for a marker at 100 %, and no more
             axes.set_yticks([tick for tick in axes.get_yticks() if low <= tick <= min(high, 1.0)])
             axes.yaxis.set_major_formatter(whole_percent)
         if x_axis == "whole":
