@@ -67,8 +67,8 @@ void mark_exact(Program& program) {
   std::vector<bool> far(program.values.size(), false), compared(program.values.size(), false);
   for (Op& op : program.ops) {
     // how many inputs an operation has is checked later, with their shapes
-    const bool squares = op.kind == OpKind::binary && op.binary == Binary::mul && op.inputs.size() == 2 &&
-                         op.inputs[0] == op.inputs[1];
+    const bool squares =
+        op.kind == OpKind::binary && op.binary == Binary::mul && op.inputs.size() == 2 && op.inputs[0] == op.inputs[1];
     bool reads_far = false;
     for (const int id : op.inputs) reads_far = reads_far || far[size_t(id)];
     op.exact = (squares && !is_bounded(makers[size_t(op.inputs[0])])) || has_tiny_number(op, makers) ||
