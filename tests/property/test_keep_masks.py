@@ -216,6 +216,6 @@ def test_arguments_of_keep_masks_that_changed_places_are_told() -> None:
         ((optimizer, model, masks), "model"),
         ((model, optimizer, model), "masks"),
     ):
-        says = rf"^{name} must be a .* in keep_masks\(model, optimizer, masks\), got "
+        says = rf"^{name} must be an? .* in keep_masks\(model, optimizer, masks\), got "
         with pytest.raises(InvalidArgument, match=says), keep_masks(*wrong):
             pass

@@ -158,7 +158,7 @@ class TestInputs:
             engine(x)
 
     def test_the_number_of_inputs_is_checked(self, plan: Plan, images: np.ndarray) -> None:
-        with pytest.raises(InvalidArgument, match=r"has 1 inputs \(x\), got 2"):
+        with pytest.raises(InvalidArgument, match=r"has 1 input \(x\), got 2 by place"):
             Engine(plan)(images, images)
 
     def test_batch_sizes_must_agree(self) -> None:

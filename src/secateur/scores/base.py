@@ -6,7 +6,6 @@ import abc
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -149,13 +148,10 @@ def preserving(model: nn.Module) -> Generator[None]:
     layers run as they do in training.
     """
     grads = {p: p.grad for p in model.parameters()}
-    # By module, places without a tensor included: a forward pass may fill them. Parameters, since an
-    # interrupt in torch.func may leave what stood in for them.
-    held_before = [
-        (held, dict[str, Any](held))
-        for module in model.modules()
-        for held in (module._buffers, module._parameters)  # pyright: ignore[reportPrivateUsage]
-    ]
+    # By module, places without a tensor included: a forward pass may fill them.
+    buffers = [(held, dict(held)) for held in (module._buffers for module in model.modules())]  # pyright: ignore[reportPrivateUsage]
+    # An interrupt in torch.func may leave what stood in for them.
+    parameters = [(held, dict(held)) for held in (module._parameters for module in model.modules())]  # pyright: ignore[reportPrivateUsage]
     # weight_norm and its like keep what they computed in an attribute
     attributes = [(vars(module), dict(_tensors_in(module))) for module in model.modules()]
     put_back = remembered(model.buffers())
@@ -169,9 +165,11 @@ def preserving(model: nn.Module) -> Generator[None]:
         finally:
             for parameter, grad in grads.items():
                 parameter.grad = grad
-            for held, before in held_before:
+            for held, before in buffers:
                 held.clear()
                 held.update(before)
+            for held, own in parameters:
+                held.update(own)
             for held, tensors in attributes:
                 held.update(tensors)
             put_back()
