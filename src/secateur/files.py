@@ -41,15 +41,19 @@ def atomic_path(path: str | os.PathLike[str]) -> Generator[Path]:
         RunError: if the file cannot be written, for example because the disk is full, or is a device or a
             pipe.
     """
-    target = Path(os.path.realpath(path))
-    if target.exists() and not target.is_file() and not target.is_dir():
+    try:
+        target = Path(os.path.realpath(path))
+    except ValueError as error:  # a NUL in it
+        raise RunError(f"cannot write {str(path)!r}: {error}. Check the path.") from error
+    # os.path, as what may not be looked at is told apart below
+    if os.path.exists(target) and not os.path.isfile(target) and not os.path.isdir(target):
         raise RunError(f"cannot write {str(path)!r}: it is a device or a pipe. Give the path of a file.")
     temporary = target.with_name(f".{target.name[:64]}.{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
         with temporary.open("r+b") as file:
             os.fsync(file.fileno())
-        if target.is_file():
+        if os.path.isfile(target):
             temporary.chmod(stat.S_IMODE(target.stat().st_mode))
         temporary.replace(target)
     except OSError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shutil
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -58,7 +59,7 @@ class RunFolder:
             RunError: if the folder cannot be written, is in use, or holds something else or another run.
         """
         folder = cls(Path(path))
-        was_there = folder.path.exists()
+        was_there = os.path.exists(folder.path)  # False, not an error, where it may not be looked at
         try:
             with folder._held(f"# run {run_id}", config, resume=resume):
                 yield folder

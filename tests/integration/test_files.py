@@ -182,6 +182,11 @@ def test_a_file_that_is_replaced_keeps_its_mode(tmp_path):
     assert stat.S_IMODE((tmp_path / "private").stat().st_mode) == 0o600
 
 
+def test_a_path_that_can_be_none_is_told():
+    with pytest.raises(RunError, match="null byte. Check the path"):
+        atomic_write("a\0b", "x")
+
+
 def test_what_is_no_file_is_not_replaced_by_one(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(RunError, match="pipe': it is a device or a pipe"):
