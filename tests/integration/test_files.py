@@ -183,7 +183,7 @@ def test_a_file_that_is_replaced_keeps_its_mode(tmp_path):
 
 
 def test_a_path_that_can_be_none_is_told():
-    with pytest.raises(RunError, match="null byte. Check the path"):
+    with pytest.raises(RunError, match=r"null byte\. Check the path"):
         atomic_write("a\0b", "x")
 
 
