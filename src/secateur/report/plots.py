@@ -216,9 +216,6 @@ def lines(
         axes.spines["left"].set_visible(False)
         axes.margins(x=0.04, y=0.08)
         if fraction:
-            low, high = axes.get_ylim()
-            axes.set_ylim(low, min(high, 1 + 0.1 * (1 - low)))  # room for a marker at 100 %, and no more
-            axes.set_yticks([tick for tick in axes.get_yticks() if low <= tick <= min(high, 1.0)])
             axes.yaxis.set_major_formatter(whole_percent)
         if x_axis == "whole":
             axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
@@ -238,6 +235,10 @@ def lines(
                 color=MUTED,
                 fontsize=FONT - 1.5,
             )
+        if fraction:
+            low, high = axes.get_ylim()
+            axes.set_ylim(low, min(high, 1 + 0.1 * (1 - low)))  # room for a marker at 100 %, and no more
+            axes.set_yticks([tick for tick in axes.get_yticks() if low <= tick <= min(high, 1.0)])
         if len(curves) > 1:
             figure.legend(loc="outside upper left", ncols=columns, handlelength=2.2, columnspacing=1.2)
 
