@@ -111,12 +111,8 @@ def cut(
             exclude=exclude,
             on_stage=on_stage,
         )
-        undo = remembered(masks.match(student).values())
-        try:
+        with _as_it_was_on_errors(student):  # such as Ctrl-C between two layers
             apply_masks(student, masks)
-        except BaseException:  # such as Ctrl-C between two layers
-            undo()
-            raise
         return masks
     sparsity, scope = pattern.sparsity_for(sparsity), pattern.scope_for(scope)
     check_stages(stages, regrow=regrow)

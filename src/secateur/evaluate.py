@@ -17,7 +17,7 @@ from secateur.inputs import Inputs, call
 from secateur.layout import laid_out
 from secateur.losses import check_scalar, explained, logits_for
 from secateur.modules import device_of, modes_kept
-from secateur.naming import Batches, Loss, split_batches
+from secateur.naming import GIVE_LABELS, Batches, Loss, split_batches
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,7 @@ def evaluate(model: nn.Module, batches: Batches, *, task_loss: Loss = F.cross_en
         model.eval()
         for x, y in laid_out(split_batches(batches, device_of(model)), model):
             if y is None:
-                raise DataError(
-                    "evaluation needs labels, got a batch without. Pass (inputs, labels), or a dict with "
-                    "'labels' or 'label'."
-                )
+                raise DataError(f"evaluation needs labels, got a batch without. {GIVE_LABELS}.")
             if y.ndim != 1:
                 raise DataError(
                     f"labels must have shape (batch,), got {tuple(y.shape)}: accuracy is counted by samples. "

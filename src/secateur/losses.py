@@ -161,7 +161,7 @@ def kd_loss(
             "Outputs that are not logits need another distance: kd='mse', of the criterion or the recovery."
         )
     # Half precision has no room for sums over a batch of maps.
-    student, teacher = (_single(z) for z in (student, teacher.detach()))
+    student, teacher = (at_least_single(z) for z in (student, teacher.detach()))
     if standardize:
         student, teacher = standardize_logits(student), standardize_logits(teacher)
     log_s = F.log_softmax(student / temperature, dim=1)
@@ -177,7 +177,7 @@ def kd_loss(
     return beta * reverse + (1 - beta) * divergence
 
 
-def _single(logits: Tensor) -> Tensor:
+def at_least_single(logits: Tensor) -> Tensor:
     """In single precision, or double if they are."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 

@@ -25,6 +25,9 @@ Loss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 _LABELS = ("labels", "label")
 """Where a batch that is a dict has them."""
 
+GIVE_LABELS = "Pass (inputs, labels), or a dict with 'labels' or 'label'"
+"""What to do where a batch has none."""
+
 
 def length_of(items: Iterable[Any]) -> int | None:
     """How many there are, or None for an iterable that does not know.

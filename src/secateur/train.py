@@ -31,6 +31,7 @@ from secateur.modules import (
     why_not_writable,
 )
 from secateur.naming import (
+    GIVE_LABELS,
     Batches,
     IndexedBatch,
     IndexedLoader,
@@ -341,7 +342,7 @@ def _indexed_batches(
     nowhere = torch.empty(0, dtype=torch.int64)
     for index, (inputs, labels) in enumerate(split_batches(train, device)):
         if labels is None:
-            raise TrainingError(f"training needs labels, batch {index} has none.")
+            raise TrainingError(f"training needs labels, batch {index} has none. {GIVE_LABELS}.")
         yield IndexedBatch(inputs, labels, nowhere, number)
 
 

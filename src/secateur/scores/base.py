@@ -15,7 +15,7 @@ from secateur.inputs import Inputs
 from secateur.layout import laid_out
 from secateur.losses import logits_for
 from secateur.modules import modes_kept, plain_attention, remembered
-from secateur.naming import Batches, Loss, Named, split_batches
+from secateur.naming import GIVE_LABELS, Batches, Loss, Named, split_batches
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,7 @@ class ScoreInputs:
         for index, (inputs, labels) in enumerate(self.stream()):
             if labels is None:
                 raise ScoreError(
-                    f"{type(criterion).__name__} needs labels, batch {index} has none. "
-                    "Pass (inputs, labels), or a dict with 'labels' or 'label'."
+                    f"{type(criterion).__name__} needs labels, batch {index} has none. {GIVE_LABELS}."
                 )
             yield inputs, labels
 

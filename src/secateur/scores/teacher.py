@@ -14,7 +14,7 @@ from secateur.counts import check_fraction
 from secateur.errors import InvalidArgument, ScoreError, SecateurWarning
 from secateur.kinds import check_kind, check_used
 from secateur.losses import KDKind, check_finite, distillation, logits_for
-from secateur.naming import Loss, Named
+from secateur.naming import GIVE_LABELS, Loss, Named
 from secateur.scores.base import AbstractCriterion, ScoreInputs, preserving
 from secateur.scores.gradient import Accumulate, Accumulation, Accumulator, Saliency, backward_to
 
@@ -149,8 +149,7 @@ class TeacherGuided(AbstractCriterion):
             if y is None and self.alpha > 0:
                 raise ScoreError(
                     f"alpha={self.alpha:g} needs labels, batch {index} has none. "
-                    "Pass (inputs, labels), or a dict with 'labels' or 'label'; or alpha=0 for the teacher "
-                    "alone."
+                    f"{GIVE_LABELS}; or alpha=0 for the teacher alone."
                 )
             with torch.no_grad():
                 guidance = logits_for(self.teacher, x)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from secateur.counts import check_fraction, check_number
 from secateur.errors import InvalidArgument, ScoreError
 from secateur.kinds import check_kind, check_used
-from secateur.losses import check_finite, check_outputs, logits_for
+from secateur.losses import at_least_single, check_finite, check_outputs, logits_for
 from secateur.naming import Named
 from secateur.scores.base import AbstractCriterion, ScoreInputs, preserving
 from secateur.scores.gradient import SQUARES, Accumulator, backward_to
@@ -117,8 +117,8 @@ class TeacherFisher(AbstractCriterion):
             )
         logits, taught = (z.movedim(1, -1).flatten(0, -2) for z in (logits, taught))
         drawn = draw_classes(taught / self.temperature, generator)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return self.temperature**2 * torch.nn.functional.cross_entropy(logits / self.temperature, drawn)
+        logits = at_least_single(logits) / self.temperature
+        return self.temperature**2 * torch.nn.functional.cross_entropy(logits, drawn)
 
 
 def draw_classes(logits: Tensor, generator: torch.Generator) -> Tensor:
