@@ -83,7 +83,7 @@ void LaneBuilder::add_fed(const Op& op, const ConvShape& shape, const LaneLayout
     call.scratch = context.scratch(thread);
     plan->run(part, call);
   };
-  const std::vector<int> used{feeder.mover ? feeder.mover->from_buffer : -1, feeder.buffer, buffers, copies, target};
+  const std::vector<int> used{feeder.filler ? feeder.filler->from_buffer : -1, feeder.buffer, buffers, copies, target};
   const size_t first_stage = session_.stages_.size();
   if (!strips)
     session_.add_stage(parts, used, [=](Context& context, int64_t part, int thread) {
@@ -92,9 +92,9 @@ void LaneBuilder::add_fed(const Op& op, const ConvShape& shape, const LaneLayout
     });
   for (int64_t stage = 0; strips && stage <= parts; stage++)
     session_.add_stage(output.groups, used, [=](Context& context, int64_t group, int thread) {
-      if (stage == 0 && feeder.mover)
-        feeder.mover->run(context.buffer(feeder.mover->from_buffer), {group, {0, feeder.layout.channels}},
-                          context.buffer(feeder.buffer));
+      if (stage == 0 && feeder.filler)
+        feeder.filler->run(context.buffer(feeder.filler->from_buffer), {group, {0, feeder.layout.channels}},
+                           context.buffer(feeder.buffer));
       if (stage < parts) feed(context, stage, group, thread, stage % 2);
       if (stage > 0) use(context, stage - 1, group, thread, (stage - 1) % 2);
     });
@@ -110,7 +110,7 @@ LaneBuilder::Target LaneBuilder::target_of(const Op& op, const Source& input, co
     target.residual = lane(op.inputs[1], layout.tokens ? layout : layout_of(op.inputs[1]));
     target.residual_layout = session_.forms_[size_t(op.inputs[1])].layout;
     const bool is_read =
-        target.residual == input.buffer || (input.mover && input.mover->from_buffer == target.residual);
+        target.residual == input.buffer || (input.filler && input.filler->from_buffer == target.residual);
     if (!is_read && target.residual_layout.same_places(layout) && !session_.is_read_later(op.inputs[1]))
       target.buffer = target.residual;
   }
@@ -136,7 +136,7 @@ void LaneBuilder::add_conv(const Op& op, const ConvShape& shape, Source input, c
   session_.weight_bytes_ += plan->weight_bytes();
   if (!plan->sliced()) session_.scratch_bytes_ = std::max(session_.scratch_bytes_, plan->scratch_bytes());
   if (parts > 0) {
-    session_.feeder_ = {session_.op_, parts, plan, input.buffer, input.layout, input.mover};
+    session_.feeder_ = {session_.op_, parts, plan, input.buffer, input.layout, input.filler};
     return;
   }
   const int64_t copy_bytes = plan->channels_at_a_time() * input.layout.plane();
@@ -144,16 +144,16 @@ void LaneBuilder::add_conv(const Op& op, const ConvShape& shape, Source input, c
   if (copies) input.buffer = session_.new_buffer(copy_bytes * n_copies);
   Target target = target_of(op, input, layout);
   if (plan->sliced()) target.sums = session_.new_buffer(plan->scratch_bytes());
-  const int source = input.mover ? input.mover->from_buffer : -1;
+  const int source = input.filler ? input.filler->from_buffer : -1;
   session_.add_stage(grouped ? layout.groups : plan->n_tasks(),
                      {input.buffer, source, target.buffer, target.residual, target.sums},
                      [=](Context& context, int64_t task, int thread) {
     const int64_t group = grouped ? task : 0;
     char* const from = context.buffer(input.buffer) + (n_copies > 1 ? task * copy_bytes : 0);
     const auto fill = [&](const Share& channels) {
-      input.mover->run(context.buffer(input.mover->from_buffer), {group, channels}, from);
+      input.filler->run(context.buffer(input.filler->from_buffer), {group, channels}, from);
     };
-    if (input.mover && !copies) fill({0, shape.channels});
+    if (input.filler && !copies) fill({0, shape.channels});
     Convolution::Call call = target.call(context, group, thread);
     call.input = input.layout.view(from, group);
     if (copies) call.fill = fill;

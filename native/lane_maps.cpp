@@ -29,11 +29,11 @@ bool LaneBuilder::pool(const Op& op) {
   call.scale = 1.0f / float(window.height * window.width);
   const LaneTasks tasks = tasks_for(output);
   const auto kernel = op.kind == OpKind::max_pool ? session_.table_.max_pool : session_.table_.mean_pool;
-  session_.add_stage(tasks.count(), {source.buffer, source.mover ? source.mover->from_buffer : -1, to},
+  session_.add_stage(tasks.count(), {source.buffer, source.filler ? source.filler->from_buffer : -1, to},
                      [=](Context& context, int64_t i, int) {
     const auto [group, channels] = tasks[i];
     char* const from = context.buffer(source.buffer) + channels.begin * source.layout.plane();
-    if (source.mover) source.mover->run(context.buffer(source.mover->from_buffer), tasks[i], from);
+    if (source.filler) source.filler->run(context.buffer(source.filler->from_buffer), tasks[i], from);
     PoolCall part = call;
     part.input = source.layout.view(from, group);
     part.input.data -= window.top * part.input.row + window.left * output.vector_bytes();

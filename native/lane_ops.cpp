@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <utility>
 
 namespace secateur {
 
@@ -182,10 +183,25 @@ void LaneBuilder::finish(int value, int buffer, const LaneLayout& layout) {
   auto& form = session_.forms_[size_t(value)];
   form.lane = buffer;
   form.layout = layout;
-  form.bare = layout.has_margin() && layout.groups > 1;
+  form.borders = nullptr;
   if (!layout.has_margin()) return;
-  const Region now = form.bare ? Region::blocks : Region::all;
+  if (layout.groups > 1) form.borders = give_borders(buffer, layout);
+  const Region now = form.borders ? Region::blocks : Region::all;
   add_moves(std::make_shared<const Mover>(session_.table_, layout, buffer, layout, buffer, every_pixel, now));
+}
+
+// Each task of the last stage, which computed a group of the value, gives what others will need of it.
+std::shared_ptr<const Borders> LaneBuilder::give_borders(int buffer, const LaneLayout& layout) {
+  const int to = session_.new_buffer(0);
+  const auto borders = std::make_shared<const Borders>(session_.table_, layout, to);
+  session_.buffers_[size_t(to)].bytes = borders->bytes();
+  session_.use({to});
+  Session::Stage& last = session_.stages_.back();
+  last.work = [=, compute = std::move(last.work)](Context& context, int64_t group, int thread) {
+    compute(context, group, thread);
+    borders->give(context.buffer(buffer), group, context.buffer(to));
+  };
+  return borders;
 }
 
 void LaneBuilder::add_moves(const std::shared_ptr<const Mover>& mover) {
@@ -210,24 +226,19 @@ LaneBuilder::Source LaneBuilder::window_source(const Op& op, const Window& windo
   const bool fits = from.has_margins_for(need, fill);
   auto& form = session_.forms_[size_t(value)];
   Source source{buffer, from, nullptr};
-  Window read = every_pixel;
-  Region region = Region::margins;
   if (input.direct && fits) {
-    if (!form.bare || !need.has_margin()) return source;
-    form.bare = false;
-  } else {
-    input.layout.fill = fill;
-    source.layout = input.layout;
-    source.buffer = copies ? -1 : session_.new_buffer(source.layout.bytes());
-    read = window;
-    region = Region::all;
+    if (need.has_margin()) source.filler = std::exchange(form.borders, nullptr);
+    return source;
   }
-  source.mover =
-      std::make_shared<const Mover>(session_.table_, from, buffer, source.layout, source.buffer, read, region);
-  if (output.groups == 1 && !by_channels(output)) {
-    add_moves(source.mover);
-    source.mover = nullptr;
-  }
+  input.layout.fill = fill;
+  source.layout = input.layout;
+  source.buffer = copies ? -1 : session_.new_buffer(source.layout.bytes());
+  const auto mover =
+      std::make_shared<const Mover>(session_.table_, from, buffer, source.layout, source.buffer, window, Region::all);
+  if (output.groups == 1 && !by_channels(output))
+    add_moves(mover);
+  else
+    source.filler = mover;
   return source;
 }
 

@@ -1,6 +1,7 @@
 // Stages that work on vectors of lanes: convolutions and what stands between them.
 #pragma once
 
+#include "borders.h"
 #include "mover.h"
 #include "session.h"
 #include "share.h"
@@ -18,11 +19,11 @@ class LaneBuilder {
   void unpack(int value);
 
  private:
-  // Where a convolution or pool reads from. If there is a mover, the tasks that read it run it before.
+  // Where a convolution or pool reads from. If there is a filler, the tasks that read it run it before.
   struct Source {
     int buffer;  // −1: a copy for each task, which add_conv makes
     LaneLayout layout;
-    std::shared_ptr<const Mover> mover;
+    std::shared_ptr<const Filler> filler;
   };
 
   // Where a convolution writes to. Sums: of slices of the input, −1 if it has none.
@@ -54,6 +55,7 @@ class LaneBuilder {
   void add_conv(const Op& op, const ConvShape& shape, Source input, const LaneLayout& layout);
   Source window_source(const Op& op, const Window& window, float fill, bool copies);
   void finish(int value, int buffer, const LaneLayout& layout);  // the value is now to be had there
+  std::shared_ptr<const Borders> give_borders(int buffer, const LaneLayout& layout);
   void add_moves(const std::shared_ptr<const Mover>& mover);
   void add_up(const LaneLayout& layout, int buffer, int64_t n);
   int64_t shares(int64_t channels, int64_t bytes) const;

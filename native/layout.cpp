@@ -160,21 +160,6 @@ WindowInput window_input(const LaneLayout& from, const LaneLayout& to, const Win
 
 namespace {
 
-// Collects moves, and each pattern once.
-class MoveList {
- public:
-  void add(int64_t to, int64_t from, const std::vector<int32_t>& pattern, bool first) {
-    const auto [place, added] = known_.try_emplace(pattern, int32_t(known_.size()));
-    if (added) result.patterns.insert(result.patterns.end(), pattern.begin(), pattern.end());
-    result.moves.push_back({int32_t(to), int32_t(from), place->second, first});
-  }
-
-  Moves result;
-
- private:
-  std::map<std::vector<int32_t>, int32_t> known_;
-};
-
 // Whether some window of stride `stride` reads row or column `at`, counted from the first that any reads.
 bool is_read(int64_t at, int64_t window, int64_t stride, int64_t dilation) {
   if (dilation == 1) return at % stride < window;
@@ -220,7 +205,7 @@ Moves moves_between(const LaneLayout& from, const LaneLayout& to, bool same, con
         list.add(target, from_many, numbers, true);
         continue;
       }
-      if (sources.empty()) list.result.moves.push_back({int32_t(target), from_none, 0, 1});
+      if (sources.empty()) list.add(target, from_none, numbers, true);
       // The vector itself first: later moves overwrite it.
       bool first = true;
       if (const auto self = sources.find(target); same && self != sources.end()) {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <vector>
 
 #include "kernels.h"
@@ -67,6 +68,22 @@ struct Moves {
   std::vector<Move> moves;
   std::vector<int32_t> patterns;
 };
+
+// Collects moves, and each pattern once.
+class MoveList {
+ public:
+  void add(int64_t to, int64_t from, const std::vector<int32_t>& pattern, bool first) {
+    const auto [place, added] = known_.try_emplace(pattern, int32_t(known_.size()));
+    if (added) result.patterns.insert(result.patterns.end(), pattern.begin(), pattern.end());
+    result.moves.push_back({int32_t(to), int32_t(from), place->second, first});
+  }
+
+  Moves result;
+
+ private:
+  std::map<std::vector<int32_t>, int32_t> known_;
+};
+
 enum class Region { all, blocks, margins };
 // For one group of `to`; distances are from where channel 0 of the first group begins.
 Moves moves_between(const LaneLayout& from, const LaneLayout& to, bool same, const Window& window, int32_t group,

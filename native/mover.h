@@ -12,12 +12,24 @@
 
 namespace secateur {
 
+// What fills a buffer, or its margins, from another, before it is read.
+class Filler {
+ public:
+  explicit Filler(int from_buffer) : from_buffer(from_buffer) {}
+  virtual ~Filler() = default;
+
+  // `source`: the buffer; `target`: where the first of the channels of the task begins in the first group.
+  virtual void run(const char* source, const LaneTask& task, char* target) const = 0;
+
+  const int from_buffer;
+};
+
 // Moves from a buffer to another, or within one: what each group of the target needs.
-class Mover {
+class Mover : public Filler {
  public:
   Mover(const KernelTable& table, const LaneLayout& from, int from_buffer, const LaneLayout& to, int to_buffer,
         const Window& window, Region region)
-      : from_buffer(from_buffer), to_buffer(to_buffer), to(to), from_plane_(from.plane()), move_(table.move) {
+      : Filler(from_buffer), to_buffer(to_buffer), to(to), from_plane_(from.plane()), move_(table.move) {
     if (std::max(from.bytes(), to.bytes()) > std::numeric_limits<int32_t>::max())
       throw PlanError("its input is too large");
     for (int32_t group = 0; group < to.groups; group++)
@@ -29,8 +41,7 @@ class Mover {
   }
   int64_t bytes() const { return int64_t(moves_.front().moves.size()) * to.channels * to.vector_bytes(); }
 
-  // `source`: the buffer; `target`: where the first of the channels of the task begins in the first group.
-  void run(const char* source, const LaneTask& task, char* target) const {
+  void run(const char* source, const LaneTask& task, char* target) const override {
     const Moves& moves = moves_[size_t(task.group)];
     MoveCall call{};
     call.to = target;
@@ -45,7 +56,7 @@ class Mover {
     move_(call);
   }
 
-  const int from_buffer, to_buffer;
+  const int to_buffer;
   const LaneLayout to;
 
  private:

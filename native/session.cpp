@@ -123,14 +123,18 @@ int Session::new_plain(int value) {
 }
 
 void Session::add_stage(int64_t n_tasks, const std::vector<int>& buffers, Work work) {
-  const int stage = int(stages_.size());
+  stages_.push_back({op_, n_tasks, std::move(work)});
+  use(buffers);
+}
+
+void Session::use(const std::vector<int>& buffers) {
+  const int stage = int(stages_.size()) - 1;
   for (const int id : buffers) {
     if (id < 0) continue;
     Buffer& buffer = buffers_[size_t(id)];
     if (buffer.first < 0) buffer.first = stage;
     buffer.last = stage;
   }
-  stages_.push_back({op_, n_tasks, std::move(work)});
 }
 
 int Session::plain(int value) {

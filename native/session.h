@@ -40,7 +40,8 @@ class Context {
 
 using Work = std::function<void(Context&, int64_t task, int thread)>;
 
-class Mover;
+class Borders;
+class Filler;
 
 // A sparse weight as `GatherCall` reads it: outputs side by side in the lanes of a vector, an input after the other.
 struct GatheredRows {
@@ -84,8 +85,8 @@ class Session {
   struct Form {  // how a value is to be had; −1: not yet
     int plain = -1;
     int lane = -1;
-    LaneLayout layout;  // of `lane`
-    bool bare = false;  // its margins are yet to be filled, by the first who reads them
+    LaneLayout layout;                       // of `lane`
+    std::shared_ptr<const Borders> borders;  // with which its margins are yet to be filled, by the first who reads them
   };
 
   struct Feeder {  // a convolution whose output the next one reads part by part, each right after it is computed
@@ -94,13 +95,14 @@ class Session {
     std::shared_ptr<const Convolution> plan;
     int buffer;  // of its input
     LaneLayout layout;
-    std::shared_ptr<const Mover> mover;  // that fills the buffer; null if it is filled
+    std::shared_ptr<const Filler> filler;  // of the buffer; null if it is filled
   };
 
   int new_buffer(int64_t bytes);
   int new_plain(int value);  // for the value to be written to
   void add_stage(int64_t n_tasks, const std::vector<int>& buffers, Work work);
-  int plain(int value);  // the buffer that holds the value, converted if need be
+  void use(const std::vector<int>& buffers);  // in the last stage
+  int plain(int value);                       // the buffer that holds the value, converted if need be
   void place_buffers();
   int64_t bytes_of(int value) const;
   bool is_output(int value) const;

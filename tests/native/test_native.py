@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-TARGETS = ("test_conv", "test_lanes", "test_memory", "test_pool", "test_sections", "fuzz_plans")
+TARGETS = ("test_borders", "test_conv", "test_lanes", "test_memory", "test_pool", "test_sections", "fuzz_plans")
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
@@ -79,6 +79,11 @@ def test_every_kernel_and_convolution_agrees_with_plain_code(programs: Programs)
 
 def test_every_other_kernel_agrees_with_plain_code(programs: Programs) -> None:
     output = programs("test_lanes", "300")
+    assert isas(output) >= ({"baseline", "neon"} if programs.build is ARM else {"baseline"})
+
+
+def test_strips_hand_each_other_what_their_margins_need(programs: Programs) -> None:
+    output = programs("test_borders", "300")
     assert isas(output) >= ({"baseline", "neon"} if programs.build is ARM else {"baseline"})
 
 
