@@ -11,7 +11,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-TARGETS = ("test_borders", "test_conv", "test_lanes", "test_memory", "test_pool", "test_sections", "fuzz_plans")
+TARGETS = (
+    "test_borders",
+    "test_conv",
+    "test_lanes",
+    "test_memory",
+    "test_pool",
+    "test_sections",
+    "fuzz_plans",
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
