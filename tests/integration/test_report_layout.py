@@ -14,7 +14,7 @@ from integration.report_helpers import PAGES, Reader
 from integration.suite_helpers import METHODS, make_suite
 from secateur.report import render_suite
 from secateur.report.canvas import WIDTH
-from secateur.report.words import listing
+from secateur.report.words import listing, shorten
 
 FEW = ("magnitude", "magnitude-layerwise", "lamp", "teacher-guided", "task-gradient", "imp")
 LONG = "gradual, Wanda scores"
@@ -95,3 +95,18 @@ def test_captions_stand_outside_of_what_scrolls_and_name_it(page: str) -> None:
 )
 def test_names_in_a_sentence(names: list[str], sentence: str) -> None:
     assert listing(names) == sentence
+
+
+@pytest.mark.parametrize(
+    ("name", "most", "short"),
+    [
+        ("magnitude", 26, "magnitude"),
+        ("teacher-guided, recovery by the authors' CA-KLD", 44, "teacher-guided,…by the authors' CA-KLD"),
+        ("IMP, LR rewinding, 100 epochs", 26, "IMP, LR…100 epochs"),
+        ("magnitude, shuffled in each layer", 26, "magnitude,…in each layer"),
+        ("layer4.0.downsample.0.weight.very.long.name", 26, "layer4.0.d….very.long.name"),
+    ],
+)
+def test_long_names_keep_whole_words_where_they_can(name: str, most: int, short: str) -> None:
+    assert shorten(name, most) == short
+    assert len(short) <= most

@@ -195,6 +195,7 @@ def test_cells_that_were_measured_otherwise_are_not_taken(tmp_path: Path) -> Non
     for other, message in (
         (replace(grid, threads=2), r"resnet20-b2-s0\.9\.json' was measured with 1 threads, not 2\. Remove"),
         (replace(grid, against=("torch",)), "was measured without torch"),
+        (replace(grid, seconds=2.0), r"was measured for 0\.01 seconds an engine, not 2\. Remove"),
     ):
         with pytest.raises(InvalidArgument, match=message):
             list(run_grid(other, tmp_path))

@@ -53,7 +53,7 @@ class DataOptions:
     for an image folder or hf: its common size up to 64 pixels, otherwise 224."""
 
     augment: bool = True
-    """Whether training images are randomly cropped and, where that keeps the class, mirrored."""
+    """Crop training images at random and, where that keeps the class, mirror them; on by default."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "n_calibration"):

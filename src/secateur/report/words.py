@@ -112,11 +112,18 @@ def commits(found: Iterable[object]) -> str:
 
 
 def shorten(name: str, most: int = 26) -> str:
-    """A name of at most `most` characters, cut in the middle where both ends still tell it apart."""
+    """A name of at most `most` characters, cut in the middle where both ends still tell it apart.
+
+    Words stay whole where that leaves more than half of an end.
+    """
     if len(name) <= most:
         return name
     tail = (most - 1) * 3 // 5
-    return f"{name[: most - 1 - tail]}…{name[-tail:]}"
+    head, end = name[: most - 1 - tail], name[-tail:]
+    words, last_words = name[: len(head) + 1].rpartition(" ")[0], name[-tail - 1 :].partition(" ")[2]
+    return (
+        f"{words if 2 * len(words) > len(head) else head}…{last_words if 2 * len(last_words) > tail else end}"
+    )
 
 
 def layer_labels(names: Sequence[str]) -> list[str]:

@@ -113,7 +113,8 @@ def run_grid(
 
     Raises:
         RunError: if the folder cannot be made.
-        InvalidArgument: if a file there was measured with other threads or without some of the engines.
+        InvalidArgument: if a file there was measured with other threads, for another time, or without some
+            of the engines.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -141,13 +142,16 @@ def _measured_alike(path: Path, grid: Grid) -> dict[str, Any]:
     """A cell from its file, which may be one that was measured before.
 
     Raises:
-        InvalidArgument: if it was measured with other threads, or without some of the engines.
+        InvalidArgument: if it was measured with other threads, for another time, or without some of the
+            engines.
     """
     cell = read_json(path)
     timed = {timing["name"] for timing in cell["timings"]}
     lacking = [f"without {name}" for name in grid.against if name not in timed]
     if cell["threads"] != grid.threads:
         lacking.append(f"with {cell['threads']} threads, not {grid.threads}")
+    if cell["seconds"] != grid.seconds:
+        lacking.append(f"for {cell['seconds']:g} seconds an engine, not {grid.seconds:g}")
     if lacking:
         raise InvalidArgument(
             f"{str(path)!r} was measured {' and '.join(lacking)}. Remove it, or give another folder."
@@ -185,6 +189,7 @@ def measure(plan: Plan, batch: int, grid: Grid, folder: Path) -> dict[str, Any]:
         "plan_bytes": size,
         "load_s": load_s,
         "threads": grid.threads,
+        "seconds": grid.seconds,
         "timings": [timing.to_dict() for timing in timings],
         "versions": provenance.versions(),
         "commit": provenance.commit(),
