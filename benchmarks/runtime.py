@@ -42,7 +42,8 @@ def deepsparse(python: str, grid: Grid, plan: Plan, batch: int) -> dict[str, Any
         (Path(folder) / "net.onnx").write_bytes(plan_to_onnx(plan, batch=batch))
         np.savez(Path(folder) / "inputs.npz", *inputs)
         command = [python, str(DEEPSPARSE), folder, str(batch), str(grid.threads), str(grid.seconds)]
-        own = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}  # packages of its own
+        # with packages of its own
+        own = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=own)
         if done.returncode:
             return {"name": "deepsparse", "error": done.stderr.strip()[-300:]}

@@ -109,6 +109,14 @@ class TestInputs:
         turned = np.ascontiguousarray(images.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
         np.testing.assert_array_equal(engine(turned), engine(images))
 
+    def test_masked_numbers_are_not_taken_for_numbers(self, plan: Plan, images: np.ndarray) -> None:
+        engine = Engine(plan, threads=1)
+        masked = np.ma.MaskedArray(images, mask=False)
+        np.testing.assert_array_equal(engine(masked), engine(images))
+        masked[0, 0, 0, :3] = np.ma.masked
+        with pytest.raises(InvalidArgument, match=r"has 3 masked numbers.*\.filled"):
+            engine(masked)
+
     def test_the_input_is_left_alone(self, plan: Plan, images: np.ndarray) -> None:
         before = images.copy()
         images.flags.writeable = False

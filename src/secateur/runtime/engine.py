@@ -254,6 +254,11 @@ def _checked(x: object, name: str, shape: Sequence[int], dtype: np.dtype[Any]) -
                 f"input {name!r} cannot be read through DLPack: {error}. Detach it, move it to the CPU, "
                 "and convert it with .float() if it is narrower."
             ) from error
+    if isinstance(x, np.ma.MaskedArray) and np.ma.is_masked(x):
+        raise InvalidArgument(
+            f"input {name!r} has {np.ma.count_masked(x)} masked numbers, which a network cannot leave out. "
+            "Put numbers in their place with .filled(…)."
+        )
     array = cast("Array", x)
     expected = ("batch", *shape[1:])
     fits = array.ndim == len(shape) and array.shape[0] >= 1 and array.shape == concrete(shape, array.shape[0])
