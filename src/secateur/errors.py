@@ -81,6 +81,10 @@ class RunError(SecateurError, RuntimeError):
     """A run folder is in use, unwritable or incomplete."""
 
 
+class SuiteError(SecateurError, RuntimeError):
+    """Some cells of a suite failed; the others were run."""
+
+
 class MissingExtra(SecateurError, ImportError):
     """An optional package is not installed; the message names the extra that brings it."""
 

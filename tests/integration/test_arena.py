@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -353,6 +354,26 @@ def test_several_processes_fill_one_folder(tmp_path: Path) -> None:
     command = ["bench", "accuracy", "--suite", str(path), "--out", str(out), "--device", "cpu"]
     assert main([*command, "--jobs", "2", "--methods", "magnitude,teacher-guided"]) == 0
     assert len(list((out / "cells").glob("*.json"))) == 4
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_cell_that_fails_does_not_keep_the_others_from_being_run(
+    jobs: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "suite.yaml"
+    diverges = "methods:\n  diverges: {criterion: magnitude, lr: 1.0e+30, sparsities: [0.9]}"
+    path.write_text(SMALL.replace("epochs: 2", "epochs: 1").replace("methods:", diverges))
+    out = tmp_path / "out"
+    command = ["bench", "accuracy", "--suite", str(path), "--out", str(out), "--device", "cpu"]
+    assert main([*command, "--jobs", str(jobs), "--methods", "diverges,magnitude"]) == 1
+    shown = capsys.readouterr()
+    assert "2 of 6 cells; report" in shown.out
+    assert len(list((out / "cells").glob("*.json"))) == 2
+    if jobs == 1:  # else the processes say it
+        assert re.search(r"failed: diverges at 0\.9, seed 0: .*\n", shown.err)
+        assert re.search(r"1 of 3 cells failed, the first of them diverges at 0\.9, seed 0: ", shown.err)
+    else:
+        assert "1 of 2 processes failed" in shown.err
 
 
 def test_a_method_may_calibrate_on_all_training_images(finished: tuple[Suite, SuiteFolder]) -> None:

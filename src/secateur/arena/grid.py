@@ -20,7 +20,7 @@ from secateur.arena.folder import SuiteFolder
 from secateur.arena.networks import Networks
 from secateur.arena.suite import Suite
 from secateur.counts import check_whole
-from secateur.errors import InvalidArgument, RunError, SecateurError
+from secateur.errors import InvalidArgument, RunError, SecateurError, SuiteError
 from secateur.interrupts import on_interrupt
 from secateur.progress import Watcher
 
@@ -35,6 +35,9 @@ def run_suite(
 ) -> int:
     """Run the cells that have no result yet and that nobody else is running.
 
+    A cell that fails, as where training diverges, does not keep the others from being run; it is tried again
+    the next time.
+
     Args:
         suite: What to run; may be a part of the suite that the folder holds.
         folder: Where results go.
@@ -46,12 +49,14 @@ def run_suite(
         Number of cells that were run here.
 
     Raises:
-        SecateurError: from a cell; what other cells found stays.
+        SuiteError: in the end, if cells failed.
+        SecateurError: if no cell can be run, as without the data.
     """
     cells = _cells_of(suite, shard)
     for method in suite.methods.values():
         build_method(method, nn.Identity(), seed=0)  # a wrong option is refused before anything runs
     n_run = 0
+    failed: list[str] = []
     bench: Bench | None = None
     for number, cell in enumerate(cells, start=1):
         if folder.finished(cell):
@@ -64,10 +69,19 @@ def run_suite(
                 bench = Bench(suite, _networks(suite, cell.seed, folder, device, watcher))
             work = folder.work(cell)
             work.path.mkdir(parents=True, exist_ok=True)
-            content, masks = bench.run(cell, work)
+            try:
+                content, masks = bench.run(cell, work)
+            except RunError:  # of the folder
+                raise
+            except SecateurError as error:
+                failed.append(f"{cell.method} at {cell.sparsity:g}, seed {cell.seed}: {error}")
+                watcher.say(f"{number:>4}/{len(cells)}  failed: {failed[-1]}")
+                continue
             folder.keep(cell, content, masks)
             n_run += 1
             watcher.say(f"{number:>4}/{len(cells)}  {_line(content)}")
+    if failed:
+        raise SuiteError(f"{len(failed)} of {len(cells)} cells failed, the first of them {failed[0]}")
     return n_run
 
 
@@ -84,7 +98,7 @@ def run_in_parallel(
 
     Raises:
         InvalidArgument: if `jobs` is below 1, or there is no such shard.
-        RunError: if one of them fails; the others go on to their end.
+        SuiteError: if cells failed in one of them, or it did; the others go on to their end.
     """
     check_whole("jobs", jobs, least=1)
     cells = _cells_of(suite, shard)
@@ -111,7 +125,7 @@ def run_in_parallel(
             worker.join()
     failed = [worker.exitcode for worker in workers if worker.exitcode]
     if failed:
-        raise RunError(f"{len(failed)} of {jobs} processes failed (exit codes {failed}), see above.")
+        raise SuiteError(f"{len(failed)} of {jobs} processes failed (exit codes {failed}), see above.")
 
 
 def _cells_of(suite: Suite, shard: tuple[int, int]) -> list[Cell]:

@@ -20,7 +20,7 @@ from secateur.arena import (
     suite_names,
 )
 from secateur.cli.console import err, out, parse_names, parse_sizes, parse_values, percent, print_json
-from secateur.errors import InvalidArgument
+from secateur.errors import InvalidArgument, SuiteError
 from secateur.progress import Watcher
 from secateur.report.arena.grid import Grid
 from secateur.report.arena.schema import STAGES, read_suite
@@ -81,31 +81,37 @@ class BenchAccuracy:
         part = self._part(whole)
         watcher = Watcher(None if self.json else err)
         folder = SuiteFolder.open(self.out or Path("runs") / f"bench-{whole.name}", whole)
+        failed = None
         if self.merge is not None:
             if not self.merge:
                 raise InvalidArgument(
                     "--merge needs folders or suite.json files to take cells from, got none."
                 )
             watcher.say(f"{merge(whole, folder, self.merge)} new cells")
-        elif self.jobs == 1:
-            run_suite(part, folder, device=self.device, shard=parse_shard(self.shard), watcher=watcher)
         else:
-            run_in_parallel(
-                part,
-                folder,
-                jobs=self.jobs,
-                device=self.device,
-                shard=parse_shard(self.shard),
-                watcher=watcher,
-            )
+            failed = self._run_cells(part, folder, watcher)
         content = collect(whole, folder)
         if self.json:
             print_json(content)
-            return 0
-        out.print(_table(content))
-        n_cells = f"{len(content['cells'])} of {content['n_planned']} cells"
-        out.print(f"{n_cells}; report {folder.path / 'report.html'}")
+        else:
+            out.print(_table(content))
+            n_cells = f"{len(content['cells'])} of {content['n_planned']} cells"
+            out.print(f"{n_cells}; report {folder.path / 'report.html'}")
+        if failed is not None:
+            raise failed
         return 0
+
+    def _run_cells(self, part: Suite, folder: SuiteFolder, watcher: Watcher) -> SuiteError | None:
+        """What is said of cells that failed, in the end: what the others found is shown first."""
+        shard = parse_shard(self.shard)
+        try:
+            if self.jobs == 1:
+                run_suite(part, folder, device=self.device, shard=shard, watcher=watcher)
+            else:
+                run_in_parallel(part, folder, jobs=self.jobs, device=self.device, shard=shard, watcher=watcher)
+        except SuiteError as error:
+            return error
+        return None
 
     def _suite(self) -> Suite:
         suite = load_suite(self.suite)
