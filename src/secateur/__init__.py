@@ -79,6 +79,7 @@ __all__ = [
     "Snip",
     "SolvingScores",
     "Stage",
+    "SuiteError",
     "SynFlow",
     "TargetError",
     "TaskGradient",

@@ -103,12 +103,12 @@ class BenchAccuracy:
 
     def _run_cells(self, part: Suite, folder: SuiteFolder, watcher: Watcher) -> SuiteError | None:
         """What is said of cells that failed, in the end: what the others found is shown first."""
-        shard = parse_shard(self.shard)
+        shard, device = parse_shard(self.shard), self.device
         try:
             if self.jobs == 1:
-                run_suite(part, folder, device=self.device, shard=shard, watcher=watcher)
+                run_suite(part, folder, device=device, shard=shard, watcher=watcher)
             else:
-                run_in_parallel(part, folder, jobs=self.jobs, device=self.device, shard=shard, watcher=watcher)
+                run_in_parallel(part, folder, jobs=self.jobs, device=device, shard=shard, watcher=watcher)
         except SuiteError as error:
             return error
         return None
