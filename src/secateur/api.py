@@ -57,6 +57,7 @@ from secateur.errors import (
     SecateurError as SecateurError,
     SecateurWarning as SecateurWarning,
     SlowEngineWarning as SlowEngineWarning,
+    SuiteError as SuiteError,
     TargetError as TargetError,
     TrainingError as TrainingError,
 )
