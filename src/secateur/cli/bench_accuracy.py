@@ -102,7 +102,7 @@ class BenchAccuracy:
         return 0
 
     def _run_cells(self, part: Suite, folder: SuiteFolder, watcher: Watcher) -> SuiteError | None:
-        """What is said of cells that failed, in the end: what the others found is shown first."""
+        """Run them; what is to be said of those that failed, after what the others found was shown."""
         shard, device = parse_shard(self.shard), self.device
         try:
             if self.jobs == 1:
