@@ -2,10 +2,7 @@
 
 #include <algorithm>
 #include <iterator>
-#include <limits>
 #include <utility>
-
-#include "error.h"
 
 namespace secateur {
 
@@ -28,9 +25,8 @@ std::vector<int32_t> pattern_of(const Moves& moves, const Move& move, int32_t la
 
 Borders::Borders(const KernelTable& table, const LaneLayout& values, int buffer)
     : Filler(buffer), values_(values), move_(table.move) {
-  if (values.bytes() > std::numeric_limits<int32_t>::max()) throw PlanError("its input is too large");
   std::vector<Moves> margins;
-  std::set<Source> needed;
+  std::set<Place> needed;
   for (int32_t group = 0; group < values.groups; group++) {
     margins.push_back(moves_between(values, values, true, every_pixel, group, Region::margins));
     for (const Move& move : margins.back().moves) {
@@ -39,12 +35,13 @@ Borders::Borders(const KernelTable& table, const LaneLayout& values, int buffer)
         if (lane >= 0) needed.insert({move.from, lane});
     }
   }
-  pack(needed);
-  for (int32_t group = 0; group < values.groups; group++) divide(margins[size_t(group)], group);
+  const Places places = pack(needed);
+  for (int32_t group = 0; group < values.groups; group++) divide(margins[size_t(group)], group, places);
 }
 
 // Gives each number that is needed a place in the borders of its group: those of one vector in one vector.
-void Borders::pack(const std::set<Source>& needed) {
+Borders::Places Borders::pack(const std::set<Place>& needed) {
+  Places places;
   const auto lanes = size_t(values_.lanes);
   std::vector<MoveList> given(size_t(values_.groups));
   std::vector<size_t> vectors(size_t(values_.groups), 0), used(size_t(values_.groups), lanes);
@@ -57,7 +54,7 @@ void Borders::pack(const std::set<Source>& needed) {
     const bool first = used[group] == 0;
     std::vector<int32_t> pattern(lanes, -1);
     for (; next != end; ++next) {
-      places_[*next] = {int32_t(vector), int32_t(used[group])};
+      places[*next] = {int32_t(vector), int32_t(used[group])};
       pattern[used[group]++] = next->second;
     }
     given[group].add(vector, offset, pattern, first);
@@ -65,10 +62,11 @@ void Borders::pack(const std::set<Source>& needed) {
   for (MoveList& list : given) given_.push_back(std::move(list.result));
   plane_ = int64_t(*std::max_element(vectors.begin(), vectors.end())) * values_.vector_bytes();
   group_bytes_ = (plane_ * values_.channels + page - 1) / page * page;
+  return places;
 }
 
 // Those moves that stay within a group come first.
-void Borders::divide(const Moves& margins, int64_t group) {
+void Borders::divide(const Moves& margins, int64_t group, const Places& places) {
   MoveList own, taken;
   std::set<int32_t> begun;
   for (const bool out : {false, true}) {
@@ -78,7 +76,7 @@ void Borders::divide(const Moves& margins, int64_t group) {
       int64_t from = move.from;
       for (int32_t& lane : pattern) {
         if (!out || lane < 0) continue;
-        const Source& place = places_.at({move.from, lane});
+        const Place& place = places.at({move.from, lane});
         from = move.from / values_.group_bytes() * group_bytes_ + place.first;
         lane = place.second;
       }
@@ -89,34 +87,28 @@ void Borders::divide(const Moves& margins, int64_t group) {
   taken_.push_back(std::move(taken.result));
 }
 
-void Borders::move(const Moves& moves, MoveCall call) const {
-  call.moves = moves.moves.data();
-  call.n_moves = int64_t(moves.moves.size());
-  call.patterns = moves.patterns.data();
-  call.fill = values_.fill;
-  move_(call);
-}
-
 void Borders::give(const char* values, int64_t group, char* borders) const {
-  MoveCall call{};
+  MoveCall call = given_[size_t(group)].call(values_.fill);
   call.to = borders + group * group_bytes_;
   call.to_plane = plane_;
   call.from = values;
   call.from_plane = values_.plane();
   call.n_channels = values_.channels;
-  move(given_[size_t(group)], call);
+  move_(call);
 }
 
 void Borders::run(const char* borders, const LaneTask& task, char* values) const {
-  MoveCall call{};
-  call.to = values;
-  call.to_plane = call.from_plane = values_.plane();
-  call.from = values;
-  call.n_channels = task.channels.end - task.channels.begin;
-  move(own_[size_t(task.group)], call);
-  call.from = borders + task.channels.begin * plane_;
-  call.from_plane = plane_;
-  move(taken_[size_t(task.group)], call);
+  const auto fill_from = [&](const Moves& moves, const char* from, int64_t plane) {
+    MoveCall call = moves.call(values_.fill);
+    call.to = values;
+    call.to_plane = values_.plane();
+    call.from = from;
+    call.from_plane = plane;
+    call.n_channels = task.channels.end - task.channels.begin;
+    move_(call);
+  };
+  fill_from(own_[size_t(task.group)], values, values_.plane());
+  fill_from(taken_[size_t(task.group)], borders + task.channels.begin * plane_, plane_);
 }
 
 }  // namespace secateur

@@ -28,15 +28,14 @@ class Borders : public Filler {
   void run(const char* borders, const LaneTask& task, char* values) const override;
 
  private:
-  using Source = std::pair<int32_t, int32_t>;  // bytes from the first vector of channel 0, and a lane
+  using Place = std::pair<int32_t, int32_t>;  // bytes from the first vector of channel 0, and a lane
+  using Places = std::map<Place, Place>;      // in the borders of its group, by that in the values
 
-  void pack(const std::set<Source>& needed);
-  void divide(const Moves& margins, int64_t group);
-  void move(const Moves& moves, MoveCall call) const;
+  Places pack(const std::set<Place>& needed);
+  void divide(const Moves& margins, int64_t group, const Places& places);
 
   LaneLayout values_;
   void (*move_)(const MoveCall&);
-  std::map<Source, Source> places_;         // in the borders of its group, by that in the values
   int64_t plane_ = 0, group_bytes_ = 0;     // of the borders
   std::vector<Moves> given_, own_, taken_;  // by group: what others need; margins from itself, and from others
 };

@@ -4,6 +4,8 @@
 #include <limits>
 #include <map>
 
+#include "error.h"
+
 namespace secateur {
 
 namespace {
@@ -173,6 +175,8 @@ bool is_read(int64_t at, int64_t window, int64_t stride, int64_t dilation) {
 Moves moves_between(const LaneLayout& from, const LaneLayout& to, bool same, const Window& window, int32_t group,
                     Region region) {
   constexpr size_t most_permutes = 6;
+  if (std::max(from.bytes(), to.bytes()) > std::numeric_limits<int32_t>::max())
+    throw PlanError("its input is too large");
   MoveList list;
   const int32_t per_image = to.grid_y * to.grid_x;
   const int64_t base = group * to.group_bytes();

@@ -67,6 +67,16 @@ WindowInput window_input(const LaneLayout& from, const LaneLayout& to, const Win
 struct Moves {
   std::vector<Move> moves;
   std::vector<int32_t> patterns;
+
+  // These moves; from where to where, and of how many channels, is left to say.
+  MoveCall call(float fill) const {
+    MoveCall call{};
+    call.moves = moves.data();
+    call.n_moves = int64_t(moves.size());
+    call.patterns = patterns.data();
+    call.fill = fill;
+    return call;
+  }
 };
 
 // Collects moves, and each pattern once.
@@ -85,7 +95,7 @@ class MoveList {
 };
 
 enum class Region { all, blocks, margins };
-// For one group of `to`; distances are from where channel 0 of the first group begins.
+// For one group of `to`; distances are from where channel 0 of the first group begins. Throws if they are too large.
 Moves moves_between(const LaneLayout& from, const LaneLayout& to, bool same, const Window& window, int32_t group,
                     Region region);
 

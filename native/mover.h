@@ -3,10 +3,8 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <limits>
 #include <vector>
 
-#include "error.h"
 #include "layout.h"
 #include "share.h"
 
@@ -30,8 +28,6 @@ class Mover : public Filler {
   Mover(const KernelTable& table, const LaneLayout& from, int from_buffer, const LaneLayout& to, int to_buffer,
         const Window& window, Region region)
       : Filler(from_buffer), to_buffer(to_buffer), to(to), from_plane_(from.plane()), move_(table.move) {
-    if (std::max(from.bytes(), to.bytes()) > std::numeric_limits<int32_t>::max())
-      throw PlanError("its input is too large");
     for (int32_t group = 0; group < to.groups; group++)
       moves_.push_back(moves_between(from, to, from_buffer == to_buffer, window, group, region));
   }
@@ -42,16 +38,11 @@ class Mover : public Filler {
   int64_t bytes() const { return int64_t(moves_.front().moves.size()) * to.channels * to.vector_bytes(); }
 
   void run(const char* source, const LaneTask& task, char* target) const override {
-    const Moves& moves = moves_[size_t(task.group)];
-    MoveCall call{};
+    MoveCall call = moves_[size_t(task.group)].call(to.fill);
     call.to = target;
     call.to_plane = to.plane();
     call.from = source + task.channels.begin * from_plane_;
     call.from_plane = from_plane_;
-    call.moves = moves.moves.data();
-    call.n_moves = int64_t(moves.moves.size());
-    call.patterns = moves.patterns.data();
-    call.fill = to.fill;
     call.n_channels = task.channels.end - task.channels.begin;
     move_(call);
   }
