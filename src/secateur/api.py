@@ -15,11 +15,8 @@ from secateur.allocate import (
     Unstructured as Unstructured,
     allocate as allocate,
 )
-from secateur.calibration import (
-    CalibrationRecovery as CalibrationRecovery,
-    FlipShift as FlipShift,
-    mix as mix,
-)
+from secateur.augment import FlipShift as FlipShift, mix as mix
+from secateur.calibration import CalibrationRecovery as CalibrationRecovery
 from secateur.checkpoint import (
     inspect_checkpoint as inspect_checkpoint,
     load_sparse as load_sparse,

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from secateur.augment import mirrored, shifted
+from secateur.augment import AUGMENTS, Augment
 from secateur.counts import check_fraction, check_number, check_whole
 from secateur.enforce import keep_masks
 from secateur.errors import InvalidArgument, TrainingError
@@ -23,9 +23,6 @@ from secateur.modules import modes_kept, random_state_kept, to_training, twin
 from secateur.naming import Named
 from secateur.recovery import autocast_for
 from secateur.schedules import cosine_with_warmup
-
-Augment = Callable[[Tensor, torch.Generator], Tensor]
-"""``f(inputs, generator)``: another look of a batch, of the same shape."""
 
 _NO_NUMBERS = "The teacher's outputs hold NaN or infinity: check its weights."
 _WARMUP = 0.1
@@ -104,15 +101,15 @@ class CalibrationRecovery:
         ):
             if choice not in allowed:
                 raise InvalidArgument(f"{name} must be {' or '.join(allowed)}, got {choice!r}.")
-        if not (callable(self.augment) or self.augment in _AUGMENTS):
+        if not (callable(self.augment) or self.augment in AUGMENTS):
             raise InvalidArgument(
-                f"augment must be {', '.join(_AUGMENTS)} or a function, got {self.augment!r}."
+                f"augment must be {', '.join(AUGMENTS)} or a function, got {self.augment!r}."
             )
 
     @property
     def look(self) -> Augment | None:
         """What `augment` stands for; None leaves the inputs as they are."""
-        return self.augment if callable(self.augment) else _AUGMENTS[self.augment]
+        return self.augment if callable(self.augment) else AUGMENTS[self.augment]
 
     def steps_after(self, stage: int, stages: int) -> int:
         """How many steps follow stage `stage` of `stages`, from 1."""
@@ -171,8 +168,7 @@ def distil_on_inputs(
         TrainingError: if there are fewer than 2 inputs, or a loss is not finite.
         ScoreError: if the outputs of student and teacher cannot be compared.
     """
-    look = recipe.look
-    if isinstance(teacher, Tensor) and look is not None:
+    if isinstance(teacher, Tensor) and recipe.look is not None:
         raise InvalidArgument(
             "augment changes the inputs that the teacher answered; pass the teacher itself."
         )
@@ -182,43 +178,19 @@ def distil_on_inputs(
         raise TrainingError(
             f"distillation steps need at least 2 inputs, got {len(inputs)}. Pass more batches."
         )
-    device = inputs.device
-    order = torch.Generator().manual_seed(recipe.seed * 1_000_003 + stage)
-    looks = torch.Generator().manual_seed(recipe.seed * 1_000_003 - stage)
-    networks = (student,) if isinstance(teacher, Tensor) else (student, teacher)
-    layout = image_layout(inputs, *networks)
-    distance = distillation(recipe)
+    lessons = _Lessons(student, teacher, inputs, recipe, stage)
     parameters = [p for p in student.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(parameters, lr=recipe.lr, momentum=recipe.momentum)
     with ExitStack() as stack:
-        stack.enter_context(_drawn(recipe, device, stage))
-        for network in networks:
-            stack.enter_context(modes_kept(network))
-        to_training(student) if recipe.batchnorm == "train" else student.eval()
-        for network in networks[1:]:
-            network.eval()
+        stack.enter_context(_drawn(recipe, inputs.device, stage))
+        stack.enter_context(lessons.modes())
         stack.enter_context(keep_masks(student, optimizer, masks))
         masked = {n: p for n, p in masks.match(student).items() if p.requires_grad}
         squares = {n: torch.zeros_like(p, dtype=torch.float32) for n, p in masked.items()}
-        batches = _Batches(len(inputs), recipe.batch_size, order)
         for step in range(steps):
             for group in optimizer.param_groups:
                 group["lr"] = share * recipe.lr * cosine_with_warmup((step + 0.5) / steps, warmup=_WARMUP)
-            chosen = batches.next().to(device)
-            x = inputs[chosen]
-            x = arranged(x if look is None else _another_look(look, x, looks), layout)
-            with autocast_for(recipe, device):
-                with torch.no_grad():
-                    taught = teacher[chosen] if isinstance(teacher, Tensor) else logits_for(teacher, x)
-                logits = logits_for(student, x)
-            loss = distance(logits.float(), taught.float())
-            if not bool(torch.isfinite(loss)):
-                numbers = bool(torch.isfinite(taught).all())
-                advice = f"Lower lr ({recipe.lr:g}) or cut in more stages." if numbers else _NO_NUMBERS
-                raise TrainingError(
-                    f"the distillation loss of step {step + 1} in stage {stage} is {float(loss.detach())}. "
-                    f"{advice}"
-                )
+            loss = lessons.loss(step)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             _add_squares(squares, masked, 1 / steps)
@@ -227,6 +199,67 @@ def distil_on_inputs(
         for parameter in parameters:
             parameter.grad = None
     return squares
+
+
+class _Lessons:
+    """The batches of one stage, and how far `student` is from what it should answer."""
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module | Tensor,
+        inputs: Inputs,
+        recipe: CalibrationRecovery,
+        stage: int,
+    ) -> None:
+        self._student, self._teacher, self._inputs = student, teacher, inputs
+        self._recipe, self._stage = recipe, stage
+        self._networks = (student,) if isinstance(teacher, Tensor) else (student, teacher)
+        self._layout = image_layout(inputs, *self._networks)
+        self._distance = distillation(recipe)
+        order = torch.Generator().manual_seed(recipe.seed * 1_000_003 + stage)
+        self._looks = torch.Generator().manual_seed(recipe.seed * 1_000_003 - stage)
+        self._batches = _Batches(len(inputs), recipe.batch_size, order)
+
+    @contextmanager
+    def modes(self) -> Generator[None]:
+        """Student and teacher in the modes of a lesson inside; as they were after."""
+        with ExitStack() as stack:
+            for network in self._networks:
+                stack.enter_context(modes_kept(network))
+            for teacher in self._networks[1:]:
+                teacher.eval()
+            to_training(self._student) if self._recipe.batchnorm == "train" else self._student.eval()
+            yield
+
+    def loss(self, step: int) -> Tensor:
+        """That of the next batch; `step` is named if it is not finite.
+
+        Raises:
+            TrainingError: if it is not.
+        """
+        recipe, device = self._recipe, self._inputs.device
+        chosen = self._batches.next().to(device)
+        x, look = self._inputs[chosen], recipe.look
+        x = arranged(x if look is None else _another_look(look, x, self._looks), self._layout)
+        with autocast_for(recipe, device):
+            taught = self._taught(chosen, x)
+            logits = logits_for(self._student, x)
+        loss = self._distance(logits.float(), taught.float())
+        if not bool(torch.isfinite(loss)):
+            numbers = bool(torch.isfinite(taught).all())
+            advice = f"Lower lr ({recipe.lr:g}) or cut in more stages." if numbers else _NO_NUMBERS
+            raise TrainingError(
+                f"the distillation loss of step {step + 1} in stage {self._stage} is {float(loss.detach())}. "
+                f"{advice}"
+            )
+        return loss
+
+    def _taught(self, chosen: Tensor, x: Inputs) -> Tensor:
+        if isinstance(self._teacher, Tensor):
+            return self._teacher[chosen]
+        with torch.no_grad():
+            return logits_for(self._teacher, x)
 
 
 def noise_of(network: nn.Module, inputs: Inputs, recipe: CalibrationRecovery) -> float:
@@ -295,59 +328,3 @@ class _Batches:
             self._left = torch.randperm(self._n, generator=self._generator)
         found, self._left = self._left[: self._size], self._left[self._size :]
         return found
-
-
-@dataclass(frozen=True)
-class FlipShift:
-    """Mirrors half of the images left to right, and moves each by up to `pixels`, zeros coming in.
-
-    For images of shape (batch, C, H, W) whose meaning that does not change: photographs, not digits (`flip`).
-
-    Attributes:
-        pixels: Most pixels in each direction, ≥ 0.
-        flip: Whether to mirror.
-
-    Raises:
-        InvalidArgument: if `pixels` is negative.
-    """
-
-    pixels: int = 4
-    flip: bool = True
-
-    def __post_init__(self) -> None:
-        check_whole("pixels", self.pixels, least=0)
-
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Another look of each image."""
-        if images.ndim != 4:
-            raise InvalidArgument(
-                f"flip-shift moves images of shape (batch, C, H, W), got inputs of {tuple(images.shape)}. "
-                "Set augment='none' or 'mix'."
-            )
-        n = len(images)
-        top, left = torch.randint(0, 2 * self.pixels + 1, (2, n), generator=generator).to(images.device)
-        turned = (torch.rand(n, generator=generator) < 0.5).to(images.device)
-        return shifted(mirrored(images, turned) if self.flip else images, top, left, self.pixels)
-
-
-def mix(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Half of the inputs mixed with another each, by a share drawn from [0, 1]; for any floating inputs.
-
-    Mixup (https://arxiv.org/abs/1710.09412) without labels, as in https://arxiv.org/abs/2106.05237: the
-    teacher says what a mixture is.
-
-    Raises:
-        InvalidArgument: for whole numbers, such as tokens, which have no mixture.
-    """
-    if not images.is_floating_point():
-        raise InvalidArgument(
-            f"augment='mix' takes inputs of floating type, got {images.dtype}. Set augment='none'."
-        )
-    n = len(images)
-    share = torch.rand(n, generator=generator)
-    share[: n // 2] = 1.0
-    share = share.to(images.device, images.dtype).view(-1, *(1,) * (images.ndim - 1))
-    return share * images + (1 - share) * images[torch.randperm(n, generator=generator).to(images.device)]
-
-
-_AUGMENTS: Mapping[str, Augment | None] = {"none": None, "flip-shift": FlipShift(), "mix": mix}

@@ -13,8 +13,9 @@ import yaml
 from torch import nn
 
 from secateur.allocate import AbstractScope, Unstructured
+from secateur.augment import FlipShift
 from secateur.building import build_criterion_from, build_pattern_from, build_scope_from, wants_teacher
-from secateur.calibration import CalibrationRecovery, FlipShift
+from secateur.calibration import CalibrationRecovery
 from secateur.counts import check_fraction
 from secateur.cutting import check_no_regrow
 from secateur.data import DataOptions, ImageLoader

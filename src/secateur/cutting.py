@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import nn
@@ -128,37 +129,45 @@ def cut(
     device = next(iter(targets.values())).device
     with random_state_kept(device):
         inputs = joined([x for x, _ in split_batches(batches, device)])
+    scored_by = partial(
+        score, student, batches, criterion, task_loss=task_loss, include=include, exclude=exclude
+    )
     schedule = geometric_sparsities(sparsity, stages)
-    masks: Masks | None = None
     with _as_it_was_on_errors(student), torch.enable_grad():
         repair = Repair(student, teacher, inputs, recovery, stages=stages, on_step=on_step)
-        for number, asked in enumerate(schedule, start=1):
-            started = time.perf_counter()
-            scores = score(
-                student,
-                batches,
-                criterion,
-                task_loss=task_loss,
-                include=include,
-                exclude=exclude,
-                squared_gradients=repair.squared_gradients,
-            )
-            scored = time.perf_counter()
-            ranking = scores if masks is None else gone_last(scores, masks)
-            before, masks = masks, choose_masks(ranking, scope, schedule, number)
-            predicted = _put_solution(targets, scores, masks)
-            apply_masks(student, masks)
-            stage = Stage(
-                asked,
-                dict(scores),
-                masks,
-                n_returned=0 if before is None else count_returned(before, masks, scope, regrow=False),
-                score_s=scored - started,
-                allocate_s=time.perf_counter() - scored,
-                predicted=predicted,
-            )
-            del scores, ranking  # and the rows that they may hold
-            on_stage(repair(stage, number))
+        return _cut_and_repair(student, targets, scored_by, scope, schedule, repair, on_stage)
+
+
+def _cut_and_repair(
+    student: nn.Module,
+    targets: dict[str, nn.Parameter],
+    scored_by: Callable[..., Named],
+    scope: AbstractScope,
+    schedule: Sequence[float],
+    repair: Repair,
+    on_stage: Callable[[Stage], None],
+) -> Masks:
+    """Cut `student` to each sparsity of `schedule`, and repair it after each cut; the masks of the last."""
+    masks: Masks | None = None
+    for number, asked in enumerate(schedule, start=1):
+        started = time.perf_counter()
+        scores = scored_by(squared_gradients=repair.squared_gradients)
+        scored = time.perf_counter()
+        ranking = scores if masks is None else gone_last(scores, masks)
+        before, masks = masks, choose_masks(ranking, scope, schedule, number)
+        predicted = _put_solution(targets, scores, masks)
+        apply_masks(student, masks)
+        stage = Stage(
+            asked,
+            dict(scores),
+            masks,
+            n_returned=0 if before is None else count_returned(before, masks, scope, regrow=False),
+            score_s=scored - started,
+            allocate_s=time.perf_counter() - scored,
+            predicted=predicted,
+        )
+        del scores, ranking  # and the rows that they may hold
+        on_stage(repair(stage, number))
     assert masks is not None, "there is at least one stage"
     return masks
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from secateur.calibration import CalibrationRecovery, FlipShift, mix
+from secateur.augment import FlipShift, mix
+from secateur.calibration import CalibrationRecovery
 from secateur.errors import InvalidArgument
 
 

@@ -10,14 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from secateur.calibration import (
-    CalibrationRecovery,
-    FlipShift,
-    answers_of,
-    distil_on_inputs,
-    mix,
-    noise_of,
-)
+from secateur.augment import FlipShift, mix
+from secateur.calibration import CalibrationRecovery, answers_of, distil_on_inputs, noise_of
 from secateur.counts import n_prune
 from secateur.cutting import cut
 from secateur.data import DataOptions, load_data

@@ -7,7 +7,8 @@ import torch
 import tyro
 
 from secateur.allocate import ERK, Global, Layerwise, PerTensor, SmartRatios
-from secateur.calibration import CalibrationRecovery, FlipShift
+from secateur.augment import FlipShift
+from secateur.calibration import CalibrationRecovery
 from secateur.config import (
     CalibrationOptions,
     RunConfig,
