@@ -19,7 +19,7 @@ from secateur.inputs import Inputs, filled, tensors_of
 from secateur.layout import arranged, image_layout
 from secateur.losses import KDKind, distillation, logits_for
 from secateur.masks import Masks
-from secateur.modules import modes_kept, random_state_kept, to_training, twin
+from secateur.modules import batch_statistics, consulted, modes_kept, random_state_kept, twin
 from secateur.naming import Named
 from secateur.recovery import autocast_for
 from secateur.schedules import cosine_with_warmup
@@ -27,6 +27,10 @@ from secateur.schedules import cosine_with_warmup
 _NO_NUMBERS = "The teacher's outputs hold NaN or infinity: check its weights."
 _WARMUP = 0.1
 _CHUNK = 256
+
+
+class DivergedError(TrainingError):
+    """Steps at such a rate end at a loss that is no number."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +45,17 @@ class CalibrationRecovery:
     logits, such as those of a regression, set ``kd="mse"``: a softmax takes them to be the same with any
     offset.
 
-    Batch statistics and dropout make noise, and a step cannot tell that from the harm that a cut has done.
-    So a cautious recipe's rate is ``lr · h/(h + ν)``, with h the teacher's loss after the cut, in eval mode,
-    and ν how far the dense network in training mode is from its own answers, by the same loss (`noise_of`).
-    A cut that did little harm is repaired by small steps, and if h is greater after the steps than before,
-    they are undone. Without BatchNorm and dropout all rates are `lr`.
+    Dropout is off: the noise that it makes costs more than it saves where a teacher says what to learn
+    (likewise measured). With ``kd="mse"`` rates are divided by the variance of the teacher's outputs, so that
+    their unit does not matter.
+
+    Batch statistics are noisy, and a step cannot tell that from the harm that a cut has done. So a cautious
+    recipe's rate is ``lr · h/(h + ν)``, with h the teacher's loss after the cut, in eval mode, and ν how far
+    the dense network in the mode of the steps is from its own answers, by the same loss (`noise_of`). A cut
+    that did little harm is repaired by small steps, and if h is greater after the steps than before, they are
+    undone. Without BatchNorm ν is 0. If h grows by more than ν, or to what is no number, the rate is too high
+    for the network: the steps of the stage are taken again at a quarter of it, up to eleven times, and the
+    next stage begins one quarter higher.
 
     Attributes:
         steps: After each stage but the last, ≥ 0.
@@ -59,12 +69,13 @@ class CalibrationRecovery:
         kd: forward, reverse or ca-kld, on logits; mse or cosine, on outputs of any other meaning.
         beta: Weight of the reverse divergence in ca-kld, in [0, 1].
         standardize: Standardise each sample's logits before the softmax.
-        batchnorm: train: batch statistics in the steps, and their running average after; fixed: as it was.
+        batchnorm: train: batch statistics in the steps, and their running average after, which moves by a
+            tenth a batch or more; fixed: as it was.
         augment: Changes each batch before student and teacher see it: none; flip-shift (`FlipShift`);
             mix (`mix`); or a function of your own.
-        cautious: Whether steps are held back where a cut did little harm, as above.
+        cautious: Whether steps are held back where a cut did little harm or they do harm, as above.
         precision: Of the passes; auto takes bf16 where the hardware has it, but fp32 for mse and cosine.
-        seed: Of the order, the augmentation and dropout.
+        seed: Of the order and the augmentation.
 
     Raises:
         InvalidArgument: for a number out of range or an unknown name.
@@ -126,8 +137,7 @@ def answers_of(teacher: nn.Module, inputs: Inputs, recipe: CalibrationRecovery |
     answers: list[Tensor] = []
     fp32 = torch.autocast(inputs.device.type, enabled=False)
     precision = fp32 if recipe is None else autocast_for(recipe, inputs.device)
-    with modes_kept(teacher), torch.no_grad(), precision:
-        teacher.eval()
+    with consulted(teacher), torch.no_grad(), precision:
         for x in inputs.split(_CHUNK):
             answers.append(logits_for(teacher, arranged(x, layout)).float())
     return torch.cat(answers)
@@ -156,7 +166,7 @@ def distil_on_inputs(
         recipe: How.
         steps: How many, ≥ 0.
         stage: Of the cut: each draws its own batches.
-        share: Of the recipe's learning rate, in [0, 1].
+        share: Of the recipe's learning rate, ≥ 0.
         on_step: Called after each step.
 
     Returns:
@@ -225,11 +235,13 @@ class _Lessons:
     def modes(self) -> Generator[None]:
         """Student and teacher in the modes of a lesson inside; as they were after."""
         with ExitStack() as stack:
-            for network in self._networks:
-                stack.enter_context(modes_kept(network))
+            if self._recipe.batchnorm == "train":
+                stack.enter_context(batch_statistics(self._student))
+            else:
+                stack.enter_context(modes_kept(self._student))
+                self._student.eval()
             for teacher in self._networks[1:]:
-                teacher.eval()
-            to_training(self._student) if self._recipe.batchnorm == "train" else self._student.eval()
+                stack.enter_context(consulted(teacher))
             yield
 
     def loss(self, step: int) -> Tensor:
@@ -249,7 +261,8 @@ class _Lessons:
         if not bool(torch.isfinite(loss)):
             numbers = bool(torch.isfinite(taught).all())
             advice = f"Lower lr ({recipe.lr:g}) or cut in more stages." if numbers else _NO_NUMBERS
-            raise TrainingError(
+            kind = DivergedError if numbers else TrainingError
+            raise kind(
                 f"the distillation loss of step {step + 1} in stage {self._stage} is {float(loss.detach())}. "
                 f"{advice}"
             )
@@ -263,12 +276,12 @@ class _Lessons:
 
 
 def noise_of(network: nn.Module, inputs: Inputs, recipe: CalibrationRecovery) -> float:
-    """How far `network` in training mode is from its own answers: the loss of a step that it does not need.
+    """How far `network` in the mode of the steps is from its own answers: the loss where nothing is to learn.
 
     Args:
         network: Comes back as it was.
         inputs: On the network's device; in batches as large as those of the steps.
-        recipe: Batch size, temperature, and whether BatchNorm and dropout are in training mode at all.
+        recipe: Batch size, temperature, and whether BatchNorm is in training mode at all.
     """
     if recipe.batchnorm == "fixed" or len(inputs) < 2:
         return 0.0
@@ -277,8 +290,11 @@ def noise_of(network: nn.Module, inputs: Inputs, recipe: CalibrationRecovery) ->
     size = min(recipe.batch_size, len(inputs))
     distance = distillation(recipe)
     losses: list[float] = []
-    with _drawn(recipe, inputs.device, 0), torch.no_grad(), autocast_for(recipe, inputs.device):
-        to_training(own)
+    with ExitStack() as stack:
+        stack.enter_context(_drawn(recipe, inputs.device, 0))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(autocast_for(recipe, inputs.device))
+        stack.enter_context(batch_statistics(own))
         for first in range(0, len(inputs) - size + 1, size):
             x, answered = inputs[first : first + size], answers[first : first + size]
             losses.append(float(distance(logits_for(own, x).float(), answered)))

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from secateur.allocate import AbstractPattern, AbstractScope, Unstructured, allocate
 from secateur.errors import DataError, MaskError
 from secateur.masks import Masks
+from secateur.modules import random_state_kept
 from secateur.naming import Batches, Loss, Named
 from secateur.scores import AbstractCriterion, GuidedScores
 from secateur.stages import mask_warnings_ignored, staged_masks
@@ -97,7 +98,8 @@ def split_half_overlap(
     Raises:
         DataError: if there are fewer than two batches.
     """
-    kept = list(batches)  # each pass over a loader that shuffles would halve them otherwise
+    with random_state_kept(torch.device("cpu")):  # a loader may draw
+        kept = list(batches)  # each pass over a loader that shuffles would halve them otherwise
     if len(kept) < 2:
         raise DataError(f"split-half stability needs at least 2 calibration batches, got {len(kept)}.")
     halves: list[Masks] = []

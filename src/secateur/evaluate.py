@@ -25,7 +25,7 @@ class Metrics:
     """Quality of a classifier on labelled data.
 
     Attributes:
-        accuracy: Fraction of samples whose largest logit is the label, in [0, 1].
+        accuracy: Fraction of samples whose largest logit is the label, in [0, 1]; NaN is no largest.
         loss: Task loss averaged over samples.
         n_samples: Number of samples.
     """
@@ -74,7 +74,8 @@ def evaluate(model: nn.Module, batches: Batches, *, task_loss: Loss = F.cross_en
             if len(y):
                 loss = task_loss(logits, y)
                 check_scalar("task", loss)
-                hits.append((logits.argmax(dim=1) == y).sum())
+                # argmax takes NaN for the largest
+                hits.append(((logits.argmax(dim=1) == y) & ~logits.isnan().any(dim=1)).sum())
                 lowest.append(y.min())
                 losses.append(loss.reshape(()))
                 sizes.append(len(y))
@@ -107,8 +108,9 @@ def reestimate_batchnorm(model: nn.Module, batches: Batches) -> int:
 
     After a cut the activations no longer have the mean and variance that were recorded before it;
     this alone often brings back much of the accuracy. Only BatchNorm layers run in training mode, those too
-    whose parameters are frozen; no weight changes. A batch counts as much as it has samples. A layer that no
-    batch reaches keeps its statistics, and after an exception all do.
+    whose parameters are frozen; no weight changes. Mean and variance are those of all samples together,
+    however they are dealt out to batches. A layer that no batch reaches keeps its statistics, and after an
+    exception all do.
 
     Args:
         model: Any module.
@@ -124,26 +126,26 @@ def reestimate_batchnorm(model: nn.Module, batches: Batches) -> int:
     layers = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     if not layers:
         return 0
-    found = [_Average(layer) for layer in layers]
+    found = [_Pooled(layer) for layer in layers]
     n_seen = 0
     with ExitStack() as stack, modes_kept(model), torch.no_grad():
         model.eval()
-        for layer, average in zip(layers, found, strict=True):
-            stack.callback(_give_back, layer, layer.momentum, copy.deepcopy(layer.state_dict()), average)
-            layer.momentum = None  # a plain average over the calls of a pass
+        for layer, pooled in zip(layers, found, strict=True):
+            stack.callback(_give_back, layer, layer.momentum, copy.deepcopy(layer.state_dict()), pooled)
+            layer.momentum = None  # a plain average where it is called several times in a pass
             layer.train()
         for x, _ in laid_out(split_batches(batches, device_of(model)), model):
             if len(x) == 1 and n_seen:
                 continue
             n_seen += len(x)
-            for layer in layers:
-                layer.reset_running_stats()
+            for pooled in found:
+                pooled.begin()
             _pass(model, x)
-            for average in found:
-                average.add(len(x))
-        for average in found:
-            average.finish()
-    return sum(average.done for average in found)
+            for pooled in found:
+                pooled.add()
+        for pooled in found:
+            pooled.finish()
+    return sum(pooled.done for pooled in found)
 
 
 def _pass(model: nn.Module, x: Inputs) -> None:
@@ -158,8 +160,8 @@ def _pass(model: nn.Module, x: Inputs) -> None:
         ) from error
 
 
-class _Average:
-    """The statistics of a BatchNorm layer, averaged over the batches that reach it by their samples.
+class _Pooled:
+    """Statistics of a BatchNorm layer in training mode, without momentum, over all batches that reach it.
 
     Attributes:
         done: Whether the layer has them, which it has not if no batch reached it.
@@ -167,42 +169,60 @@ class _Average:
 
     def __init__(self, layer: _BatchNorm) -> None:
         self._layer = layer
-        self._n_samples = self._n_batches = 0
-        self._means: list[Tensor] = []
+        self._n_values = self._n_new = 0  # a channel; the latter in this pass
+        self._n_batches = 0
+        self._mean = self._variance = torch.zeros(())
+        self._counting = layer.register_forward_pre_hook(self._count)
         self.done = False
 
-    def add(self, n: int) -> None:
-        """Count what the layer holds after a pass of `n` samples."""
-        if not self._layer.num_batches_tracked:
+    def _count(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self._n_new += inputs[0].numel() // self._layer.num_features
+
+    def begin(self) -> None:
+        """Forget what the layer holds, before a pass."""
+        self._layer.reset_running_stats()
+        self._n_new = 0
+
+    def add(self) -> None:
+        """Take in what the layer holds after a pass, by https://doi.org/10.2307/2683386."""
+        n = self._n_new
+        mean, variance = self._layer.running_mean, self._layer.running_var
+        if n < 2 or mean is None or variance is None:
             return
-        self._n_samples += n
+        # in halves, what a late batch adds would be rounded off
+        mean, variance = (
+            t.to(torch.promote_types(t.dtype, torch.float32), copy=True) for t in (mean, variance)
+        )
+        variance *= (n - 1) / n
         self._n_batches += 1
-        if self._n_batches == 1:
-            # in halves, what a late batch adds to the average would be rounded off
-            self._means = [
-                t.to(torch.promote_types(t.dtype, torch.float32), copy=True) for t in self._statistics()
-            ]
-        else:
-            for mean, tensor in zip(self._means, self._statistics(), strict=True):
-                mean.lerp_(tensor.to(mean.dtype), n / self._n_samples)
+        self._n_values += n
+        share = n / self._n_values
+        if share == 1:
+            self._mean, self._variance = mean, variance
+            return
+        apart = mean - self._mean
+        self._mean += share * apart
+        self._variance.lerp_(variance, share).add_(apart.square(), alpha=share * (1 - share))
 
     def finish(self) -> None:
-        """Give the layer the averages, if any batch has reached it."""
-        if self._n_batches:
-            for tensor, mean in zip(self._statistics(), self._means, strict=True):
-                tensor.copy_(mean)
-            if self._layer.num_batches_tracked is not None:
-                self._layer.num_batches_tracked.fill_(self._n_batches)
-            self.done = True
+        """Give the layer the statistics, if any batch has reached it."""
+        mean, variance = self._layer.running_mean, self._layer.running_var
+        if not self._n_batches or mean is None or variance is None:
+            return
+        mean.copy_(self._mean)
+        variance.copy_(self._variance * (self._n_values / (self._n_values - 1)))
+        if self._layer.num_batches_tracked is not None:
+            self._layer.num_batches_tracked.fill_(self._n_batches)
+        self.done = True
 
-    def _statistics(self) -> list[Tensor]:
-        return [t for t in (self._layer.running_mean, self._layer.running_var) if t is not None]
+    def close(self) -> None:
+        """Count no more."""
+        self._counting.remove()
 
 
-def _give_back(
-    layer: _BatchNorm, momentum: float | None, before: dict[str, Tensor], average: _Average
-) -> None:
+def _give_back(layer: _BatchNorm, momentum: float | None, before: dict[str, Tensor], pooled: _Pooled) -> None:
     """Restore momentum, and the statistics of a layer that has no new ones."""
+    pooled.close()
     layer.momentum = momentum
-    if not average.done:
+    if not pooled.done:
         layer.load_state_dict(before)

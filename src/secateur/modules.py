@@ -15,6 +15,9 @@ from torch.utils._pytree import tree_leaves
 
 from secateur.errors import SecateurError
 
+_LEAST_MOMENTUM = 0.1
+"""Torch's default, of BatchNorm's running statistics."""
+
 
 def twin(model: nn.Module) -> nn.Module:
     """A deep copy, also of a model that keeps what a pass computed.
@@ -42,6 +45,18 @@ def modes_kept(model: nn.Module) -> Generator[None]:
             module.training = mode
 
 
+@contextmanager
+def consulted(model: nn.Module) -> Generator[None]:
+    """`model` in eval mode, to be asked and not changed: modes and buffers come back as they were."""
+    put_back = remembered(model.buffers())
+    with modes_kept(model):
+        model.eval()
+        try:
+            yield
+        finally:
+            put_back()
+
+
 def random_state_kept(device: torch.device) -> AbstractContextManager[None]:
     """What is drawn inside, on the CPU or on `device`, is not missing from the caller's random numbers."""
     return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
@@ -60,6 +75,29 @@ def to_training(model: nn.Module) -> None:
     model.train()
     for module in frozen:
         module.eval()
+
+
+@contextmanager
+def batch_statistics(model: nn.Module) -> Generator[None]:
+    """BatchNorm in training mode inside, unless frozen, and its averages moving by a tenth a batch or more.
+
+    So they follow weights that change, however slowly the network's own training let them move. All else is
+    in eval mode, dropout among it, but for recurrent layers, which cannot be trained in it on every device.
+    Modes and momenta come back.
+    """
+    with modes_kept(model):
+        to_training(model)
+        for module in model.modules():
+            if not isinstance(module, (_BatchNorm, nn.RNNBase)):
+                module.training = False
+        momenta = {module: module.momentum for module in model.modules() if isinstance(module, _BatchNorm)}
+        try:
+            for module, momentum in momenta.items():
+                module.momentum = max(momentum or 0.0, _LEAST_MOMENTUM)
+            yield
+        finally:
+            for module, momentum in momenta.items():
+                module.momentum = momentum
 
 
 def remembered(tensors: Iterable[Tensor]) -> Callable[[], None]:

@@ -11,11 +11,11 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from secateur.calibration import CalibrationRecovery, answers_of, distil_on_inputs, noise_of
-from secateur.errors import TrainingError
+from secateur.calibration import CalibrationRecovery, DivergedError, answers_of, distil_on_inputs, noise_of
 from secateur.evaluate import reestimate_batchnorm
 from secateur.inputs import Inputs
 from secateur.losses import distillation, kd_loss, logits_for, mse_loss
+from secateur.masks import Masks
 from secateur.modules import modes_kept, remembered
 from secateur.naming import Named
 from secateur.stages import Stage
@@ -23,6 +23,10 @@ from secateur.stages import Stage
 _MEASURED = 512
 """Calibration inputs that a stage's losses are measured on, at most."""
 _CHUNK = 256
+_SLOWER = 4.0
+"""What the rate is divided by where steps did harm, and multiplied by for the next stage."""
+_TRIALS = 12
+"""Of the steps of one stage, at most; the last at four millionths of the rate."""
 
 
 class Repair:
@@ -58,6 +62,9 @@ class Repair:
             self._teaching = answers_of(teacher, inputs, recovery)
         self._loss = self._measure(student)
         self._noise = 0.0
+        self._unit = self._measure.variance() if recovery is not None and recovery.kd == "mse" else 1.0
+        self._pace = 1.0  # part of the rate that steps have borne
+        self._n_steps = 0
         if recovery is not None and recovery.cautious:
             self._noise = noise_of(student, self._measure.inputs, recovery)
 
@@ -73,31 +80,61 @@ class Repair:
     def _distil(
         self, stage: Stage, number: int, recovery: CalibrationRecovery, loss: float
     ) -> tuple[Stage, float]:
-        started = time.perf_counter()
-        student, n_steps = self._student, recovery.steps_after(number, self._stages)
-        undo = remembered([*student.parameters(), *student.buffers()]) if recovery.cautious else None
+        started, n_before = time.perf_counter(), self._n_steps
+        steps = partial(self._steps, stage.masks, number, recovery, loss)
+        after = self._paced(steps, loss) if recovery.cautious else steps()
+        seconds, n_steps = time.perf_counter() - started, self._n_steps - n_before
+        return replace(stage, n_steps=n_steps, recovery_s=seconds), after
+
+    def _steps(self, masks: Masks, number: int, recovery: CalibrationRecovery, loss: float) -> float:
+        """The loss after the steps of stage `number`, and `loss` before them."""
         self.squared_gradients = distil_on_inputs(
-            student,
+            self._student,
             self._inputs,
             self._teaching,
-            stage.masks,
+            masks,
             recovery,
-            steps=n_steps,
+            steps=recovery.steps_after(number, self._stages),
             stage=number,
-            share=_share_of_rate(loss, self._noise),
-            on_step=self._on_step,
+            share=self._pace * _share_of_rate(loss, self._noise) / self._unit,
+            on_step=self._step_done,
         )
-        stage = replace(stage, n_steps=n_steps, recovery_s=time.perf_counter() - started)
-        after = self._measure(student)
+        after = self._measure(self._student)
         if not math.isfinite(after) and math.isfinite(loss):
-            raise TrainingError(
+            raise DivergedError(
                 f"after the steps of stage {number} the distillation loss is {after}. "
                 f"Lower lr ({recovery.lr:g}) or cut in more stages."
             )
-        if undo is not None and after > loss:
+        return after
+
+    def _paced(self, steps: Callable[[], float], loss: float) -> float:
+        """The loss after `steps` at the first pace at which they do no more harm than their noise explains.
+
+        It is sought by backtracking, anew in each stage: a cut that does more harm bears a higher rate.
+        """
+        undo = remembered([*self._student.parameters(), *self._student.buffers()])
+        squares = self.squared_gradients
+        self._pace = first = min(1.0, self._pace * _SLOWER)
+        for trial in range(1, _TRIALS + 1):
+            try:
+                after = steps()
+            except DivergedError:
+                if trial == _TRIALS:
+                    raise
+                after = math.inf
+            if after <= loss:
+                return after
             undo()
-            after = loss
-        return stage, after
+            if after <= loss + self._noise:
+                return loss
+            self.squared_gradients = squares  # those of steps that went astray say nothing
+            self._pace /= _SLOWER
+        self._pace = first  # there was nothing to repair, which says nothing of the rate
+        return loss
+
+    def _step_done(self) -> None:
+        self._n_steps += 1
+        self._on_step()
 
     def _renormalise(self, loss: float) -> float:
         # After a small cut that was solved for, the recorded statistics, of many more images, are better.
@@ -113,7 +150,7 @@ class Repair:
 
 def _share_of_rate(harm: float, noise: float) -> float:
     """Of the learning rate, for steps that see the `harm` of a cut and `noise` of their own."""
-    harm = max(harm, 0.0)
+    harm, noise = max(harm, 0.0), max(noise, 0.0)
     both = harm + noise
     return harm / both if math.isfinite(both) and both > 0 else 1.0
 
@@ -130,6 +167,10 @@ class _Measure:
             self._distance = partial(kd_loss, temperature=4.0)
         else:  # no logits
             self._distance = mse_loss
+
+    def variance(self) -> float:
+        """Of the teacher's answers, over the inputs; 1 if they are all the same."""
+        return float((self._taught - self._taught.mean(0)).square().mean()) or 1.0
 
     def __call__(self, student: nn.Module) -> float:
         total = 0.0

@@ -41,7 +41,7 @@ class Stage:
         loss: Measured teacher's loss on the calibration inputs before the stage, after its cut (and solve),
             and after its recovery, or with BatchNorm re-estimated in its place; None in a cut that moves
             no weights.
-        n_steps: Distillation steps after the cut.
+        n_steps: Distillation steps after the cut, with those that were undone to go slower.
         recovery_s: Seconds spent on them.
     """
 

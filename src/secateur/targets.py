@@ -75,7 +75,8 @@ def select_targets(
     Args:
         model: Any module.
         include: Shell patterns (``*``, ``?``, ``[…]``) of names to consider, such as
-            ``("*", "*.in_proj_weight")`` for the projections inside ``nn.MultiheadAttention`` too.
+            ``("*", "*.in_proj_weight")`` for the projections inside ``nn.MultiheadAttention`` too. Any of the
+            names of a shared weight will do.
         exclude: Shell patterns of names to leave dense; they win over `include`.
 
     Raises:
@@ -85,30 +86,46 @@ def select_targets(
     check_kind("model", model, nn.Module, "a trained torch.nn.Module")
     _check_patterns(include=include, exclude=exclude)
     candidates, others, frozen = _sorted(unwrap(model))
+    matches = _Matcher(model)
     named: set[str] = set()
     for pattern in (p for p in include if p != "*"):
-        if not any(fnmatchcase(name, pattern) for name in candidates):
-            named |= _matched(pattern, others, candidates)
+        if not any(matches(name, pattern) for name in candidates):
+            named |= _matched(matches, pattern, others, candidates)
     allowed = {n: p for n, p in parameters_by_name(model).items() if n in candidates or n in named}
     for pattern in exclude:
-        _matched(pattern, allowed, candidates)
+        _matched(matches, pattern, allowed, candidates)
     chosen = {
         name: weight
         for name, weight in allowed.items()
-        if any(fnmatchcase(name, p) for p in include) and not any(fnmatchcase(name, p) for p in exclude)
+        if any(matches(name, p) for p in include) and not any(matches(name, p) for p in exclude)
     }
     if not chosen:
         raise TargetError(_why_nothing(model, len(candidates), frozen, list(others)))
     return chosen
 
 
-def _matched(pattern: str, names: Collection[str], candidates: Collection[str]) -> set[str]:
+class _Matcher:
+    """Whether a shell pattern matches a parameter by any of its names: a shared one has several."""
+
+    def __init__(self, model: nn.Module) -> None:
+        names: dict[nn.Parameter, list[str]] = {}
+        for name, parameter in unwrap(model).named_parameters(remove_duplicate=False):
+            names.setdefault(parameter, []).append(name)
+        self._names = {own[0]: own for own in names.values()}
+
+    def __call__(self, name: str, pattern: str) -> bool:
+        return any(fnmatchcase(own, pattern) for own in self._names[name])
+
+
+def _matched(
+    matches: _Matcher, pattern: str, names: Collection[str], candidates: Collection[str]
+) -> set[str]:
     """Which of `names` a pattern matches.
 
     Raises:
         TargetError: if it matches none.
     """
-    found = {name for name in names if fnmatchcase(name, pattern)}
+    found = {name for name in names if matches(name, pattern)}
     if not found:
         prunable = ", ".join(candidates) or "none"
         raise TargetError(f"pattern {pattern!r} matches no prunable weight. Prunable here: {prunable}.")

@@ -23,6 +23,7 @@ from secateur.layout import TrainingLayout
 from secateur.losses import check_scalar, data_faults, distillation, explained, logits_for
 from secateur.masks import Masks
 from secateur.modules import (
+    consulted,
     device_of,
     modes_kept,
     random_state_kept,
@@ -163,8 +164,7 @@ def fit(
         if masks is not None:
             stack.enter_context(keep_masks(model, optimizer, masks))
         if guide is not None:
-            stack.enter_context(modes_kept(guide.teacher))
-            guide.teacher.eval()
+            stack.enter_context(consulted(guide.teacher))
         steps = make_steps(
             model,
             optimizer,

@@ -105,11 +105,13 @@ def test_solving_for_the_kept_weights_costs_less_than_cutting_them_out() -> None
     assert all(stage.predicted is not None for stage in seen)
 
 
-@pytest.mark.filterwarnings("ignore:student and teacher give the same outputs")
 def test_the_teacher_is_by_default_the_criterions_or_else_the_student_as_it_was() -> None:
-    for criterion in (Magnitude(), TeacherGuided(network(), alpha=0.0)):
+    other = network()
+    with torch.no_grad():
+        other[4].weight.neg_()
+    for criterion, teacher in ((Magnitude(), network()), (TeacherGuided(other, alpha=0.0), other)):
         default, _, _ = cut_copy(criterion, recovery=STEPS)
-        explicit, _, _ = cut_copy(criterion, recovery=STEPS, teacher=network())
+        explicit, _, _ = cut_copy(criterion, recovery=STEPS, teacher=teacher)
         assert same(state_of(default), state_of(explicit))
 
 
@@ -304,12 +306,12 @@ def test_without_steps_batchnorm_is_re_estimated_where_that_helps(sparsity: floa
 CAREFREE = replace(STEPS, cautious=False)
 
 
-def test_noise_is_what_batch_statistics_and_dropout_make() -> None:
+def test_noise_is_what_batch_statistics_make() -> None:
     x = torch.cat(inputs())
     plain = nn.Sequential(nn.Flatten(), nn.Linear(36, 3))
     dropping = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(36, 3))
-    assert noise_of(plain, x, STEPS) == pytest.approx(0.0, abs=1e-6)
-    assert noise_of(dropping, x, STEPS) > 0.01
+    for model in (plain, dropping):
+        assert noise_of(model, x, STEPS) == pytest.approx(0.0, abs=1e-6)
     normalised = network()
     before = state_of(normalised)
     small, large = (noise_of(normalised, x, replace(STEPS, batch_size=size)) for size in (4, 32))
@@ -368,3 +370,94 @@ def test_a_cut_that_did_little_harm_gets_a_lower_rate(monkeypatch: pytest.Monkey
     shares.clear()
     cut_copy(Magnitude(), stages=4, sparsity=0.9, recovery=CAREFREE)
     assert shares == [1.0] * 4
+
+
+def regression(scale: float = 1.0) -> tuple[nn.Sequential, list[Tensor]]:
+    """A network without noise of its own, and outputs in some unit."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 2))
+    with torch.no_grad():
+        model[4].weight.mul_(scale)
+    return model, [torch.randn(32, 12) for _ in range(4)]
+
+
+def cut_regression(recipe: CalibrationRecovery, scale: float = 1.0) -> tuple[nn.Sequential, list[Stage]]:
+    model, batches = regression(scale)
+    seen: list[Stage] = []
+    cut(model, batches, Magnitude(), sparsity=0.8, stages=3, recovery=recipe, on_stage=seen.append)
+    return model, seen
+
+
+REGRESSION = CalibrationRecovery(steps=30, final_steps=60, kd="mse", lr=0.003)
+
+
+@pytest.mark.parametrize("lr", [1.0, 30.0])
+def test_steps_at_too_high_a_rate_for_the_network_are_taken_again_at_a_lower_one(lr: float) -> None:
+    with pytest.raises(TrainingError, match="Lower lr"):
+        cut_regression(replace(REGRESSION, lr=30.0, cautious=False))
+    model, seen = cut_regression(replace(REGRESSION, lr=lr))
+    assert all(stage.loss[2] < stage.loss[1] for stage in seen)  # type: ignore[index]
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+    assert seen[0].n_steps > 30  # those that were undone, too
+
+
+@pytest.mark.parametrize("scale", [0.05, 1e3])
+def test_the_unit_of_the_outputs_does_not_matter_much(scale: float) -> None:
+    _, usual = cut_regression(REGRESSION)
+    _, other = cut_regression(REGRESSION, scale)
+    for before, after in zip(usual, other, strict=True):
+        assert after.loss[2] / after.loss[1] < 0.5 + 0.5 * before.loss[2] / before.loss[1]  # type: ignore[index]
+
+
+def test_a_stage_with_hardly_anything_to_repair_does_not_slow_down_the_next() -> None:
+    model, batches = regression()
+    with torch.no_grad():  # what the first stage takes
+        model[2].weight[:, :30] *= 1e-4
+    seen: list[Stage] = []
+    cut(model, batches, Magnitude(), sparsity=0.8, stages=2, recovery=REGRESSION, on_stage=seen.append)
+    assert seen[0].loss[2] <= seen[0].loss[1] < 1e-3 * seen[1].loss[1]  # type: ignore[index]
+    assert seen[1].loss[2] < 0.7 * seen[1].loss[1]  # type: ignore[index]
+
+
+@pytest.mark.parametrize("momentum", [None, 0.001])
+def test_running_averages_follow_the_steps_whatever_their_momentum(momentum: float | None) -> None:
+    def after(momentum: float | None) -> dict[str, Tensor]:
+        model = network()
+        model[1].momentum = momentum
+        model[1].num_batches_tracked.fill_(10_000)
+        cut(model, inputs(), Magnitude(), sparsity=0.8, stages=2, recovery=STEPS)
+        assert model[1].momentum == momentum
+        return state_of(model)
+
+    assert same(after(momentum), after(0.1))
+
+
+def test_dropout_is_off_in_the_steps() -> None:
+    def after(p: float) -> dict[str, Tensor]:
+        model = nn.Sequential(*network(), nn.Dropout(p)).train()
+        cut(model, inputs(), Magnitude(), sparsity=0.8, stages=2, recovery=STEPS)
+        assert all(module.training for module in model.modules())
+        return state_of(model)
+
+    assert same(after(0.5), after(0.0))
+
+
+class Counting(nn.Module):
+    """A teacher that counts how often it is asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = network()
+        self.register_buffer("asked", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.asked += 1
+        return self.inner(x)
+
+
+@pytest.mark.parametrize("augment", ["none", "flip-shift"])
+def test_the_teacher_comes_back_as_it_was(augment: Any) -> None:
+    teacher = Counting().train()
+    cut_copy(Magnitude(), recovery=replace(STEPS, augment=augment), teacher=teacher)
+    assert float(teacher.asked) == 0  # type: ignore[arg-type]
+    assert teacher.training

@@ -33,7 +33,7 @@ out.print(Table(*(f"column number {i}" for i in range(12))))
         ("0.9", (0.9,)),
         ("0:1:0.25", (0.0, 0.25, 0.5, 0.75, 1.0)),
         ("0:1:0.1", tuple(i / 10 for i in range(11))),
-        ("0.5:0.9:0.3", (0.5, 0.8)),
+        ("0.5:0.8:0.3", (0.5, 0.8)),
     ],
 )
 def test_lists_and_ranges_are_exact(text, values):
@@ -44,6 +44,11 @@ def test_lists_and_ranges_are_exact(text, values):
 def test_other_texts_are_refused(text):
     with pytest.raises(InvalidArgument, match="--alpha"):
         parse_values("alpha", text)
+
+
+def test_a_range_that_would_leave_out_its_end_is_refused():
+    with pytest.raises(InvalidArgument, match=r"does not reach 0.9: steps of 0.3 from 0.5 lead to 0.8"):
+        parse_values("alpha", "0.5:0.9:0.3")
 
 
 def test_a_range_of_too_many_values_is_refused_at_once():

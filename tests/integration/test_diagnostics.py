@@ -260,3 +260,12 @@ def test_a_sample_of_many_scores_is_not_one_corner_of_each_kernel() -> None:
     b[:, :, 0, 0] = a[:, :, 0, 0]
     assert rank_correlation(a, b) == pytest.approx(1 / 9, abs=0.01)
     assert ranking_agreement({"w": a}, {"w": b})["spearman"] == pytest.approx(1 / 9, abs=0.01)
+
+
+def test_halves_of_a_loader_that_shuffles_leave_the_callers_random_numbers() -> None:
+    loader = DataLoader(TensorDataset(*vectors()[0]), batch_size=4, shuffle=True)
+    torch.manual_seed(0)
+    expected = torch.rand(1)
+    torch.manual_seed(0)
+    split_half_overlap(make_mlp(), loader, Magnitude(), sparsity=0.5)
+    assert torch.equal(torch.rand(1), expected)

@@ -139,12 +139,12 @@ def statistics(model: nn.Module) -> dict[str, Tensor]:
 
 
 def test_statistics_by_hand() -> None:
-    """Each batch counts as much as it has samples; of each the unbiased variance; one sample has none."""
+    """The unbiased variance of all samples; a batch of one is left out."""
     model = nn.Sequential(nn.BatchNorm1d(1))
     batches = [torch.tensor([[1.0], [3.0]]), torch.tensor([[2.0], [4.0], [9.0]]), torch.tensor([[99.0]])]
     assert reestimate_batchnorm(model, batches) == 1
     assert float(model[0].running_mean) == pytest.approx((2 * 2 + 3 * 5) / 5)
-    assert float(model[0].running_var) == pytest.approx((2 * 2 + 3 * 13) / 5)
+    assert float(model[0].running_var) == pytest.approx(torch.cat(batches[:2]).var().item())
     assert int(model[0].num_batches_tracked) == 2
 
 
@@ -169,14 +169,12 @@ def test_later_layers_see_what_training_mode_would_send_them() -> None:
     model = bn_net()
     data = [torch.randn(8, 2) + 3, torch.randn(8, 2)]
     assert reestimate_batchnorm(model, data) == 2
-    means, variances = [], []
+    seen = []
     for x in data:
         normal = F.batch_norm(x, None, None, model[0].weight, model[0].bias, training=True)
-        h = model[1](normal).detach()
-        means.append(h.mean(0))
-        variances.append(h.var(0, correction=1))
-    assert torch.allclose(model[2].running_mean, torch.stack(means).mean(0), atol=1e-6)
-    assert torch.allclose(model[2].running_var, torch.stack(variances).mean(0), atol=1e-5)
+        seen.append(model[1](normal).detach())
+    assert torch.allclose(model[2].running_mean, torch.cat(seen).mean(0), atol=1e-6)
+    assert torch.allclose(model[2].running_var, torch.cat(seen).var(0), atol=1e-5)
 
 
 def test_only_statistics_change() -> None:
@@ -275,3 +273,25 @@ def test_statistics_help_after_a_cut() -> None:
         fresh = model[4](model[3](model[:3](data[0][0]))).std()
     assert abs(float(fresh) - 1) < 0.2 < abs(float(stale) - 1)
     assert evaluate(make_mlp(), vectors()).n_samples == 15
+
+
+def test_logits_that_are_no_numbers_are_no_hits() -> None:
+    logits = torch.tensor([[float("nan"), 0.0], [1.0, float("nan")], [2.0, 1.0]])
+
+    class Broken(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return logits
+
+    assert evaluate(Broken(), [(torch.zeros(3), torch.tensor([0, 1, 0]))]).accuracy == pytest.approx(1 / 3)
+
+
+def test_statistics_are_those_of_all_samples_however_batches_are_made() -> None:
+    torch.manual_seed(0)
+    x = torch.cat([torch.randn(40, 3, 4, 4) + 3, torch.randn(30, 3, 4, 4) - 3, torch.randn(7, 3, 4, 4)])
+    for sizes in ([77], [40, 30, 7], [39, 1, 37]):
+        model = nn.Sequential(nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(48, 2))
+        batches = x.split(sizes)
+        reestimate_batchnorm(model, list(batches))
+        seen = torch.cat([batch for batch in batches if len(batch) > 1])
+        assert torch.allclose(model[0].running_mean, seen.mean((0, 2, 3)), atol=1e-5)
+        assert torch.allclose(model[0].running_var, seen.var((0, 2, 3)), rtol=1e-5)

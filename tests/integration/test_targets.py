@@ -157,3 +157,11 @@ def test_embeddings_are_not_missed() -> None:
         warnings.simplefilter("error", LeftDenseWarning)
         sc.cut(model, None, sc.Magnitude(), sparsity=0.5)
     assert set(select_targets(model, include=("*", "0.weight"))) == {"0.weight", "2.weight"}
+
+
+def test_a_shared_weight_is_found_and_left_out_by_any_of_its_names() -> None:
+    model = nn.ModuleDict({"enc": nn.Linear(4, 4), "dec": nn.Linear(4, 4), "dec2": nn.Linear(4, 2)})
+    model["dec"].weight = model["enc"].weight
+    assert list(select_targets(model, exclude=["dec.*"])) == ["dec2.weight"]
+    assert list(select_targets(model, include=["dec.*"])) == ["enc.weight"]
+    assert list(select_targets(model)) == ["enc.weight", "dec2.weight"]

@@ -130,3 +130,23 @@ def test_a_number_that_no_distance_would_read_is_refused(options: Any, message: 
     for make in (partial(TeacherGuided, make_mlp()), Recovery, CalibrationRecovery):
         with pytest.raises(InvalidArgument, match=message):
             make(**options)
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse", "ca-kld"])
+@pytest.mark.parametrize("temperature", [1.0, 8.0, 20.0])
+def test_the_divergence_of_close_answers_is_not_lost_in_rounding(direction: Any, temperature: float) -> None:
+    teacher = 3 * torch.randn(200, 10, generator=torch.Generator().manual_seed(0))
+    student = teacher + 1e-3 * torch.randn(200, 10, generator=torch.Generator().manual_seed(1))
+    single = kd_loss(student, teacher, temperature=temperature, direction=direction)
+    double = kd_loss(student.double(), teacher.double(), temperature=temperature, direction=direction)
+    assert float(single) == pytest.approx(float(double), rel=1e-3)
+    assert float(kd_loss(teacher, teacher, temperature=temperature, direction=direction)) == 0.0
+
+
+def test_the_divergence_of_opposite_answers_is_finite() -> None:
+    student = torch.tensor([[0.0, -300.0]], requires_grad=True)
+    loss = kd_loss(student, torch.tensor([[-300.0, 0.0]]), temperature=1.0)
+    loss.backward()
+    assert loss.item() == 300.0
+    assert student.grad is not None
+    assert student.grad.tolist() == [[1.0, -1.0]]

@@ -66,6 +66,11 @@ def parse_values(name: str, text: str) -> tuple[float, ...]:
         ) from error
     if n > _MOST_VALUES:
         raise InvalidArgument(f"--{name} {text} names {n:,} values; take at most {_MOST_VALUES:,}.")
+    if (last := start + (n - 1) * step) != stop:
+        raise InvalidArgument(
+            f"--{name} {text} does not reach {float(stop):g}: steps of {float(step):g} from {float(start):g} "
+            f"lead to {float(last):g}. End there, or take another step."
+        )
     return tuple(float(start + i * step) for i in range(n))
 
 
