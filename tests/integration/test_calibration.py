@@ -384,7 +384,16 @@ def regression(scale: float = 1.0) -> tuple[nn.Sequential, list[Tensor]]:
 def cut_regression(recipe: CalibrationRecovery, scale: float = 1.0) -> tuple[nn.Sequential, list[Stage]]:
     model, batches = regression(scale)
     seen: list[Stage] = []
-    cut(model, batches, Magnitude(), sparsity=0.8, stages=3, recovery=recipe, on_stage=seen.append)
+    cut(
+        model,
+        batches,
+        Magnitude(),
+        sparsity=0.8,
+        exclude=["4.weight"],
+        stages=3,
+        recovery=recipe,
+        on_stage=seen.append,
+    )
     return model, seen
 
 
@@ -402,11 +411,9 @@ def test_steps_at_too_high_a_rate_for_the_network_are_taken_again_at_a_lower_one
 
 
 @pytest.mark.parametrize("scale", [0.05, 1e3])
-def test_the_unit_of_the_outputs_does_not_matter_much(scale: float) -> None:
-    _, usual = cut_regression(REGRESSION)
-    _, other = cut_regression(REGRESSION, scale)
-    for before, after in zip(usual, other, strict=True):
-        assert after.loss[2] / after.loss[1] < 0.5 + 0.5 * before.loss[2] / before.loss[1]  # type: ignore[index]
+def test_outputs_in_any_unit_are_learnt(scale: float) -> None:
+    _, seen = cut_regression(REGRESSION, scale)
+    assert all(stage.loss[2] < 0.8 * stage.loss[1] for stage in seen)  # type: ignore[index]
 
 
 def test_a_stage_with_hardly_anything_to_repair_does_not_slow_down_the_next() -> None:
