@@ -9,6 +9,7 @@ from itertools import chain
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import transformer
 from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
@@ -133,14 +134,22 @@ def why_not_writable(tensor: Tensor) -> str | None:
 def plain_attention() -> Generator[None]:
     """Transformer layers in the operators that they are made of, not in one that does it all.
 
-    That one, for eval mode without gradients, hands nested tensors on.
+    That one, for eval mode without gradients, hands nested tensors on. Nor do they look into a mask whether
+    it is causal, which only saves time and which export takes for a branch on values.
     """
     before = torch.backends.mha.get_fastpath_enabled()
+    detect = transformer._detect_is_causal_mask  # pyright: ignore[reportPrivateUsage]
     torch.backends.mha.set_fastpath_enabled(False)
+    transformer._detect_is_causal_mask = _as_told
     try:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
+        transformer._detect_is_causal_mask = detect
+
+
+def _as_told(mask: Tensor | None, is_causal: bool | None = None, size: int | None = None) -> bool:
+    return bool(is_causal)
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -71,9 +71,8 @@ class Compile:
             print_json(content)
         else:
             out.print(str(deployed.plan))
-            out.print(
-                f"plan  {path}, {size:,} bytes, {size / n_nonzero:.2f} for each weight that is not zero"
-            )
+            each = f", {size / n_nonzero:.2f} for each weight that is not zero" if n_nonzero else ""
+            out.print(f"plan  {path}, {size:,} bytes{each}")
             if agreement is not None:
                 out.print(
                     f"test  {agreement.n_samples:,} samples: torch {agreement.accuracy_torch:.2%}, "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,8 +41,8 @@ class Time:
 
     def run(self) -> int:
         """Print the table."""
-        if self.batch < 1 or self.seconds <= 0:
-            raise InvalidArgument("--batch must be at least 1 and --seconds more than 0.")
+        if self.batch < 1 or not 0 < self.seconds < math.inf:
+            raise InvalidArgument("--batch must be at least 1, and --seconds more than 0 and finite.")
         plan = _plan(self.plan)
         against = parse_names(self.against)
         inputs = random_inputs(plan, batch=self.batch)

@@ -110,7 +110,8 @@ class _Builder:
         return self._lowering.to(given, torch.bool) if tensor.dtype == torch.bool else given
 
     def _outputs(self, node: Node) -> None:
-        for place, result in enumerate(self._results):
+        results = [result for result in self._results if result is not None]  # as of a loss without labels
+        for place, result in enumerate(results):
             found = self._found[result] if isinstance(result, Node) else None
             if isinstance(found, Tensor | Sized):
                 self._lowering.place = "output"
@@ -119,7 +120,7 @@ class _Builder:
                 raise CompileError(
                     f"output {place} of the model is no tensor, but {result!r}. Return tensors alone."
                 )
-            name = "output" if len(self._results) == 1 else f"output{place}"
+            name = "output" if len(results) == 1 else f"output{place}"
             self.graph.outputs.append((name, found.value))
 
     def _call(self, node: Node) -> object:

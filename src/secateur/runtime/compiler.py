@@ -101,6 +101,7 @@ def _inputs(model: nn.Module, example: object) -> Arguments:
         check_takes(model, inputs)
     except DataError as error:
         raise InvalidArgument(f"the example cannot be used: {error}") from error
+    inputs = inputs.map(lambda x: x.long() if x.dtype == torch.int32 else x)
     if not len(inputs):
         raise InvalidArgument("the example must be a batch of at least one.")
     names = [*(f"number {i}" for i in range(len(inputs.positional))), *map(repr, inputs.named)]

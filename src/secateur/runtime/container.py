@@ -78,6 +78,8 @@ def read_container(path: str | os.PathLike[str]) -> tuple[str, dict[str, Entry]]
     Raises:
         PlanError: if there is no such file, or it is not a well-formed plan file of this version.
     """
+    if not isinstance(path, str | os.PathLike):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise PlanError(f"a plan is read from a path, got {type(path).__name__}. Name its file.")
     try:
         content = Path(path).read_bytes()
     except OSError as error:

@@ -201,7 +201,10 @@ def n_threads(wanted: int | None) -> int:
 
 def find_native() -> Native | None:
     """The native module; None if it is not installed or `SECATEUR_ENGINE` says "reference"."""
-    if os.environ.get(ENGINE_VARIABLE) == "reference":
+    asked = os.environ.get(ENGINE_VARIABLE, "")
+    if asked not in ("", "native", "reference"):
+        raise InvalidArgument(f"{ENGINE_VARIABLE} must be native or reference, got {asked!r}.")
+    if asked == "reference":
         return None
     try:
         return cast("Native", importlib.import_module("secateur.runtime._native"))
@@ -268,6 +271,8 @@ def _checked(x: object, name: str, shape: Sequence[int], dtype: np.dtype[Any]) -
         raise InvalidArgument(f"input {name!r} must have the shape ({text}){empty}, got {array.shape}.")
     if array.dtype == np.bool_ and dtype == np.float32:
         return array.astype(np.float32)  # as plans keep conditions
+    if array.dtype == np.int32 and dtype == np.int64:
+        return array.astype(np.int64)
     if array.dtype != dtype:
         raise InvalidArgument(
             f"input {name!r} must be {dtype}, got {array.dtype}. Convert it with .astype(np.{dtype})."

@@ -193,7 +193,7 @@ def _convert(op: Op, inputs: Sequence[Array], _: Mapping[str, Array]) -> Array:
         return x
     limits = np.iinfo(np.int64)
     inside = np.where(np.abs(x) < np.float32(2**63), x, 0).astype(np.int64)
-    return np.where(x >= 2**63, limits.max, np.where(x < -(2**63), limits.min, inside))
+    return np.where(x >= 2**63, limits.max, np.where(x <= -(2**63), limits.min, inside))
 
 
 def _cumsum(op: Op, inputs: Sequence[Array], _: Mapping[str, Array]) -> Array:

@@ -59,6 +59,12 @@ def leaky_relu(low: Lowering, x: Activation, negative_slope: Operand) -> Activat
     return add(low, low.activate(x, "relu"), mul(low, clamp(low, x, max=0.0), negative_slope), 1)
 
 
+@lowers("rrelu_with_noise_functional.default")
+def rrelu(low: Lowering, x: Activation, lower: float, upper: float, **_: object) -> list[Activation]:
+    """In eval mode a leaky ReLU of the mean slope."""
+    return [leaky_relu(low, x, (lower + upper) / 2)]
+
+
 @lowers("prelu.default")
 def prelu(low: Lowering, x: Activation, weight: Tensor) -> Activation:
     """The same with one slope, or one for each channel."""

@@ -206,6 +206,12 @@ def power(low: Lowering, x: Activation, exponent: float) -> Activation:
     return _binary(low, "mul", found, x) if exponent % 2 else found
 
 
+@lowers("pow.Tensor_Tensor")
+def power_by_parameter(low: Lowering, x: Activation, exponent: Operand) -> Activation:
+    """A power by one constant number, such as the parameter of GeM pooling."""
+    return power(low, x, number(exponent, "exponent"))
+
+
 @lowers("pow.Scalar")
 def power_of(low: Lowering, x: float, exponent: Activation) -> Activation:
     """A power of a number above 0."""
