@@ -1,7 +1,8 @@
 """Calibration recovery on small networks of many kinds, none of which a default was chosen on.
 
-Each network is trained for each of three seeds, cut to 90 % zeros by teacher-fisher as by default on 1,000 unlabelled
-inputs, and measured on inputs that it has not seen. Rows of other commits are kept, so that versions can be compared.
+Each network is trained for each of three seeds, cut to 90 % zeros by teacher-fisher as by default on 1,000
+inputs without labels, and measured on inputs that it has not seen. Rows of other commits are kept, so that
+versions can be compared.
 
     python calibration_kinds.py --data-dir FOLDER_OF_FASHION_MNIST
 """
@@ -13,6 +14,7 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -112,13 +114,15 @@ def regression(unit: float) -> Kind:
 
 LABELS = F.binary_cross_entropy_with_logits
 KINDS: dict[str, Kind] = {
-    "CNN": Kind(lambda: convolutions(batchnorm=False), clothes),
-    "CNN with dropout": Kind(lambda: convolutions(batchnorm=False, dropout=0.5), clothes, epochs=12),
-    "CNN with BatchNorm": Kind(lambda: convolutions(batchnorm=True), clothes),
+    "CNN": Kind(partial(convolutions, batchnorm=False), clothes),
+    "CNN with dropout": Kind(partial(convolutions, batchnorm=False, dropout=0.5), clothes, epochs=12),
+    "CNN with BatchNorm": Kind(partial(convolutions, batchnorm=True), clothes),
     "CNN with BatchNorm and dropout": Kind(
         lambda: convolutions(batchnorm=True, dropout=0.5), clothes, epochs=12
     ),
-    "CNN with BatchNorm, momentum None": Kind(lambda: convolutions(batchnorm=True, momentum=None), clothes),
+    "CNN with BatchNorm of momentum None": Kind(
+        partial(convolutions, batchnorm=True, momentum=None), clothes
+    ),
     "MLP, six classes": Kind(lambda: mlp(6), lambda _: numbers(lambda z: z.argmax(1)), epochs=40),
     "MLP, six labels": Kind(
         lambda: mlp(6), lambda _: numbers(lambda z: (z > 0).float()), LABELS, right_labels, "mse", 40

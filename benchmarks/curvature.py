@@ -98,7 +98,7 @@ def batches() -> str:
             [f"{100 * r['val_accuracy']:.2f}" for r in own if (r["network"], r["zeros"]) == case]
             for case in cases
         ]
-        seconds = [r["cpu_seconds"] for r in own if r["network"] == cases[0][0]]
+        seconds = [r["cpu_seconds"] for r in own if r["network"] == own[0]["network"]]
         rows.append([name, *(", ".join(f) or "–" for f in found), f"{fmean(seconds):.0f} s"])
     about = result["provenance"]
     origin = (
@@ -130,6 +130,33 @@ def blocks() -> str:
         + "\n\n"
         + origin
     )
+
+
+def kinds() -> str:
+    """Networks of many kinds before and after a cut by the default, by one version and the next."""
+    result = json.loads((RESULTS / "calibration_kinds.json").read_text())
+    versions = list(dict.fromkeys(row["commit"] for row in result["rows"]))
+
+    def cell(rows: list[dict[str, Any]], what: str) -> str:
+        found = [100 * row[what] for row in rows if row[what] is not None]
+        failed = len(rows) - len(found)
+        words = [spread(found)] if found else []
+        return ", ".join([*words, f"{failed} diverged"] if failed else words)
+
+    rows: list[list[str]] = []
+    for network in dict.fromkeys(row["network"] for row in result["rows"]):
+        own = [row for row in result["rows"] if row["network"] == network]
+        by_version = [[row for row in own if row["commit"] == version] for version in versions]
+        rows.append([network, cell(by_version[-1], "dense"), *(cell(some, "pruned") for some in by_version)])
+    about = result["provenance"]
+    note = (
+        f"<sub>`benchmarks/results/calibration_kinds.json`: teacher-fisher as by default, "
+        f"{result['sparsity']:.0%} zeros, 1,000 inputs, three seeds; on inputs that no network has seen: "
+        "accuracy in % of classes, of single labels, or R² in %. "
+        f"{about['hardware']['cpu']}, {commits(versions)}, {about['date']}.</sub>"
+    )
+    head = ["network", "dense", *(f"at commit {version[:7]}" for version in versions)]
+    return f"{table(head, rows)}\n\n{note}"
 
 
 def recovery_rates() -> str:

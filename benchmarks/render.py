@@ -319,6 +319,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "calibration-tries": partial(curvature.tries, "calibration_tries"),
     "calibration-batches": curvature.batches,
     "curvature-blocks": curvature.blocks,
+    "calibration-kinds": curvature.kinds,
     "recovery-rates": curvature.recovery_rates,
     "calibration-cost": curvature.cost,
     "curvature-steps": curvature.steps,

@@ -140,12 +140,12 @@ def plain_attention() -> Generator[None]:
     before = torch.backends.mha.get_fastpath_enabled()
     detect = transformer._detect_is_causal_mask  # pyright: ignore[reportPrivateUsage]
     torch.backends.mha.set_fastpath_enabled(False)
-    transformer._detect_is_causal_mask = _as_told
+    transformer._detect_is_causal_mask = _as_told  # pyright: ignore[reportPrivateUsage]
     try:
         yield
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
-        transformer._detect_is_causal_mask = detect
+        transformer._detect_is_causal_mask = detect  # pyright: ignore[reportPrivateUsage]
 
 
 def _as_told(mask: Tensor | None, is_causal: bool | None = None, size: int | None = None) -> bool:
