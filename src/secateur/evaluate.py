@@ -142,7 +142,7 @@ def reestimate_batchnorm(model: nn.Module, batches: Batches) -> int:
                 pooled.begin()
             _pass(model, x)
             for pooled in found:
-                pooled.add()
+                pooled.add(len(x))
         for pooled in found:
             pooled.finish()
     return sum(pooled.done for pooled in found)
@@ -172,28 +172,28 @@ class _Pooled:
         self._n_values = self._n_new = 0  # a channel; the latter in this pass
         self._n_batches = 0
         self._mean = self._variance = torch.zeros(())
-        self._counting = layer.register_forward_pre_hook(self._count)
+        self._counting = layer.register_forward_hook(self._count)
         self.done = False
 
-    def _count(self, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        self._n_new += inputs[0].numel() // self._layer.num_features
+    def _count(self, layer: nn.Module, inputs: tuple[object, ...], output: Tensor) -> None:
+        self._n_new += output.numel() // self._layer.num_features
 
     def begin(self) -> None:
         """Forget what the layer holds, before a pass."""
         self._layer.reset_running_stats()
         self._n_new = 0
 
-    def add(self) -> None:
-        """Take in what the layer holds after a pass, by https://doi.org/10.2307/2683386."""
-        n = self._n_new
+    def add(self, n_samples: int) -> None:
+        """Take in what the layer holds after a pass of so many, by https://doi.org/10.2307/2683386."""
         mean, variance = self._layer.running_mean, self._layer.running_var
-        if n < 2 or mean is None or variance is None:
+        if not self._layer.num_batches_tracked or mean is None or variance is None:
             return
+        n = self._n_new or n_samples  # compiled code may call no hooks
         # in halves, what a late batch adds would be rounded off
         mean, variance = (
             t.to(torch.promote_types(t.dtype, torch.float32), copy=True) for t in (mean, variance)
         )
-        variance *= (n - 1) / n
+        variance *= max(n - 1, 1) / n
         self._n_batches += 1
         self._n_values += n
         share = n / self._n_values
@@ -210,7 +210,7 @@ class _Pooled:
         if not self._n_batches or mean is None or variance is None:
             return
         mean.copy_(self._mean)
-        variance.copy_(self._variance * (self._n_values / (self._n_values - 1)))
+        variance.copy_(self._variance * (self._n_values / max(self._n_values - 1, 1)))
         if self._layer.num_batches_tracked is not None:
             self._layer.num_batches_tracked.fill_(self._n_batches)
         self.done = True
