@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,7 +31,7 @@ N_CALIBRATION = 1000
 Split = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def clothes(data_dir: Path) -> Split:
+def clothes(data_dir: str) -> Split:
     """8,000 images to train on and 2,000 to measure, at half their width."""
     data = load_data(
         DataOptions(data="fashion-mnist", data_dir=data_dir, augment=False, batch_size=1000), seed=0
@@ -93,7 +92,7 @@ class Kind:
     """A network, its data, and how it is trained and measured."""
 
     build: Callable[[], nn.Module]
-    data: Callable[[Path], Split]
+    data: Callable[[str], Split]
     loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy
     measure: Callable[[Tensor, Tensor], float] = right
     kd: Any = "forward"
@@ -118,11 +117,9 @@ KINDS: dict[str, Kind] = {
     "CNN with dropout": Kind(partial(convolutions, batchnorm=False, dropout=0.5), clothes, epochs=12),
     "CNN with BatchNorm": Kind(partial(convolutions, batchnorm=True), clothes),
     "CNN with BatchNorm and dropout": Kind(
-        lambda: convolutions(batchnorm=True, dropout=0.5), clothes, epochs=12
+        partial(convolutions, batchnorm=True, dropout=0.5), clothes, epochs=12
     ),
-    "CNN with BatchNorm of momentum None": Kind(
-        partial(convolutions, batchnorm=True, momentum=None), clothes
-    ),
+    "CNN with BatchNorm, momentum None": Kind(partial(convolutions, batchnorm=True, momentum=None), clothes),
     "MLP, six classes": Kind(lambda: mlp(6), lambda _: numbers(lambda z: z.argmax(1)), epochs=40),
     "MLP, six labels": Kind(
         lambda: mlp(6), lambda _: numbers(lambda z: (z > 0).float()), LABELS, right_labels, "mse", 40
@@ -151,7 +148,7 @@ def train(model: nn.Module, kind: Kind, x: Tensor, y: Tensor) -> None:
     model.eval()
 
 
-def run(name: str, kind: Kind, data_dir: Path, seed: int) -> dict[str, Any]:
+def run(name: str, kind: Kind, data_dir: str, seed: int) -> dict[str, Any]:
     """One network, trained, cut and measured."""
     x, y, x_test, y_test = kind.data(data_dir)
     torch.manual_seed(seed)
@@ -175,7 +172,7 @@ def run(name: str, kind: Kind, data_dir: Path, seed: int) -> dict[str, Any]:
 def main() -> None:
     """All kinds and seeds."""
     arguments = parser(__doc__)
-    arguments.add_argument("--data-dir", type=Path, required=True)
+    arguments.add_argument("--data-dir", required=True)
     options = arguments.parse_args()
     torch.set_num_threads(1)
     commit = provenance.commit()

@@ -224,8 +224,8 @@ class _Lessons:
     ) -> None:
         self._student, self._teacher, self._inputs = student, teacher, inputs
         self._recipe, self._stage = recipe, stage
-        self._networks = (student,) if isinstance(teacher, Tensor) else (student, teacher)
-        self._layout = image_layout(inputs, *self._networks)
+        networks = (student,) if isinstance(teacher, Tensor) else (student, teacher)
+        self._layout = image_layout(inputs, *networks)
         self._distance = distillation(recipe)
         order = torch.Generator().manual_seed(recipe.seed * 1_000_003 + stage)
         self._looks = torch.Generator().manual_seed(recipe.seed * 1_000_003 - stage)
@@ -240,8 +240,8 @@ class _Lessons:
             else:
                 stack.enter_context(modes_kept(self._student))
                 self._student.eval()
-            for teacher in self._networks[1:]:
-                stack.enter_context(consulted(teacher))
+            if isinstance(self._teacher, nn.Module):
+                stack.enter_context(consulted(self._teacher))
             yield
 
     def loss(self, step: int) -> Tensor:
